@@ -1,0 +1,29 @@
+// What every header of core/ starts with: the namespace and the function qualifiers.
+//
+// core/ is algebra only. It includes <cmath> and <cstdint>, allocates nothing, throws nothing, and runs unchanged on
+// one CPU lane, on a warp and on a thread block.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+// The CPU backend compiles the same sources once per instruction set. The inline namespace keeps those copies
+// apart for the linker, which would otherwise merge them and might keep the one this machine cannot run.
+#ifndef TACFAST_ISA
+#define TACFAST_ISA portable
+#endif
+
+#define TACFAST_CORE_BEGIN       \
+    namespace tacfast::core {    \
+    inline namespace TACFAST_ISA {
+#define TACFAST_CORE_END \
+    }                    \
+    }
+
+#ifdef __CUDACC__
+#define TACFAST_HD __host__ __device__ __forceinline__
+#else
+#define TACFAST_HD inline __attribute__((always_inline))
+#endif
+
+#define TACFAST_RESTRICT __restrict__

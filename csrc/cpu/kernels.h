@@ -1,0 +1,30 @@
+// The functions that exist once per instruction set, and the choice among them.
+#pragma once
+
+#include "backend.h"
+
+namespace tacfast::cpu {
+
+struct Kernels {
+    const char* name;
+    int64_t (*gap_workspace_bytes)(Scalar, int64_t n, int64_t classes, int threads);
+    void (*update_gaps)(GapUpdate&);
+    int64_t (*trim_workspace_bytes)(Scalar, int64_t n, int64_t classes, int threads);
+    void (*trimmed_gaps)(const TrimmedGaps&);
+};
+
+// Declares the entry points of one instruction set and gathers them in a table.
+#define TACFAST_DECLARE_ISA(isa)                                            \
+    namespace isa {                                                         \
+    int64_t gap_workspace_bytes(Scalar, int64_t, int64_t, int);             \
+    void update_gaps(GapUpdate&);                                           \
+    int64_t trim_workspace_bytes(Scalar, int64_t, int64_t, int);            \
+    void trimmed_gaps(const TrimmedGaps&);                                  \
+    constexpr Kernels kernels{#isa, gap_workspace_bytes, update_gaps, trim_workspace_bytes, trimmed_gaps}; \
+    }
+
+TACFAST_DECLARE_ISA(baseline)
+TACFAST_DECLARE_ISA(avx2)
+TACFAST_DECLARE_ISA(avx512)
+
+}  // namespace tacfast::cpu
