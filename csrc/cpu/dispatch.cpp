@@ -7,23 +7,20 @@
 namespace tacfast::cpu {
 namespace {
 
+// From narrow to wide; TACFAST_ISA caps the choice, so that a wide machine can test the narrower paths.
 const Kernels& choose() {
-#ifdef TACFAST_X86
     const Kernels* best = &baseline::kernels;
-    const char* wanted = std::getenv("TACFAST_ISA");  // to test the narrower paths on a wide machine
-    auto offer = [&](const Kernels& kernels, bool runs) {
-        if (runs && (wanted == nullptr || std::strcmp(wanted, "baseline") != 0) &&
-            (std::strcmp(best->name, "baseline") == 0 || wanted == nullptr || std::strcmp(wanted, best->name) != 0))
-            best = &kernels;
-    };
+#ifdef TACFAST_X86
     __builtin_cpu_init();
-    offer(avx2::kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"));
-    offer(avx512::kernels, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"));
-    return *best;
-#else
-    return baseline::kernels;
+    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    const char* cap = std::getenv("TACFAST_ISA");
+    auto capped = [&] { return cap != nullptr && std::strcmp(cap, best->name) == 0; };
+    if (has_avx2 && !capped()) best = &avx2::kernels;
+    if (has_avx512 && !capped()) best = &avx512::kernels;
 #endif
+    return *best;
 }
 
 const Kernels& chosen() {
