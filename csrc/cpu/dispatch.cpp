@@ -30,6 +30,15 @@ const Kernels& chosen() {
 
 }  // namespace
 
+void prepare_head(HeadPreparation& args) { chosen().prepare_head(args); }
+int64_t solve_workspace_bytes(int64_t classes, int64_t dim, int threads) {
+    return chosen().solve_workspace_bytes(classes, dim, threads);
+}
+void solve_classes(const ClassSolve& args) { chosen().solve_classes(args); }
+int64_t sample_workspace_bytes(int64_t classes, int64_t dim, int64_t count, int threads) {
+    return chosen().sample_workspace_bytes(classes, dim, count, threads);
+}
+void solve_samples(const SampleSolve& args) { chosen().solve_samples(args); }
 int64_t gap_workspace_bytes(Scalar scalar, int64_t n, int64_t classes, int threads) {
     return chosen().gap_workspace_bytes(scalar, n, classes, threads);
 }

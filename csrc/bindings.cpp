@@ -1,0 +1,130 @@
+// Python's view of the backends: addresses, sizes and strides in, small results out. tacfast/solver/_ext.py is the only
+// caller; it has checked everything.
+#include <pybind11/pybind11.h>
+
+#include "backend.h"
+
+namespace py = pybind11;
+using tacfast::Scalar;
+
+namespace {
+
+template <class T>
+T* at(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+py::tuple prepare_head(int scalar, uintptr_t W, int64_t classes, int64_t dim, int64_t row_stride, uintptr_t rows,
+                       uintptr_t gram, int threads) {
+    tacfast::HeadPreparation args;
+    args.scalar = Scalar(scalar);
+    args.W = at<void>(W);
+    args.classes = classes;
+    args.dim = dim;
+    args.row_stride = row_stride;
+    args.rows = at<double>(rows);
+    args.gram = at<double>(gram);
+    args.threads = threads;
+    {
+        py::gil_scoped_release release;
+        tacfast::cpu::prepare_head(args);
+    }
+    return py::make_tuple(args.longest, args.first_bad);
+}
+
+int64_t update_gaps(int scalar, uintptr_t logits, int64_t n, int64_t classes, int64_t row_stride, uintptr_t gaps,
+                    uintptr_t workspace, int threads) {
+    tacfast::GapUpdate args;
+    args.scalar = Scalar(scalar);
+    args.logits = at<void>(logits);
+    args.n = n;
+    args.classes = classes;
+    args.row_stride = row_stride;
+    args.gaps = at<void>(gaps);
+    args.workspace = at<void>(workspace);
+    args.threads = threads;
+    tacfast::cpu::update_gaps(args);
+    return args.first_bad;
+}
+
+void trimmed_gaps(int scalar, uintptr_t rows, int64_t n, int64_t classes, double trim, uintptr_t gaps,
+                  uintptr_t workspace, int threads) {
+    tacfast::cpu::trimmed_gaps({Scalar(scalar), at<int64_t>(rows), n, classes, trim, at<void>(gaps),
+                                at<void>(workspace), threads});
+}
+
+void solve_classes(int scalar, uintptr_t rows, uintptr_t gram, int64_t classes, int64_t dim, uintptr_t bias,
+                   double same, uintptr_t gaps, int64_t gap_stride_k, int64_t gap_stride_j, uintptr_t targets,
+                   int64_t count, double margin, double tol, int max_iter, int max_active, uintptr_t guess,
+                   uintptr_t perturbations, uintptr_t norms, uintptr_t status, uintptr_t duals, uintptr_t certificate,
+                   uintptr_t workspace, int threads) {
+    tacfast::cpu::solve_classes({Scalar(scalar),
+                                 at<double>(rows),
+                                 at<double>(gram),
+                                 classes,
+                                 dim,
+                                 at<double>(bias),
+                                 same,
+                                 at<void>(gaps),
+                                 {gap_stride_k, gap_stride_j},
+                                 at<int64_t>(targets),
+                                 count,
+                                 margin,
+                                 tol,
+                                 max_iter,
+                                 max_active,
+                                 at<double>(guess),
+                                 at<void>(perturbations),
+                                 at<void>(norms),
+                                 at<int8_t>(status),
+                                 at<void>(duals),
+                                 at<double>(certificate),
+                                 at<void>(workspace),
+                                 threads});
+}
+
+void solve_samples(int scalar, uintptr_t rows, uintptr_t gram, int64_t classes, int64_t dim, uintptr_t bias,
+                   double same, uintptr_t logits, int64_t n, uintptr_t targets, int64_t count, double margin,
+                   double tol, int max_iter, uintptr_t norms, uintptr_t status, uintptr_t perturbations,
+                   uintptr_t certificate, uintptr_t workspace, int threads) {
+    tacfast::cpu::solve_samples({Scalar(scalar), at<double>(rows), at<double>(gram), classes, dim, at<double>(bias),
+                                 same, at<void>(logits), n, at<int64_t>(targets), count, margin, tol, max_iter,
+                                 at<void>(norms), at<int8_t>(status), at<void>(perturbations),
+                                 at<double>(certificate), at<void>(workspace), threads});
+}
+
+py::dict build_info() {
+    py::dict info;
+    info["cpu_instruction_set"] = tacfast::cpu::instruction_set();
+#ifdef TACFAST_WITH_CUDA
+    const tacfast::cuda::DeviceReport report = tacfast::cuda::devices();
+    info["cuda_archs"] = TACFAST_CUDA_ARCHS;
+    info["cuda_runtime"] = report.runtime;
+    info["cuda_driver"] = report.driver;
+    info["cuda_devices"] = report.count;
+    info["cuda_message"] = report.message;
+#endif
+    return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+    m.doc() = "tacfast's compiled core";
+    const py::call_guard<py::gil_scoped_release> unlocked;
+    m.def("build_info", &build_info);
+    m.def("padded_dim", &tacfast::padded_dim);
+    m.def("prepare_head", &prepare_head);
+    m.def("gap_workspace_bytes", [](int scalar, int64_t n, int64_t classes, int threads) {
+        return tacfast::cpu::gap_workspace_bytes(Scalar(scalar), n, classes, threads);
+    });
+    m.def("update_gaps", &update_gaps, unlocked);
+    m.def("trim_workspace_bytes", [](int scalar, int64_t n, int64_t classes, int threads) {
+        return tacfast::cpu::trim_workspace_bytes(Scalar(scalar), n, classes, threads);
+    });
+    m.def("trimmed_gaps", &trimmed_gaps, unlocked);
+    m.def("solve_workspace_bytes", &tacfast::cpu::solve_workspace_bytes);
+    m.def("solve_classes", &solve_classes, unlocked);
+    m.def("sample_workspace_bytes", &tacfast::cpu::sample_workspace_bytes);
+    m.def("solve_samples", &solve_samples, unlocked);
+}

@@ -1,0 +1,159 @@
+// The active set seen through M = W W': cheap (nothing depends on d), and accurate while no constraint lies nearly in
+// the span of the active ones. Where that is in doubt it says `ambiguous`, and the rows decide (row_geometry.h).
+//
+// It keeps H, the explicit inverse of the active block of G[i, j] = a_i'a_j: products with H and its rank-one updates
+// have no serial chain, which suits a warp and a vector unit alike.
+#pragma once
+
+#include "core/active_set.h"
+
+TACFAST_CORE_BEGIN
+
+// Below this share of |a_p|^2 the squared distance may be all rounding.
+constexpr double kAmbiguous = 1e-9;
+constexpr int kFirstStride = 32;
+
+struct GramGeometry {
+    Head head;
+    double* inverse;  // H, as many rows and columns as the active set, row-major with `stride`
+    double* scratch;  // (capacity)
+    int stride = kFirstStride;
+
+    // The side of the square that `inverse` must have room for.
+    static TACFAST_HD int64_t side(int64_t capacity) {
+        int64_t side = kFirstStride;
+        while (side < capacity) side *= 2;
+        return side;
+    }
+
+    template <class Team>
+    TACFAST_HD void reset(const Team&) {
+        stride = kFirstStride;
+    }
+
+    // G[i, j] for the target k.
+    TACFAST_HD double product(int k, int i, int j) const {
+        const int64_t C = head.classes;
+        const double* gram = head.gram;
+        return (gram[k * C + k] - gram[k * C + i]) - (gram[k * C + j] - gram[i * C + j]);
+    }
+
+    template <class Team>
+    TACFAST_HD Projection project(const Team& team, const Constraints& c, ActiveSet& set, int p) {
+        const int m = set.size;
+        team.each(m, [&](int i) { scratch[i] = product(c.target, set.index[i], p); });
+        team.sync();
+        team.each(m, [&](int i) {
+            const double* row = inverse + i * int64_t(stride);
+            set.coef[i] = SerialTeam{}.sum(m, [&](int j) { return row[j] * scratch[j]; });
+        });
+        const double inside = team.sum(m, [&](int i) { return scratch[i] * set.coef[i]; });
+        const double distance2 = c.norm2[p] - inside;
+        return {distance2, !(distance2 > kAmbiguous * c.norm2[p])};
+    }
+
+    template <class Team>
+    TACFAST_HD void move(const Team&, double) {}  // evaluate() starts from the multipliers
+
+    template <class Team>
+    TACFAST_HD void insert(const Team& team, ActiveSet& set, int, double distance2) {
+        const int m = set.size;
+        if (m == stride) widen(team, m);
+        const double scale = 1 / distance2;
+        team.each(m + 1, [&](int i) {
+            double* row = inverse + i * int64_t(stride);
+            const double r = i < m ? -set.coef[i] : 1.0;
+            for (int j = 0; j < m; ++j) row[j] = (i < m ? row[j] : 0.0) - r * scale * set.coef[j];
+            row[m] = r * scale;
+        });
+        team.sync();
+    }
+
+    template <class Team>
+    TACFAST_HD void remove(const Team& team, ActiveSet& set, int q) {
+        const int last = set.size - 1;
+        team.each(set.size, [&](int i) { scratch[i] = inverse[i * int64_t(stride) + q]; });
+        team.sync();
+        const double scale = 1 / scratch[q];
+        team.each(set.size, [&](int i) {
+            double* row = inverse + i * int64_t(stride);
+            for (int j = 0; j < set.size; ++j) row[j] -= scratch[i] * scale * scratch[j];
+            row[q] = row[last];
+        });
+        team.sync();
+        const double* from = inverse + last * int64_t(stride);
+        double* to = inverse + q * int64_t(stride);
+        if (q != last) team.each(last, [&](int j) { to[j] = from[j]; });
+        team.sync();
+    }
+
+    // Multipliers for which every active constraint holds with equality, refined once.
+    template <class Team>
+    TACFAST_HD void solve(const Team& team, const Constraints& c, ActiveSet& set) {
+        const int m = set.size;
+        auto apply = [&](int i, const double* x) {
+            const double* row = inverse + i * int64_t(stride);
+            return SerialTeam{}.sum(m, [&](int j) { return row[j] * x[j]; });
+        };
+        team.each(m, [&](int i) { scratch[i] = c.rho[set.index[i]]; });
+        team.sync();
+        team.each(m, [&](int i) { set.lambda[i] = apply(i, scratch); });
+        team.sync();
+        team.each(m, [&](int i) {
+            double sum = 0;
+            for (int j = 0; j < m; ++j) sum += product(c.target, set.index[i], set.index[j]) * set.lambda[j];
+            set.coef[i] = scratch[i] - sum;
+        });
+        team.sync();
+        team.each(m, [&](int i) { set.lambda[i] += apply(i, set.coef); });
+        team.sync();
+    }
+
+    // products[j] = a_j's = u_k - u_j with u = M v, v = (sum of lambda) e_k - lambda.
+    template <class Team>
+    TACFAST_HD void evaluate(const Team& team, const Constraints& c, ActiveSet& set) {
+        const int64_t C = head.classes;
+        const int m = set.size, k = c.target;
+        const double total = team.sum(m, [&](int i) { return set.lambda[i]; });
+        double* u = set.products;
+        const double* own = head.gram + k * C;
+        team.each(head.classes, [&](int j) { u[j] = -total * own[j]; });
+        int i = 0;
+        for (; i + 4 <= m; i += 4) {  // four rows at a time: u is read and written a quarter as often
+            const double* TACFAST_RESTRICT g0 = head.gram + set.index[i] * C;
+            const double* TACFAST_RESTRICT g1 = head.gram + set.index[i + 1] * C;
+            const double* TACFAST_RESTRICT g2 = head.gram + set.index[i + 2] * C;
+            const double* TACFAST_RESTRICT g3 = head.gram + set.index[i + 3] * C;
+            const double l0 = set.lambda[i], l1 = set.lambda[i + 1], l2 = set.lambda[i + 2], l3 = set.lambda[i + 3];
+            team.each(head.classes,
+                      [=](int j) { u[j] += (l0 * g0[j] + l1 * g1[j]) + (l2 * g2[j] + l3 * g3[j]); });
+        }
+        for (; i < m; ++i) {
+            const double* TACFAST_RESTRICT g0 = head.gram + set.index[i] * C;
+            const double l0 = set.lambda[i];
+            team.each(head.classes, [=](int j) { u[j] += l0 * g0[j]; });
+        }
+        team.sync();
+        const double at_target = u[k];
+        team.sync();  // every lane has read u[k] before its owner overwrites it
+        team.each(head.classes, [=](int j) { u[j] -= at_target; });
+        team.sync();
+        const double norm2 = team.sum(m, [&](int a) { return set.lambda[a] * u[set.index[a]]; });
+        set.norm = norm2 > 0 ? std::sqrt(norm2) : 0.0;
+    }
+
+  private:
+    // Spreads the rows of H to twice the stride, from the last to the first, so that none is overwritten.
+    template <class Team>
+    TACFAST_HD void widen(const Team& team, int m) {
+        for (int i = m - 1; i > 0; --i) {
+            const double* from = inverse + i * int64_t(stride);
+            double* to = inverse + i * int64_t(2 * stride);
+            team.each(m, [&](int j) { to[j] = from[j]; });
+            team.sync();
+        }
+        stride *= 2;
+    }
+};
+
+TACFAST_CORE_END

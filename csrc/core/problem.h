@@ -1,0 +1,67 @@
+// The class-wise QP after its collapse to C - 1 constraints:
+//     min 1/2 |s|^2   subject to   a_j's >= rho_j for every class j != k,   a_j = w_k - w_j.
+#pragma once
+
+#include "core/team.h"
+
+TACFAST_CORE_BEGIN
+
+// A linear head with its rows centred over the classes, in float64.
+struct Head {
+    const double* rows;  // (C, stride) centred W; the columns from dim to stride are zero
+    const double* gram;  // (C, C) rows * rows'
+    int classes;         // C
+    int dim;             // d
+    int stride;          // of rows
+};
+
+// The constraints towards one class. All arrays have C entries, indexed by class.
+struct Constraints {
+    int target;      // k
+    double* rho;     // right-hand sides
+    double* norm2;   // |a_j|^2; 0 for k itself and for constraints that are left out
+    double* weight;  // 1 / |a_j|, or 0: not to be chosen now
+};
+
+// |a_j|^2 from the Gram matrix where that is accurate, else from the rows.
+TACFAST_HD double constraint_norm2(const Head& head, int k, int j) {
+    const int64_t C = head.classes;
+    const double total = head.gram[k * C + k] + head.gram[j * C + j];
+    const double norm2 = total - 2 * head.gram[k * C + j];
+    if (norm2 > 1e-4 * total) return norm2;
+    const double* wk = head.rows + k * int64_t(head.stride);
+    const double* wj = head.rows + j * int64_t(head.stride);
+    return SerialTeam{}.sum(head.dim, [&](int x) { return (wk[x] - wj[x]) * (wk[x] - wj[x]); });
+}
+
+// How the rows of W constrain a class before any sample is looked at.
+struct Screening {
+    int clash;  // a class j with the row of k and b_k - b_j < margin, so that k is infeasible; or -1
+    bool hard;  // some |a_j| is so much shorter than the rows that the Gram matrix loses its direction
+};
+
+// Fills in norm2, weight and rho = gap + margin, where gap(j) is R[k, j]. Rows closer than `same` to w_k are equal to it
+// as far as their type can tell: their constraint is decided here, from the bias, and then left out.
+template <class Team, class Gap>
+TACFAST_HD Screening screen(const Team& team, const Head& head, const Constraints& c, const double* bias,
+                            double margin, double same, const Gap& gap) {
+    const int k = c.target;
+    const int64_t C = head.classes;
+    team.each(head.classes, [&](int j) {
+        const double norm2 = j == k ? 0.0 : constraint_norm2(head, k, j);
+        const bool kept = norm2 > same * same;
+        c.norm2[j] = kept ? norm2 : 0.0;
+        c.weight[j] = kept ? 1 / std::sqrt(norm2) : 0.0;
+        c.rho[j] = kept ? gap(j) + margin : (j == k ? 0.0 : margin - (bias ? bias[k] - bias[j] : 0.0));
+    });
+    team.sync();
+    const Best clash =
+        team.largest(head.classes, [&](int j) { return c.norm2[j] == 0 && c.rho[j] > 0 ? 1.0 : -INFINITY; });
+    const Best shortest = team.largest(head.classes, [&](int j) {
+        const double scale = head.gram[k * C + k] + head.gram[j * C + j];
+        return c.norm2[j] > 0 && c.norm2[j] < 1e-6 * scale ? 1.0 : -INFINITY;
+    });
+    return {clash.index, shortest.index >= 0};
+}
+
+TACFAST_CORE_END

@@ -1,0 +1,57 @@
+// Inner products of rows in float64, by register tiles. Every product is summed in the same order whatever tile, block
+// or thread computes it, so the result does not depend on how the work was cut.
+#pragma once
+
+#include "core/config.h"
+
+#ifdef __AVX512F__
+#define TACFAST_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define TACFAST_VECTOR_BYTES 32
+#else
+#define TACFAST_VECTOR_BYTES 16
+#endif
+
+namespace tacfast::cpu::TACFAST_ISA {
+
+using Doubles = double __attribute__((vector_size(TACFAST_VECTOR_BYTES)));
+constexpr int kDoubles = TACFAST_VECTOR_BYTES / 8;
+
+inline double horizontal_sum(const Doubles& lanes) {
+    double sum = 0;
+    for (int l = 0; l < kDoubles; ++l) sum += lanes[l];
+    return sum;
+}
+
+// out[r * out_stride + q] = x_r'y_q for M rows x and N rows y, all of `stride` entries, a multiple of eight.
+template <int M, int N>
+inline void product_tile(const double* x, const double* y, int64_t stride, double* out, int64_t out_stride) {
+    Doubles sum[M][N] = {};
+    for (int64_t t = 0; t < stride; t += kDoubles) {
+        Doubles right[N];
+        for (int q = 0; q < N; ++q) right[q] = *reinterpret_cast<const Doubles*>(y + q * stride + t);
+        for (int r = 0; r < M; ++r) {
+            const Doubles left = *reinterpret_cast<const Doubles*>(x + r * stride + t);
+            for (int q = 0; q < N; ++q) sum[r][q] += left * right[q];
+        }
+    }
+    for (int r = 0; r < M; ++r)
+        for (int q = 0; q < N; ++q) out[r * out_stride + q] = horizontal_sum(sum[r][q]);
+}
+
+// out (count_x, count_y) = x y'.
+inline void row_products(const double* x, int64_t count_x, const double* y, int64_t count_y, int64_t stride,
+                         double* out, int64_t out_stride) {
+    constexpr int M = 4, N = TACFAST_VECTOR_BYTES == 64 ? 4 : 2;
+    for (int64_t r = 0; r < count_x; r += M) {
+        const bool full = r + M <= count_x;
+        int64_t q = 0;
+        for (; full && q + N <= count_y; q += N)
+            product_tile<M, N>(x + r * stride, y + q * stride, stride, out + r * out_stride + q, out_stride);
+        for (; q < count_y; ++q)
+            for (int64_t i = r; i < r + M && i < count_x; ++i)
+                product_tile<1, 1>(x + i * stride, y + q * stride, stride, out + i * out_stride + q, out_stride);
+    }
+}
+
+}  // namespace tacfast::cpu::TACFAST_ISA

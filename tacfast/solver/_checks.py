@@ -1,0 +1,160 @@
+"""Argument checks shared by everything public in the solver: each error names the argument, what was expected and
+what came.
+"""  # noqa: D205
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._results import Array
+
+METHODS = ("auto", "active-set", "projected-gradient")
+
+
+class Head(NamedTuple):
+    """A checked linear head: W (C, d) and b (C,) or None, tensors on one device."""
+
+    W: Tensor
+    b: Tensor | None
+
+
+class _ReadOnly:
+    """Presents a read-only NumPy array as writable, because torch warns about read-only memory that it shares.
+
+    Nothing in the solver writes to its inputs.
+    """
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        interface = dict(array.__array_interface__)
+        interface["data"] = (interface["data"][0], False)
+        self.__array_interface__ = interface
+
+
+def as_tensor(name: str, value: Array) -> Tensor:
+    """Tensor view of a tensor or NumPy array: real floating point, detached, no copy where torch can help it."""
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind != "f" or value.dtype.itemsize > 8:
+            raise TypeError(f"{name}: expected float16, float32 or float64 values, got {value.dtype}")
+        if min(value.strides, default=0) < 0 or not value.dtype.isnative:
+            value = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("="))
+        value = torch.from_numpy(value if value.flags.writeable else np.asarray(_ReadOnly(value)))
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor or numpy.ndarray, got {type(value).__name__}")
+    if not value.dtype.is_floating_point or value.dtype.itemsize < 2:
+        raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64 values, got {value.dtype}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got layout {value.layout}")
+    return value.detach()
+
+
+def check_head(W: Array, b: Array | None) -> Head:
+    """Check W (C, d) and b (C,)."""
+    weight = as_tensor("W", W)
+    if weight.ndim != 2 or weight.shape[1] == 0:
+        raise ValueError(f"W: expected shape (C, d) with d >= 1, got {tuple(weight.shape)}")
+    if weight.shape[0] < 2:
+        raise ValueError(f"W: expected at least two classes (rows), got {weight.shape[0]}")
+    if b is None:
+        return Head(weight, None)
+    bias = as_tensor("b", b)
+    if tuple(bias.shape) != (weight.shape[0],):
+        raise ValueError(f"b: expected shape ({weight.shape[0]},) to match W, got {tuple(bias.shape)}")
+    if bias.device != weight.device:
+        raise ValueError(f"b: expected device {weight.device} to match W, got {bias.device}")
+    return Head(weight, bias)
+
+
+def check_latents(latents: Array, W: Tensor) -> Tensor:
+    """Check latents (n, d) against W (C, d)."""
+    z = as_tensor("latents", latents)
+    if z.ndim != 2:
+        raise ValueError(f"latents: expected shape (n, {W.shape[1]}), got {tuple(z.shape)}")
+    if z.shape[1] != W.shape[1]:
+        raise ValueError(
+            f"W: expected shape (C, {z.shape[1]}) to match latents (n, {z.shape[1]}), got {tuple(W.shape)}"
+        )
+    if z.shape[0] == 0:
+        raise ValueError(f"latents: expected at least one sample, got shape {tuple(z.shape)}")
+    if z.device != W.device:
+        raise ValueError(f"latents: expected device {W.device} to match W, got {z.device}")
+    return z
+
+
+def check_logits(logits: Array, W: Tensor) -> Tensor:
+    """Check logits (n, C) against W (C, d)."""
+    values = as_tensor("logits", logits)
+    if values.ndim != 2 or values.shape[1] != W.shape[0]:
+        raise ValueError(f"logits: expected shape (n, {W.shape[0]}) to match W, got {tuple(values.shape)}")
+    if values.shape[0] == 0:
+        raise ValueError(f"logits: expected at least one sample, got shape {tuple(values.shape)}")
+    if values.device != W.device:
+        raise ValueError(f"logits: expected device {W.device} to match W, got {values.device}")
+    return values
+
+
+def check_classes(classes: Sequence[int] | Array | None, n_classes: int, device: torch.device) -> Tensor:
+    """Check a selection of classes; None means all. Returns int64 (K,) on ``device``."""
+    if classes is None:
+        return torch.arange(n_classes, device=device)
+    chosen = torch.as_tensor(classes)
+    if chosen.numel() == 0:
+        return torch.empty(0, dtype=torch.int64, device=device)
+    if chosen.ndim != 1 or chosen.dtype.is_floating_point or chosen.dtype in (torch.bool, torch.complex64):
+        raise TypeError(f"classes: expected a 1-D sequence of integers, got {classes!r}")
+    outside = [k for k in chosen.tolist() if not 0 <= k < n_classes]
+    if outside:
+        raise ValueError(f"classes: expected values in [0, {n_classes}), got {outside[0]}")
+    if len(set(chosen.tolist())) != len(chosen):
+        raise ValueError(f"classes: expected no duplicates, got {chosen.tolist()}")
+    return chosen.to(device=device, dtype=torch.int64)
+
+
+def check_margin(margin: float) -> float:
+    """Check a margin: finite and at least 0."""
+    if not (math.isfinite(margin) and margin >= 0):
+        raise ValueError(f"margin: expected a finite number >= 0, got {margin!r}")
+    return float(margin)
+
+
+def check_trim(trim: float) -> float:
+    """Check a trimmed share: in [0, 1)."""
+    if not 0 <= trim < 1:
+        raise ValueError(f"trim: expected a share in [0, 1), got {trim!r}")
+    return float(trim)
+
+
+def check_method(method: str) -> str:
+    """Check the name of a method."""
+    if method not in METHODS:
+        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    return method
+
+
+def check_tol(tol: float | None, dtype: torch.dtype) -> float:
+    """Check a tolerance on the certificate; None means 1e-10 in float64 and 1e-6 otherwise."""
+    if tol is None:
+        return 1e-10 if dtype == torch.float64 else 1e-6
+    if not (math.isfinite(tol) and tol > 0):
+        raise ValueError(f"tol: expected a finite number > 0, got {tol!r}")
+    return float(tol)
+
+
+def check_max_iter(max_iter: int | None, n_classes: int) -> int:
+    """Check an iteration limit per class; None means 4 C + 100."""
+    if max_iter is None:
+        return 4 * n_classes + 100
+    if isinstance(max_iter, bool) or not isinstance(max_iter, int) or max_iter < 1:
+        raise ValueError(f"max_iter: expected an integer >= 1, got {max_iter!r}")
+    return max_iter
+
+
+def result_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """float64 if any tensor is, else float32."""
+    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32

@@ -1,0 +1,235 @@
+"""The compiled extension behind the interface of `_reference`; the only module that imports it.
+
+Tensors come in checked; all memory, workspaces included, is allocated here, by torch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _reference
+from ._reference import Prepared, Raw, RawSamples
+
+CROWDED = 5  # status of a class that was given up because its active set outgrew max_active
+
+_C: Any
+try:
+    from tacfast import _C  # type: ignore[attr-defined,no-redef]
+except ImportError as error:
+    _C = None
+    warnings.warn(
+        f"tacfast: the compiled extension is missing ({error}); solving in plain torch, which gives the same answers "
+        "much more slowly. Reinstalling tacfast with a C++17 compiler at hand builds it.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def backend(device: torch.device) -> ModuleType:
+    """The module that solves on a device: this one, or `_reference` where there is no compiled code for it."""
+    import sys
+
+    return sys.modules[__name__] if _C is not None and device.type == "cpu" else _reference
+
+
+def build_info() -> dict[str, Any]:
+    """How the extension was built, and what it finds here; empty if it is missing."""
+    return dict(_C.build_info()) if _C is not None else {}
+
+
+def padded_dim(dim: int) -> int:
+    """Row length of `Prepared.rows` for latents of ``dim`` entries."""
+    return int(_C.padded_dim(dim)) if _C is not None else dim
+
+
+def prepare_head(W: Tensor) -> Prepared:
+    """See `_reference.prepare_head`."""
+    weight = _unit_columns(_wide(W))
+    n_classes, dim = weight.shape
+    rows = torch.empty((n_classes, _C.padded_dim(dim)), dtype=torch.float64)
+    gram = torch.empty((n_classes, n_classes), dtype=torch.float64)
+    longest, _ = _C.prepare_head(
+        _scalar(weight),
+        weight.data_ptr(),
+        n_classes,
+        dim,
+        weight.stride(0),
+        rows.data_ptr(),
+        gram.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return Prepared(rows, gram, torch.tensor(longest, dtype=torch.float64))
+
+
+def update_gaps(gaps: Tensor, logits: Tensor) -> int:
+    """See `_reference.update_gaps`."""
+    values = _unit_columns(logits)
+    n, n_classes = values.shape
+    threads, scalar = torch.get_num_threads(), _scalar(values)
+    workspace = _workspace(_C.gap_workspace_bytes(scalar, n, n_classes, threads))
+    return int(
+        _C.update_gaps(
+            scalar,
+            values.data_ptr(),
+            n,
+            n_classes,
+            values.stride(0),
+            gaps.data_ptr(),
+            workspace.data_ptr(),
+            threads,
+        )
+    )
+
+
+def trimmed_gaps(gaps: Tensor, chunks: list[Tensor], trim: float) -> Tensor:
+    """See `_reference.trimmed_gaps`."""
+    values = [_unit_columns(chunk.to(gaps.dtype)) for chunk in chunks]
+    rows = torch.cat(
+        [
+            chunk.data_ptr() + torch.arange(len(chunk)) * (chunk.stride(0) * chunk.element_size())
+            for chunk in values
+        ]
+    )
+    trimmed = gaps.clone(memory_format=torch.contiguous_format)
+    threads, scalar = torch.get_num_threads(), _scalar(gaps)
+    workspace = _workspace(_C.trim_workspace_bytes(scalar, len(rows), len(gaps), threads))
+    _C.trimmed_gaps(
+        scalar,
+        rows.data_ptr(),
+        len(rows),
+        len(gaps),
+        trim,
+        trimmed.data_ptr(),
+        workspace.data_ptr(),
+        threads,
+    )
+    return trimmed
+
+
+def solve_classes(
+    head: Prepared,
+    dim: int,
+    bias: Tensor | None,
+    same: float,
+    gaps: Tensor,
+    targets: Tensor,
+    margin: float,
+    tol: float,
+    max_iter: int,
+    max_active: int | None = None,
+    guess: Tensor | None = None,
+) -> Raw:
+    """See `_reference.solve_classes`.
+
+    ``guess`` (K, C) float64 are multipliers to try as they are, and to take the first active set from. A class whose
+    active set outgrows ``max_active`` is given up with status CROWDED.
+    """
+    n_classes, count, threads = len(gaps), len(targets), torch.get_num_threads()
+    raw = Raw(
+        torch.empty((count, dim), dtype=gaps.dtype),
+        torch.empty(count, dtype=gaps.dtype),
+        torch.empty(count, dtype=torch.int8),
+        torch.empty((count, n_classes), dtype=gaps.dtype),
+        torch.empty((6, count), dtype=torch.float64),
+    )
+    workspace = _workspace(_C.solve_workspace_bytes(n_classes, dim, threads))
+    _C.solve_classes(
+        _scalar(gaps),
+        head.rows.data_ptr(),
+        head.gram.data_ptr(),
+        n_classes,
+        dim,
+        _address(bias),
+        same,
+        gaps.data_ptr(),
+        gaps.stride(0),
+        gaps.stride(1),
+        targets.data_ptr(),
+        count,
+        margin,
+        tol,
+        max_iter,
+        n_classes if max_active is None else max_active,
+        _address(guess),
+        raw.perturbations.data_ptr(),
+        raw.norms.data_ptr(),
+        raw.status.data_ptr(),
+        raw.duals.data_ptr(),
+        raw.certificate.data_ptr(),
+        workspace.data_ptr(),
+        threads,
+    )
+    return raw
+
+
+def solve_samples(
+    head: Prepared,
+    dim: int,
+    bias: Tensor | None,
+    same: float,
+    logits: Tensor,
+    targets: Tensor,
+    margin: float,
+    tol: float,
+    max_iter: int,
+    return_perturbations: bool,
+) -> RawSamples:
+    """See `_reference.solve_samples`."""
+    values = logits.contiguous()
+    (n, n_classes), count, threads = values.shape, len(targets), torch.get_num_threads()
+    norms = torch.empty((n, count), dtype=values.dtype)
+    status = torch.empty((n, count), dtype=torch.int8)
+    perturbations = torch.empty((n, count, dim if return_perturbations else 0), dtype=values.dtype)
+    summary = _reference.empty_summary(count, values.device)
+    workspace = _workspace(_C.sample_workspace_bytes(n_classes, dim, count, threads))
+    _C.solve_samples(
+        _scalar(values),
+        head.rows.data_ptr(),
+        head.gram.data_ptr(),
+        n_classes,
+        dim,
+        _address(bias),
+        same,
+        values.data_ptr(),
+        n,
+        targets.data_ptr(),
+        count,
+        margin,
+        tol,
+        max_iter,
+        norms.data_ptr(),
+        status.data_ptr(),
+        perturbations.data_ptr() if return_perturbations else 0,
+        summary.data_ptr(),
+        workspace.data_ptr(),
+        threads,
+    )
+    return RawSamples(norms, status, perturbations, summary)
+
+
+def _scalar(tensor: Tensor) -> int:
+    return 1 if tensor.dtype == torch.float64 else 0
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """float16 and bfloat16 as float32."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def _unit_columns(matrix: Tensor) -> Tensor:
+    """The matrix itself if its rows are contiguous, else a copy of which they are."""
+    return matrix if matrix.stride(1) == 1 else matrix.contiguous()
+
+
+def _workspace(size: int) -> Tensor:
+    """Scratch memory; torch aligns it to 64 bytes."""
+    return torch.empty(size, dtype=torch.uint8)

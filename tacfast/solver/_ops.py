@@ -1,0 +1,215 @@
+"""The stages of the solver, each a function of tensors that `_custom_ops` also registers as an operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from . import _ext, _reference
+from ._dense import all_active_multipliers
+from ._ext import backend
+from ._projected_gradient import predict_multipliers
+from ._reference import Prepared, Raw, first_bad
+from ._results import Certificate, SolverError, Status, TacSolution
+
+_Problem: TypeAlias = "tuple[Prepared, int, Tensor | None, float, Tensor, Tensor, float, float, int]"
+
+# Bytes of logits per step of the stream: fits the caches, and is long enough for an efficient matrix product.
+_CHUNK_BYTES = 4 << 20
+
+
+def prepare_head_impl(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """See `_reference.prepare_head`; raises ValueError if an entry of W is not finite."""
+    prepared = backend(W.device).prepare_head(W)
+    if W.device.type == "cpu" and not prepared.longest.isfinite():
+        raise ValueError(f"W: expected finite values, got {_describe(W)}")
+    return tuple(prepared)  # type: ignore[return-value]
+
+
+def gaps_of_latents_impl(gaps: Tensor, latents: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
+    """Transposed gap matrix (C, C) after latents (n, d), in the dtype of ``gaps``."""
+    result = gaps.clone(memory_format=torch.contiguous_format)
+    chunk = max(1, _CHUNK_BYTES // (len(gaps) * gaps.element_size()))
+    for start in range(0, len(latents), chunk):
+        part = latents[start : start + chunk]
+        logits = logits_impl(part, rows, bias, gaps.dtype)
+        bad = backend(gaps.device).update_gaps(result, logits)
+        if bad >= 0:
+            raise ValueError(_explain_bad_logit(part, start, bad, len(gaps)))
+    return result
+
+
+def gaps_of_logits_impl(gaps: Tensor, logits: Tensor) -> Tensor:
+    """Transposed gap matrix (C, C) after logits (n, C), in the dtype of ``gaps``."""
+    result = gaps.clone(memory_format=torch.contiguous_format)
+    chunk = len(logits) if logits.dtype == gaps.dtype else max(1, _CHUNK_BYTES // (len(gaps) * gaps.element_size()))
+    for start in range(0, len(logits), chunk):
+        part = logits[start : start + chunk]
+        bad = backend(gaps.device).update_gaps(result, part.to(gaps.dtype))
+        if bad >= 0:
+            raise ValueError(f"logits: expected finite values, got {_describe(part, start)}")
+    return result
+
+
+def trimmed_gaps_impl(gaps: Tensor, logits: Sequence[Tensor], trim: float) -> Tensor:
+    """Transposed trimmed gap matrix from its maximum and all logits."""
+    result: Tensor = backend(gaps.device).trimmed_gaps(gaps, list(logits), trim)
+    return result
+
+
+def solve_classes_impl(
+    W: Tensor,
+    bias: Tensor | None,
+    rows: Tensor,
+    gram: Tensor,
+    longest: Tensor,
+    gaps: Tensor,
+    classes: Tensor,
+    margin: float,
+    trim: float,
+    method: str,
+    tol: float,
+    max_iter: int,
+    n_samples: int,
+    raise_on_failure: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Solve the QP of every class in ``classes`` from R = ``gaps``; the fields of `_reference.Raw`."""
+    if gaps.device.type == "cpu" and (bad := first_bad(gaps)) >= 0:
+        raise ValueError(f"gaps: expected finite values, got {gaps.reshape(-1)[bad]} at {divmod(bad, len(gaps))}")
+    wide_bias = None if bias is None else bias.double().contiguous()
+    same = 4 * torch.finfo(W.dtype).eps * float(longest)
+    head = Prepared(rows, gram, longest)
+    problem = (head, W.shape[1], wide_bias, same, gaps, classes.contiguous(), margin, tol, max_iter)
+    raw = _solve(problem, method)
+    if raise_on_failure:
+        failed = [r for r, value in enumerate(raw.status.tolist()) if value > Status.INFEASIBLE]
+        if failed:
+            solution = dress(raw, gaps, classes, n_samples, margin, trim)
+            raise SolverError(_explain_failure(solution, failed), solution)
+    return tuple(raw)  # type: ignore[return-value]
+
+
+def _solve(problem: _Problem, method: str) -> Raw:
+    head, gaps, classes, margin = problem[0], problem[4], problem[5], problem[6]
+    if backend(gaps.device) is _reference:
+        return _reference.solve_classes(*problem)  # one method there, to the same answer
+    guess = None
+    if method == "projected-gradient":
+        guess = predict_multipliers(head.gram, gaps, classes, margin)
+    elif method == "auto" and _is_dense(problem):
+        guess = all_active_multipliers(head.gram, gaps, classes, margin)
+    return _ext.solve_classes(*problem, guess=guess)
+
+
+# Below so many classes the active-set method is faster than the question whether the regime is dense.
+_DENSE_CLASSES = 64
+_PROBES = 8
+
+
+def _is_dense(problem: _Problem) -> bool:
+    """Whether most active sets are large, judged by the first few classes."""
+    classes = problem[5]
+    if len(classes) < _DENSE_CLASSES:
+        return False
+    probe = problem[:5] + (classes[:_PROBES],) + problem[6:]
+    status = _ext.solve_classes(*probe, max_active=16 + len(problem[4]) // 8).status
+    return int((status == _ext.CROWDED).sum()) > _PROBES // 2
+
+
+def solve_samples_impl(
+    latents: Tensor,
+    W: Tensor,
+    bias: Tensor | None,
+    rows: Tensor,
+    gram: Tensor,
+    longest: Tensor,
+    classes: Tensor,
+    margin: float,
+    tol: float,
+    max_iter: int,
+    return_perturbations: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One QP per latent and class; the fields of `_reference.RawSamples`."""
+    logits = logits_impl(latents, rows, bias, dtype)
+    if logits.device.type == "cpu" and (bad := first_bad(logits)) >= 0:
+        raise ValueError(_explain_bad_logit(latents, 0, bad, len(W)))
+    raw = backend(logits.device).solve_samples(
+        Prepared(rows, gram, longest),
+        W.shape[1],
+        None if bias is None else bias.double().contiguous(),
+        4 * torch.finfo(W.dtype).eps * float(longest),
+        logits,
+        classes.contiguous(),
+        margin,
+        tol,
+        max_iter,
+        return_perturbations,
+    )
+    return tuple(raw)  # type: ignore[return-value]
+
+
+def logits_impl(latents: Tensor, rows: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Logits (n, C) up to a constant per sample, in true ``dtype`` arithmetic whatever precision the user allows.
+
+    ``rows`` are centred over the classes, which changes no difference of logits but removes what they share, and with
+    it most of the rounding where W has a common offset.
+    """
+    dim, device = latents.shape[1], latents.device.type
+    # Reduced-precision float32 products (TF32, bfloat16) cost 5e-4 in s and more: multiply in float64 instead.
+    narrowed = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    inner = torch.float64 if narrowed else dtype
+    weight = rows[:, :dim].to(inner).T
+    with torch.autocast(device, enabled=False):
+        if bias is None:
+            logits = latents.to(inner) @ weight
+        else:
+            offset = bias.double() - bias.double().mean()
+            logits = torch.addmm(offset.to(inner), latents.to(inner), weight)
+    return logits.to(dtype)
+
+
+def dress(raw: Raw, gaps: Tensor, classes: Tensor, n_samples: int, margin: float, trim: float) -> TacSolution:
+    """The solution around the raw results."""
+    return TacSolution(
+        raw.perturbations,
+        raw.norms,
+        classes,
+        raw.status,
+        raw.duals,
+        gaps,
+        Certificate(*raw.certificate.unbind(0)),
+        n_samples,
+        margin,
+        trim,
+    )
+
+
+def _explain_failure(solution: TacSolution, failed: list[int]) -> str:
+    first = failed[0]
+    status = solution.statuses[first]
+    worst = {
+        name: float(getattr(solution.certificate, name)[first]) for name in ("primal", "dual", "stationarity", "gap")
+    }
+    residuals = ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
+    return (
+        f"{len(failed)} of {len(solution.classes)} classes failed; the first is class {int(solution.classes[first])}: "
+        f"{status.name} ({status.sentence}); residuals: {residuals}. The exception's .solution holds the results; "
+        "raise_on_failure=False returns them instead."
+    )
+
+
+def _describe(values: Tensor, first_row: int = 0) -> str:
+    """The first entry that is not finite, and where it is."""
+    row, column = divmod(first_bad(values), values.shape[1])
+    return f"{float(values[row, column])} at index ({first_row + row}, {column})"
+
+
+def _explain_bad_logit(latents: Tensor, first_row: int, bad: int, n_classes: int) -> str:
+    if first_bad(latents) >= 0:
+        return f"latents: expected finite values, got {_describe(latents, first_row)}"
+    row, k = divmod(bad, n_classes)
+    return f"latents: expected finite logits, got an overflow for sample {first_row + row} and class {k}"

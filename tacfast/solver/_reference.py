@@ -1,0 +1,299 @@
+"""The solver in plain torch, in float64: what runs where the compiled extension is missing, and an oracle for tests.
+
+Same interface as `_ext`, same answers, slower. Nothing here is shared with the compiled code.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._results import Status
+
+_VIOLATION = 1e-13  # relative to |rho_j| + |a_j||s|: below this a violation is rounding
+_DEPENDENT = 1e-14  # relative to the terms of a projection: below this what is left is rounding
+
+
+class Prepared(NamedTuple):
+    """What depends on W (C, d) alone, in float64.
+
+    ``rows`` (C, ≥ d): W minus its mean row, zero-padded; ``gram`` (C, C) its Gram matrix; ``longest`` () the largest
+    row norm of W before centring.
+    """
+
+    rows: Tensor
+    gram: Tensor
+    longest: Tensor
+
+
+class Raw(NamedTuple):
+    """Results of a solve before they are dressed as a solution; ``certificate`` is float64 (6, K)."""
+
+    perturbations: Tensor
+    norms: Tensor
+    status: Tensor
+    duals: Tensor
+    certificate: Tensor
+
+
+class RawSamples(NamedTuple):
+    """Results of a per-sample solve; ``perturbations`` is empty unless asked for."""
+
+    norms: Tensor
+    status: Tensor
+    perturbations: Tensor
+    certificate: Tensor
+
+
+def prepare_head(W: Tensor) -> Prepared:
+    """Centre the rows of W (C, d) and form their Gram matrix."""
+    wide = W.double()
+    rows = wide - wide.mean(0)
+    return Prepared(rows, rows @ rows.T, wide.norm(dim=1).max())
+
+
+def first_bad(values: Tensor) -> int:
+    """Flat index of the first entry that is not finite, or -1."""
+    bad = (~values.isfinite()).reshape(-1)
+    return int(bad.int().argmax()) if bool(bad.any()) else -1
+
+
+def update_gaps(gaps: Tensor, logits: Tensor) -> int:
+    """Fold logits (n, C) into the transposed gap matrix in place; returns the index of a non-finite logit or -1."""
+    bad = first_bad(logits)
+    if bad < 0:
+        for j in range(logits.shape[1]):
+            torch.maximum(gaps[j], (logits[:, j : j + 1] - logits).amax(0), out=gaps[j])
+    return bad
+
+
+def trimmed_gaps(gaps: Tensor, chunks: list[Tensor], trim: float) -> Tensor:
+    """Order statistic instead of the maximum: see `GapMatrix`. ``gaps`` is the transposed maximum."""
+    logits = torch.cat([chunk.to(gaps.dtype) for chunk in chunks])
+    counts = torch.bincount(logits.argmax(1), minlength=logits.shape[1]).tolist()
+    trimmed = gaps.clone()
+    for j, count in enumerate(counts):
+        rank = int(trim * count)
+        if rank:
+            trimmed[j] = (logits[:, j : j + 1] - logits).topk(rank + 1, dim=0).values[-1]
+    return trimmed
+
+
+def solve_classes(
+    head: Prepared,
+    dim: int,
+    bias: Tensor | None,
+    same: float,
+    gaps: Tensor,
+    targets: Tensor,
+    margin: float,
+    tol: float,
+    max_iter: int,
+) -> Raw:
+    """Solve the QP of every target from R = ``gaps`` (C, C)."""
+    n_classes, dtype = len(gaps), gaps.dtype
+    rows = head.rows[:, :dim]
+    raw = Raw(
+        torch.full((len(targets), dim), torch.nan, dtype=dtype, device=gaps.device),
+        torch.full((len(targets),), torch.inf, dtype=dtype, device=gaps.device),
+        torch.zeros(len(targets), dtype=torch.int8, device=gaps.device),
+        torch.zeros((len(targets), n_classes), dtype=dtype, device=gaps.device),
+        torch.zeros((6, len(targets)), dtype=torch.float64, device=gaps.device),
+    )
+    for r, k in enumerate(targets.tolist()):
+        rho, kept = _constraints(rows, bias, same, gaps[k].double(), k, margin)
+        status, s, duals = _solve_class(rows, rho, kept, k, max_iter)
+        raw.duals[r] = duals.to(dtype)
+        if status == Status.INVALID_INPUT:
+            raw.norms[r] = torch.nan
+            raw.certificate[:, r] = torch.tensor([torch.nan] * 4 + [0.0, torch.inf])
+        elif status == Status.INFEASIBLE:
+            raw.certificate[:, r] = _certify_ray(rows, rho, kept, k, raw.duals[r])
+        else:
+            raw.perturbations[r] = s.to(dtype)
+            raw.norms[r] = raw.perturbations[r].norm()
+            certificate = certify(rows, rho, kept, k, raw.perturbations[r], raw.duals[r])
+            raw.certificate[:, r] = certificate
+            if bool((certificate[:4] <= tol).all()):
+                status = Status.OPTIMAL
+            elif status == Status.OPTIMAL:
+                status = Status.INACCURATE
+        raw.status[r] = int(status)
+    return raw
+
+
+def solve_samples(
+    head: Prepared,
+    dim: int,
+    bias: Tensor | None,
+    same: float,
+    logits: Tensor,
+    targets: Tensor,
+    margin: float,
+    tol: float,
+    max_iter: int,
+    return_perturbations: bool,
+) -> RawSamples:
+    """Solve one QP for every row of ``logits`` (n, C) and every target."""
+    n, count = len(logits), len(targets)
+    norms = torch.empty((n, count), dtype=logits.dtype, device=logits.device)
+    status = torch.empty((n, count), dtype=torch.int8, device=logits.device)
+    depth = dim if return_perturbations else 0
+    perturbations = torch.empty((n, count, depth), dtype=logits.dtype, device=logits.device)
+    summary = empty_summary(count, logits.device)
+    for i in range(n):
+        row = logits[i].double()
+        gaps = row[None, :] - row[:, None]
+        one = solve_classes(head, dim, bias, same, gaps, targets, margin, tol, max_iter)
+        norms[i], status[i] = one.norms.to(norms.dtype), one.status
+        perturbations[i] = one.perturbations[:, :depth].to(perturbations.dtype)
+        residuals = one.certificate[:4]
+        residuals[:, one.status == Status.INFEASIBLE] = 0
+        summary[:4] = torch.maximum(summary[:4], residuals)
+        summary[4] = torch.minimum(summary[4], one.certificate[4])
+        summary[5] = torch.maximum(summary[5], one.certificate[5])
+    return RawSamples(norms, status, perturbations, summary)
+
+
+def empty_summary(count: int, device: torch.device) -> Tensor:
+    """The (6, K) certificate summary of no samples: no residual, and bounds that any sample narrows."""
+    summary = torch.zeros((6, count), dtype=torch.float64, device=device)
+    summary[4] = torch.inf
+    return summary
+
+
+def certify(rows: Tensor, rho: Tensor, kept: Tensor, k: int, s: Tensor, duals: Tensor) -> Tensor:
+    """The six numbers of a `Certificate` for one class, float64 (6,)."""
+    A, right, lam, point = (rows[k] - rows)[kept], rho[kept], duals[kept].double(), s.double()
+    lengths, norm = A.norm(dim=1), point.norm()
+    combined, terms = A.T @ lam, (lam.abs() * lengths).sum()
+    reached, value, size = A @ point, right @ lam, right.abs() @ lam.abs()
+    rounding = 4 * torch.finfo(torch.float64).eps * (rows.shape[0] + rows.shape[1])
+    violation = _ratio((right - reached).clamp(min=0), right.abs() + lengths * norm)
+    lowest = ((-lam).clamp(min=0) * lengths).amax() if len(lam) else terms
+    gain = value - rounding * size
+    lower = gain / (combined.norm() + rounding * terms) if bool(gain > 0) and bool(lowest == 0) else terms * 0
+    low = reached - rounding * lengths * norm
+    wanted = right > 0
+    t = (right / low)[wanted].amax() if bool(wanted.any()) else terms * 0
+    feasible = bool((low[wanted] > 0).all()) and bool((t * low >= right)[~wanted].all())
+    return torch.stack(
+        [
+            violation.amax() if len(lam) else terms * 0,
+            _ratio(lowest, terms),
+            _ratio((point - combined).norm(), terms),
+            _ratio((norm**2 - value).abs(), norm**2 + size),
+            lower,
+            t * norm * (1 + rounding) if feasible else torch.full_like(t, torch.inf),
+        ]
+    )
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(a == 0, 0.0, a / b)
+
+
+def _constraints(
+    rows: Tensor, bias: Tensor | None, same: float, gaps: Tensor, k: int, margin: float
+) -> tuple[Tensor, Tensor]:
+    """Right-hand sides of class k, and which constraints are decided by samples.
+
+    Rows equal to w_k in their dtype are decided by the bias alone.
+    """
+    kept = (rows - rows[k]).norm(dim=1) > same
+    kept[k] = False
+    offset = torch.zeros_like(gaps) if bias is None else bias[k] - bias
+    rho = torch.where(kept, gaps + margin, margin - offset)
+    rho[k] = 0
+    return rho, kept
+
+
+def _solve_class(
+    rows: Tensor, rho: Tensor, kept: Tensor, k: int, max_iter: int
+) -> tuple[Status, Tensor, Tensor]:
+    """Status, s (d,) and multipliers (C,) of one class."""
+    duals = torch.zeros_like(rho)
+    s = torch.zeros_like(rows[k])
+    if not bool(rho.isfinite().all()):
+        return Status.INVALID_INPUT, s, duals
+    clash = (~kept & (rho > 0)).nonzero()
+    if len(clash):
+        duals[clash[0]] = 1
+        return Status.INFEASIBLE, s, duals
+    status, s, duals[kept] = _dual_active_set((rows[k] - rows)[kept], rho[kept], max_iter)
+    return status, s, duals
+
+
+def _certify_ray(rows: Tensor, rho: Tensor, kept: Tensor, k: int, ray: Tensor) -> Tensor:
+    lam, A = ray.double(), (rows[k] - rows) * kept[:, None]
+    lengths, combined = A.norm(dim=1), A.T @ lam
+    terms, rounding = lengths @ lam, 4 * torch.finfo(torch.float64).eps * sum(rows.shape)
+    gain = rho @ lam - rounding * (rho.abs() @ lam)
+    reach = gain.clamp(min=0) / (combined.norm() + rounding * terms)
+    nan = torch.full_like(terms, torch.nan)
+    return torch.stack([nan, terms * 0, _ratio(combined.norm(), terms), nan, reach, nan.new_tensor(torch.inf)])
+
+
+def _dual_active_set(A: Tensor, rho: Tensor, max_iter: int) -> tuple[Status, Tensor, Tensor]:
+    """Goldfarb and Idnani (1983) for min ½‖s‖², A s ≥ rho, with a fresh QR factorisation at every step."""
+    lengths = A.norm(dim=1)
+    lam, s = torch.zeros_like(rho), torch.zeros_like(A[0]) if len(A) else A.new_zeros(A.shape[1])
+    active: list[int] = []
+    implied: list[int] = []
+    for _ in range(max_iter + 1):
+        score = (rho - A @ s) / lengths - _VIOLATION * (rho.abs() / lengths + s.norm())
+        score[active + implied] = 0
+        if len(A) == 0 or bool(score.max() <= 0):
+            s, polished = _equalities(A[active], rho[active])
+            lam[active] = polished.clamp(min=0)
+            return Status.OPTIMAL, s, lam
+        p = int(score.argmax())
+        while len(active) <= max_iter:
+            coef, normal = _project(A[active], A[p])
+            terms = lengths[p] + coef.abs() @ lengths[active]
+            dependent = bool(normal.norm() <= _DEPENDENT * terms)
+            steps = torch.where(coef * lengths[active] > 1e-13 * lengths[p], lam[active] / coef, torch.inf)
+            to_zero = float(steps.min()) if len(active) else torch.inf
+            to_equality = torch.inf if dependent else float((rho[p] - A[p] @ s) / (normal @ normal))
+            if dependent and to_zero == torch.inf:
+                gain = float(rho[p] - coef @ rho[active])
+                if gain <= 1e-12 * float(rho[p].abs() + coef.abs() @ rho[active].abs()):
+                    implied.append(p)
+                    break
+                ray = torch.zeros_like(lam)
+                ray[active], ray[p] = (-coef).clamp(min=0), 1.0
+                return Status.INFEASIBLE, s, ray
+            step = min(to_equality, to_zero)
+            lam[active] -= step * coef
+            lam[p] += step
+            if not dependent:
+                s = s + step * normal
+            if to_equality <= to_zero:
+                active.append(p)
+                break
+            gone = active.pop(int(steps.argmin()))
+            lam[gone] = 0
+    return Status.MAX_ITER, s, lam.clamp(min=0)
+
+
+def _project(basis: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+    """Coefficients of ``a`` in the rows of ``basis``, and what is left of it."""
+    if len(basis) == 0:
+        return a.new_zeros(0), a
+    Q, R = torch.linalg.qr(basis.T)
+    inside = Q.T @ a
+    left = a - Q @ inside
+    again = Q.T @ left
+    coef = torch.linalg.solve_triangular(R, (inside + again)[:, None], upper=True)[:, 0]
+    return coef, left - Q @ again
+
+
+def _equalities(A: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
+    """The shortest s with A s = rho, and its multipliers."""
+    if len(A) == 0:
+        return A.new_zeros(A.shape[1]), rho
+    Q, R = torch.linalg.qr(A.T)
+    y = torch.linalg.solve_triangular(R.T, rho[:, None], upper=False)
+    return (Q @ y)[:, 0], torch.linalg.solve_triangular(R, y, upper=True)[:, 0]

@@ -1,0 +1,260 @@
+"""What the solver returns: statuses, certificates, solutions, and the error that carries one."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass, fields, replace
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# torch.Tensor or numpy.ndarray: results are of the kind of the latents that they were computed from.
+Array: TypeAlias = Any
+
+
+class Status(IntEnum):
+    """How the solve of one class ended; ``.sentence`` says it in words."""
+
+    sentence: str
+
+    OPTIMAL = 0, "solved: the certificate meets the tolerance"
+    INFEASIBLE = 1, "no shift sends every sample to this class; the returned duals prove it"
+    MAX_ITER = 2, "stopped at max_iter before the active set settled"
+    INACCURATE = 3, "the active set settled, but the certificate misses the tolerance"
+    INVALID_INPUT = 4, "the input holds a NaN or an infinity"
+
+    def __new__(cls, value: int, sentence: str) -> Status:
+        """Attach the sentence to the integer."""
+        member = int.__new__(cls, value)
+        member._value_ = value
+        member.sentence = sentence
+        return member
+
+
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """Scale-free optimality measures of each class, evaluated in float64 on the returned tensors.
+
+    All fields are float64 of shape (K,). For s = ``perturbations[r]``, λ = ``duals[r]``, a_j = w_k − w_j and
+    ρ_j = R[k, j] + margin (with 0/0 = 0):
+
+    Attributes
+    ----------
+    primal : max_j (ρ_j − a_jᵀs)₊ / (|ρ_j| + ‖a_j‖‖s‖)
+    dual : max_j (−λ_j)₊‖a_j‖ / Σ_l |λ_l|‖a_l‖
+    stationarity : ‖s − Aᵀλ‖ / Σ_l |λ_l|‖a_l‖; of an infeasible class ‖Aᵀλ‖ / Σ_l |λ_l|‖a_l‖
+    gap : relative duality gap |‖s‖² − ρᵀλ| / (‖s‖² + |ρ|ᵀ|λ|)
+    lower, upper : rigorous bounds on the norm of the exact solution (+inf where none is known)
+
+    An infeasible class has no s: its primal residual and gap are NaN and both bounds speak of the norm +inf.
+    """
+
+    primal: Array
+    dual: Array
+    stationarity: Array
+    gap: Array
+    lower: Array
+    upper: Array
+
+
+class SolverError(RuntimeError):
+    """A class ended MAX_ITER, INACCURATE or INVALID_INPUT and ``raise_on_failure`` was set.
+
+    ``.solution`` holds everything that was computed.
+    """
+
+    def __init__(self, message: str, solution: TacSolution | PerSampleSolution) -> None:
+        super().__init__(message)
+        self.solution = solution
+
+
+@dataclass(frozen=True, eq=False)
+class TacSolution:
+    """The smallest shared latent shift towards each class: the reconstructed trigger-activated change.
+
+    For K requested classes of C, in latent dimension d. Floating-point fields are float64 if any input was, else
+    float32; they are NumPy arrays if the latents were, else tensors on the device of the latents, and carry no
+    gradient.
+
+    Attributes
+    ----------
+    perturbations : (K, d), s_k; NaN for an infeasible class
+    norms : (K,), ‖s_k‖₂; +inf for an infeasible class
+    classes : (K,) int64, the class k of each row
+    status : (K,) int8, values of `Status`
+    duals : (K, C), λ ≥ 0, one per constraint; 0 at the own class; of an infeasible class the Farkas ray
+    gaps : (C, C), R[k, j] = max_i (L[i, j] − L[i, k]), trimmed if ``trim`` > 0; the margin is not included
+    certificate : how well these tensors satisfy the optimality conditions
+    n_samples : number of latents seen (0 if unknown)
+    margin, trim : as requested
+    """
+
+    perturbations: Array
+    norms: Array
+    classes: Array
+    status: Array
+    duals: Array
+    gaps: Array
+    certificate: Certificate
+    n_samples: int
+    margin: float
+    trim: float
+
+    @property
+    def statuses(self) -> list[Status]:
+        """The status of each class as `Status` (synchronises with the device)."""
+        return [Status(int(value)) for value in self.status.tolist()]
+
+    def flipped(
+        self, latents: Array, W: Array, b: Array | None = None, *, scale: float = 1.0, tie_tol: float | None = None
+    ) -> Array:
+        """Share of the samples that ``scale`` · s_k sends to class k.
+
+        At the optimum some samples lie exactly on the decision boundary, where rounding would decide. A sample
+        therefore counts as sent to k if no other logit exceeds the k-th by more than
+        ``tie_tol`` · max_j‖w_j‖ · (‖z_i‖ + ‖s_k‖).
+
+        Parameters
+        ----------
+        latents : (n, d)
+        W : (C, d)
+        b : (C,), optional
+        scale : factor on every perturbation
+        tie_tol : default 16 machine epsilons of the dtype of the perturbations
+
+        Returns
+        -------
+        (K,) of the dtype of the perturbations, in [0, 1]; NaN for an infeasible class.
+        """
+        from ._checks import check_head, check_latents
+
+        head = check_head(W, b)
+        z = check_latents(latents, head.W)
+        s = torch.as_tensor(self.perturbations).to(head.W.device)
+        tol = 16 * torch.finfo(s.dtype).eps if tie_tol is None else tie_tol
+        shares = torch.zeros(len(s), dtype=torch.float64, device=s.device)
+        weight = head.W.double() - head.W.double().mean(0)
+        bias = torch.zeros(len(weight), dtype=torch.float64, device=s.device) if head.b is None else head.b.double()
+        shift = scale * s.double()
+        for rows in z.split(8192):
+            logits = rows.double() @ weight.T + bias
+            for r, k in enumerate(self.classes.tolist()):
+                moved = logits + weight @ shift[r]
+                slack = tol * weight.norm(dim=1).max() * (rows.double().norm(dim=1) + shift[r].norm())
+                shares[r] += (moved.amax(1) - moved[:, k] <= slack).sum()
+        shares = torch.where(shift.isnan().any(1), torch.nan, shares / len(z)).to(s.dtype)
+        return shares.numpy() if isinstance(self.norms, np.ndarray) else shares
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the solution to a safetensors file (extra ``io``), atomically.
+
+        The file is written beside ``path`` under a temporary name and renamed.
+        """
+        from safetensors.torch import save
+
+        tensors = {
+            name: torch.as_tensor(value).detach().cpu().contiguous() for name, value in _tensors_of(self).items()
+        }
+        scalars = {"n_samples": self.n_samples, "margin": self.margin, "trim": self.trim}
+        _write_atomically(Path(path), save(tensors, metadata={"tacfast.TacSolution": json.dumps(scalars)}))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> TacSolution:
+        """Read a solution written by `save`; its arrays come back as tensors on ``device``.
+
+        Raises
+        ------
+        ValueError
+            If the file is a safetensors file, but not of a `TacSolution`.
+        """
+        from safetensors import safe_open
+
+        with safe_open(os.fspath(path), framework="pt", device=str(device)) as file:
+            metadata = (file.metadata() or {}).get("tacfast.TacSolution")
+            if metadata is None:
+                raise ValueError(f"path: expected a file written by TacSolution.save, got {os.fspath(path)}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        names = {field.name for field in fields(Certificate)}
+        certificate = Certificate(**{name: tensors.pop(f"certificate.{name}") for name in names})
+        return cls(certificate=certificate, **tensors, **json.loads(metadata))
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> TacSolution:
+        """Copy with every tensor on ``device`` and perturbations, norms, duals and gaps in ``dtype``.
+
+        The certificate stays float64, and stays that of the tensors as they were solved. NumPy arrays become
+        tensors.
+        """
+        cast = {"perturbations", "norms", "duals", "gaps"}
+
+        def move(name: str, value: Array) -> Tensor:
+            return torch.as_tensor(value).to(device=device, dtype=dtype if name in cast else None)
+
+        moved = {name: move(name, value) for name, value in _tensors_of(self).items()}
+        return replace(self, **_nested(moved))
+
+    def _as_numpy(self) -> TacSolution:
+        return replace(self, **_nested({name: value.numpy() for name, value in _tensors_of(self).items()}))
+
+
+@dataclass(frozen=True, eq=False)
+class PerSampleSolution:
+    """The smallest latent shift of every sample towards every class.
+
+    Attributes
+    ----------
+    norms : (n, K), ‖s_ik‖₂, 0 where sample i is in class k already; +inf for an infeasible class
+    classes : (K,) int64
+    status : (n, K) int8, values of `Status`
+    certificate : the worst value over the samples of each class, float64 (K,), before rounding to the dtype of the
+        norms; ``lower`` and ``upper`` bound the smallest and the largest norm of the class
+    perturbations : (n, K, d), or None if they were not asked for
+    margin : as requested
+    """
+
+    norms: Array
+    classes: Array
+    status: Array
+    certificate: Certificate
+    perturbations: Array | None
+    margin: float
+
+    def _as_numpy(self) -> PerSampleSolution:
+        arrays = {name: value.numpy() for name, value in _tensors_of(self).items()}
+        return replace(self, **_nested(arrays))
+
+
+def _tensors_of(solution: TacSolution | PerSampleSolution) -> dict[str, Any]:
+    """All arrays of a solution by name, those of the certificate as ``certificate.<name>``."""
+    arrays: dict[str, Any] = {}
+    for field in fields(solution):
+        value = getattr(solution, field.name)
+        if isinstance(value, Certificate):
+            arrays |= {f"certificate.{inner.name}": getattr(value, inner.name) for inner in fields(value)}
+        elif isinstance(value, (Tensor, np.ndarray)):
+            arrays[field.name] = value
+    return arrays
+
+
+def _nested(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Undo `_tensors_of`: gather the ``certificate.`` entries into a `Certificate`."""
+    prefix = "certificate."
+    inner = {name[len(prefix) :]: value for name, value in arrays.items() if name.startswith(prefix)}
+    outer = {name: value for name, value in arrays.items() if not name.startswith(prefix)}
+    return outer | {"certificate": Certificate(**inner)}
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,138 @@
+"""The solver in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from . import _checks, _custom_ops
+from ._gap_matrix import GapMatrix
+from ._results import Array, Certificate, PerSampleSolution, TacSolution
+
+
+def solve_tac(
+    latents: Array,
+    W: Array,
+    b: Array | None = None,
+    *,
+    classes: Sequence[int] | Array | None = None,
+    margin: float = 0.0,
+    trim: float = 0.0,
+    method: str = "auto",
+    tol: float | None = None,
+    max_iter: int | None = None,
+    raise_on_failure: bool = True,
+) -> TacSolution:
+    """Smallest shared latent shift s_k that sends all samples to class k, for every class.
+
+    Solves  min ½‖s‖²  s.t.  (w_k − w_j)ᵀ(s + z_i) + b_k − b_j ≥ margin  for all j ≠ k and all samples i. In a
+    backdoored classifier the solution for the poisoned class reconstructs the trigger-activated change (TAC), and its
+    norm is abnormally small.
+
+    Parameters
+    ----------
+    latents : (n, d) penultimate activations of clean samples, tensor or NumPy array; float16 and bfloat16 are widened
+    W : (C, d) weights of the last linear layer, same device
+    b : (C,) its bias; None leaves the bias out, as the paper does
+    classes : target classes, a sequence or an integer tensor without duplicates; default all
+    margin : m ≥ 0, in units of logits
+    trim : share q in [0, 1) of each source class to leave out: R[k, j] becomes the (⌊q·n_j⌋ + 1)-th largest of
+        L[i, j] − L[i, k] over i, with n_j the number of samples whose largest logit is j. Keeps n × C logits.
+    method : ``"active-set"``, ``"projected-gradient"`` (predicts the active sets first) or ``"auto"``; all end in the
+        same active-set finish and give the same answer
+    tol : bound on every residual of the certificate; default 1e-10 if the result is float64, else 1e-6
+    max_iter : active-set changes per class; default 4·C + 100
+    raise_on_failure : raise `SolverError` if a class ends MAX_ITER, INACCURATE or INVALID_INPUT. An infeasible class
+        is an answer, not a failure.
+
+    Returns
+    -------
+    TacSolution
+        Of the kind of ``latents``; float64 if any input is, else float32; without gradients.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments of the wrong type, shape, device or value, each named.
+    SolverError
+        As described at ``raise_on_failure``.
+
+    References
+    ----------
+    Iwahana et al., "Robust Backdoor Removal by Reconstructing Trigger-Activated Changes in Latent Representation",
+    arXiv 2511.08944 (there with margin 0 and without b).
+    """
+    trim = _checks.check_trim(trim)
+    return (
+        GapMatrix(W, b, keep_logits=trim > 0)
+        .update(latents)
+        .solve(
+            classes=classes,
+            margin=margin,
+            trim=trim,
+            method=method,
+            tol=tol,
+            max_iter=max_iter,
+            raise_on_failure=raise_on_failure,
+        )
+    )
+
+
+def solve_tac_per_sample(
+    latents: Array,
+    W: Array,
+    b: Array | None = None,
+    *,
+    classes: Sequence[int] | Array | None = None,
+    margin: float = 0.0,
+    return_perturbations: bool = False,
+    max_bytes: int = 2**31,
+) -> PerSampleSolution:
+    """Smallest latent shift of every single sample to every class: n·K problems.
+
+    Parameters
+    ----------
+    latents, W, b, classes, margin : as of `solve_tac`
+    return_perturbations : also return the shifts, (n, K, d)
+    max_bytes : refuse a result larger than this
+
+    Returns
+    -------
+    PerSampleSolution
+
+    Raises
+    ------
+    TypeError, ValueError
+        As of `solve_tac`, and if the result would take more than ``max_bytes`` bytes.
+    """
+    head = _checks.check_head(W, b)
+    z = _checks.check_latents(latents, head.W)
+    margin = _checks.check_margin(margin)
+    chosen = _checks.check_classes(classes, len(head.W), z.device)
+    dtype = _checks.result_dtype(head.W, head.b, z)
+    width = dtype.itemsize * (1 + (z.shape[1] if return_perturbations else 0)) + 1
+    size = z.shape[0] * len(chosen) * width
+    if size > max_bytes:
+        raise ValueError(f"max_bytes: expected at least {size} for this result, got {max_bytes}")
+    norms, status, perturbations, summary = _custom_ops.solve_samples(
+        z,
+        head.W,
+        head.b,
+        *_custom_ops.prepare_head(head.W),
+        chosen,
+        margin,
+        _checks.check_tol(None, dtype),
+        _checks.check_max_iter(None, len(head.W)),
+        return_perturbations,
+        dtype,
+    )
+    solution = PerSampleSolution(
+        norms,
+        chosen,
+        status,
+        Certificate(*summary.unbind(0)),
+        perturbations if return_perturbations else None,
+        margin,
+    )
+    return solution._as_numpy() if isinstance(latents, np.ndarray) else solution
