@@ -1,0 +1,70 @@
+"""The commands themselves; imported only where Typer and Rich are installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from .demo import DemoResult, run_demo, write_demo
+from .report import before_after_table
+
+app = typer.Typer(
+    name="tacfast",
+    help="Find and remove backdoors in image classifiers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+STAGES = {"train": "training the model", "scan": "scanning it", "repair": "repairing it"}
+
+
+@app.callback()
+def tacfast() -> None:
+    """Find and remove backdoors in image classifiers."""
+
+
+@app.command()
+def demo(
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of everything random; also picks the poisoned class.")
+    ] = 0,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Leave the backdoor out; nothing should be found.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for report.json and norms.png.")] = Path("tacfast-demo"),
+) -> None:
+    """Train a digit classifier with a backdoor, find it, remove it. Exit status 0 if all of that worked."""
+    console = Console()
+    columns = TextColumn("{task.description:>20}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %")
+    with Progress(*columns, TimeElapsedColumn(), console=console) as bars:
+        tasks = {stage: bars.add_task(text, total=None, start=False) for stage, text in STAGES.items()}
+
+        def advance(stage: str, done: int, total: int) -> None:
+            bars.start_task(tasks[stage])
+            bars.update(tasks[stage], completed=done, total=total)
+
+        result = run_demo(seed, clean=clean, on_progress=advance)
+    write_demo(result, out)
+    _print_result(console, result, out)
+    if result.failures:
+        typer.echo(f"tacfast: demo failed: {'; '.join(result.failures)}", err=True)
+        raise typer.Exit(1)
+
+
+def _print_result(console: Console, result: DemoResult, out: Path) -> None:
+    verdict = result.report.verdict
+    truth = "no class" if result.poisoned_class is None else f"class {result.poisoned_class}"
+    found = f", class {result.found_class}" if result.found_class is not None else ""
+    console.print(f"\nVerdict: [bold]{verdict.label}{found}[/bold] (poisoned: {truth})")
+    for reason in verdict.reasons:
+        console.print(f"  {reason}", highlight=False)
+    console.print()
+    console.print(before_after_table(result.before, result.after))
+    console.print(
+        f"{result.seconds:.1f} s; wrote {out / 'report.json'} and {out / 'norms.png'}", highlight=False
+    )

@@ -1,0 +1,40 @@
+"""Entry point of the command ``tacfast``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status; errors are one line, never a traceback.
+
+    Parameters
+    ----------
+    arguments : without the program's name; ``sys.argv[1:]`` if None
+
+    Returns
+    -------
+    int
+        0 success, 1 error or a promise of the demo not kept, 2 wrong usage, 130 interrupted.
+    """
+    try:
+        from ._commands import app
+    except ImportError as error:
+        if error.name is None or error.name.partition(".")[0] not in ("typer", "rich"):
+            raise
+        print("tacfast: the command line needs an extra: pip install 'tacfast[all]'", file=sys.stderr)
+        return 1
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="tacfast")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        print("tacfast: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        lines = str(error).splitlines() or [""]
+        kind = "" if isinstance(error, (ValueError, ImportError, OSError)) else f"{type(error).__name__}: "
+        print(f"tacfast: error: {kind}{lines[0]}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,172 @@
+"""From the norms of the shifts to a verdict about the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .solver import Status, TacSolution
+
+Label = Literal["nothing_found", "suspicious", "inconclusive"]
+
+# The rule until it is calibrated. Neither limit suffices alone at ten classes: clean models reach an index of
+# 3, and backdoored ones a ratio of 0.86. The gaps leave out half of each source class, against natural
+# outliers.
+RULE_TRIM = 0.5
+RULE_MARGIN = 0.0
+MIN_INDEX = 2.0
+MAX_RATIO = 0.86
+# 1 / Φ⁻¹(3/4): makes the median absolute deviation an estimate of a normal's standard deviation.
+MAD_SCALE = 1.4826
+
+# Below these the spread of the norms cannot be told from chance.
+MIN_CLASSES = 5
+MIN_SAMPLES_PER_CLASS = 10
+# A median absolute deviation below this share of the median is rounding, not spread.
+MIN_RELATIVE_MAD = 1e-6
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the norms say about the model. There is no label "clean": nothing found is no proof of anything.
+
+    Attributes
+    ----------
+    label : ``"nothing_found"``, ``"suspicious"`` or ``"inconclusive"``
+    classes : the suspicious classes, worst first; at most one under the present rule
+    index : anomaly index (median − norm) / (1.4826 · MAD) per solved class: positive below the median, −inf
+        for a class that cannot be reached; NaN where it is undefined
+    norms : ‖s_k‖₂ per solved class, +inf for a class that no shift reaches
+    median : of the norms; the mean of the two middle ones if their number is even
+    threshold : the norm below which the smallest class is suspicious; NaN where it is undefined
+    reasons : why, in sentences
+    """
+
+    label: Label
+    classes: tuple[int, ...]
+    index: Mapping[int, float]
+    norms: Mapping[int, float]
+    median: float
+    threshold: float
+    reasons: tuple[str, ...]
+
+
+def detect(solution: TacSolution) -> Verdict:
+    """Judge a solution by whether the norm of one class is far below the others.
+
+    A backdoor is a short cut to its target class, so the shift that sends every clean latent there is small
+    (arXiv 2511.08944). The smallest class is suspicious if its one-sided anomaly index (Neural Cleanse, Wang
+    et al. 2019: distance from the median over 1.4826 · the median absolute deviation) exceeds ``MIN_INDEX`` =
+    2 *and* its norm is less than ``MAX_RATIO`` = 0.86 of the median. Both medians take the mean of the two
+    middle values of an even number. A class that no shift reaches (infeasible) counts as +inf on the far
+    side.
+
+    Parameters
+    ----------
+    solution : norms (K,) of K of the C classes, solved with ``trim=0.5`` and ``margin=0.0``, for which the
+        limits were chosen
+
+    Returns
+    -------
+    Verdict
+        ``inconclusive`` for another trim or margin, a class that was not solved, K < 5, fewer than 10 samples
+        per class of the model (or an unknown number), an infinite median, or no spread (MAD zero).
+
+    Raises
+    ------
+    TypeError
+        If ``solution`` is no `TacSolution`.
+    """
+    if not isinstance(solution, TacSolution):
+        raise TypeError(f"solution: expected a TacSolution (from solve_tac), got {type(solution).__name__}")
+    classes = [int(k) for k in torch.as_tensor(solution.classes).tolist()]
+    norms = torch.as_tensor(solution.norms).double().cpu()
+    median, spread = _median_and_spread(norms)
+    index = (median - norms) / spread if 0 < spread < math.inf else torch.full_like(norms, math.nan)
+    threshold = (
+        median + min((MAX_RATIO - 1) * median, -MIN_INDEX * spread) if math.isfinite(spread) else math.nan
+    )
+    obstacles = _obstacles(solution, len(norms), median, spread)
+    label, found, reasons = (
+        ("inconclusive", (), tuple(obstacles)) if obstacles else _apply_rule(classes, norms, index, median)
+    )
+    return Verdict(
+        label=label,
+        classes=found,
+        index=dict(zip(classes, index.tolist(), strict=True)),
+        norms=dict(zip(classes, norms.tolist(), strict=True)),
+        median=median,
+        threshold=threshold,
+        reasons=reasons,
+    )
+
+
+def _median(values: Tensor) -> float:
+    """Mean of the two middle values of an even number; NaN of none."""
+    if len(values) == 0:
+        return math.nan
+    ordered = values.sort().values.tolist()
+    low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
+    return float(low if low == high else (low + high) / 2)
+
+
+def _median_and_spread(norms: Tensor) -> tuple[float, float]:
+    """Median and 1.4826 · MAD; +inf norms are distant values, as long as fewer than half are infinite."""
+    median = _median(norms)
+    if not math.isfinite(median):
+        return median, math.nan
+    return median, MAD_SCALE * _median((norms - median).abs())
+
+
+def _obstacles(solution: TacSolution, solved: int, median: float, spread: float) -> list[str]:
+    """Every reason why the rule cannot be applied."""
+    found = []
+    if solution.trim != RULE_TRIM or solution.margin != RULE_MARGIN:
+        found.append(
+            f"the limits hold for trim {RULE_TRIM} and margin {RULE_MARGIN}, "
+            f"the solution has trim {solution.trim} and margin {solution.margin}"
+        )
+    failed = [
+        f"class {int(k)} ({status.name})"
+        for k, status in zip(solution.classes, solution.statuses, strict=True)
+        if status not in (Status.OPTIMAL, Status.INFEASIBLE)
+    ]
+    if failed:
+        found.append(f"not every norm is reliable: the solver failed for {', '.join(failed)}")
+    if solved < MIN_CLASSES:
+        found.append(f"at least {MIN_CLASSES} classes are needed to see an outlier, {solved} were solved")
+    needed = MIN_SAMPLES_PER_CLASS * len(solution.gaps)
+    if solution.n_samples < needed:
+        seen = solution.n_samples or "an unknown number"
+        found.append(f"at least {needed} samples ({MIN_SAMPLES_PER_CLASS} per class) are needed, got {seen}")
+    if failed or solved < MIN_CLASSES:
+        return found
+    if not math.isfinite(median):
+        found.append(
+            "half of the classes or more cannot be reached by any shift: the median norm is infinite"
+        )
+    elif not spread > MAD_SCALE * MIN_RELATIVE_MAD * median:
+        found.append("at least half of the norms are equal: their median absolute deviation is zero")
+    return found
+
+
+def _apply_rule(
+    classes: list[int], norms: Tensor, index: Tensor, median: float
+) -> tuple[Label, tuple[int, ...], tuple[str, ...]]:
+    smallest = int(norms.argmin())
+    k, norm, score = classes[smallest], float(norms[smallest]), float(index[smallest])
+    ratio = norm / median
+    low_index = f"its anomaly index is {score:.2f} (suspicious above {MIN_INDEX:g})"
+    low_ratio = (
+        f"its norm {norm:.4g} is {ratio:.3f} of the median {median:.4g} (suspicious below {MAX_RATIO:g})"
+    )
+    facts = (f"class {k} is the easiest to reach: {low_index}", low_ratio)
+    if score > MIN_INDEX and ratio < MAX_RATIO:
+        return "suspicious", (k,), facts
+    closing = "nothing found is no proof that the model is clean: some backdoors leave no single short cut"
+    return "nothing_found", (), (*facts, closing)

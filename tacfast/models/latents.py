@@ -1,0 +1,166 @@
+"""Stream latents, logits and labels out of a classifier without changing it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .head import Head, evaluation_mode, find_head
+
+
+@dataclass(frozen=True, eq=False)
+class LatentBatch:
+    """One batch on its way through the head.
+
+    Attributes
+    ----------
+    latents : (n, d), the input of the head
+    logits : (n, C), the output of the head
+    labels : (n,) int64, or None if the loader gives none
+    """
+
+    latents: Tensor
+    logits: Tensor
+    labels: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """Everything that `extract_latents` saw, on the CPU, in the order of the loader.
+
+    Attributes
+    ----------
+    latents : (n, d), in the dtype of the model
+    logits : (n, C)
+    labels : (n,) int64, or None if the loader gives none
+    head : the layer between the two
+    """
+
+    latents: Tensor
+    logits: Tensor
+    labels: Tensor | None
+    head: Head
+
+
+def split_batch(batch: Any, num_classes: int | None = None) -> tuple[Tensor, Tensor | None]:
+    """Split what a loader yields, ``inputs``, ``(inputs,)`` or ``(inputs, labels)``, and check both.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the loader, what was expected and what came; also for a label outside 0 … ``num_classes`` − 1.
+    """
+    parts = list(batch) if isinstance(batch, (tuple, list)) else [batch]
+    if len(parts) not in (1, 2) or not all(isinstance(part, Tensor) for part in parts):
+        came = ", ".join(type(part).__name__ for part in parts)
+        raise TypeError(
+            f"loader: expected batches that are tensors (inputs) or (inputs, labels), got ({came})"
+        )
+    inputs, labels = parts[0], parts[1] if len(parts) == 2 else None
+    if inputs.ndim == 0 or len(inputs) == 0:
+        raise ValueError(f"loader: expected batches of at least one input, got shape {tuple(inputs.shape)}")
+    if labels is None:
+        return inputs, None
+    if labels.shape != (len(inputs),) or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(
+            f"loader: expected one integer label per input, shape ({len(inputs)},), "
+            f"got {labels.dtype} of shape {tuple(labels.shape)}"
+        )
+    labels = labels.long()
+    if num_classes is not None and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
+        worst = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
+        raise ValueError(
+            f"loader: expected labels 0 to {num_classes - 1}, the classes of the head, got {worst}"
+        )
+    return inputs, labels
+
+
+def first_inputs(loader: Iterable[Any]) -> Tensor:
+    """Return the inputs of the first batch, to find the head with."""
+    for batch in loader:
+        return split_batch(batch)[0]
+    raise ValueError("loader: expected at least one batch, got none")
+
+
+@contextmanager
+def latent_batches(model: nn.Module, loader: Iterable[Any], head: Head) -> Iterator[Iterator[LatentBatch]]:
+    """Open an iterator of `LatentBatch`, with the model in evaluation mode and without gradients.
+
+    On leaving the context, training modes and hooks are what they were, also after an exception. Labels are
+    on the device of the model.
+    """
+    seen: list[tuple[Tensor, Tensor]] = []
+    handle = head.module.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
+
+    def batches() -> Iterator[LatentBatch]:
+        for batch in loader:
+            inputs, labels = split_batch(batch, head.num_classes)
+            seen.clear()
+            with torch.no_grad():
+                model(inputs.to(head.device, non_blocking=True))
+            latents, logits = seen[-1]
+            yield LatentBatch(
+                latents.detach(), logits.detach(), None if labels is None else labels.to(head.device)
+            )
+
+    try:
+        with evaluation_mode(model):
+            yield batches()
+    finally:
+        handle.remove()
+
+
+def extract_latents(model: nn.Module, loader: Iterable[Any], head: Head | str | None = None) -> Latents:
+    """Collect the latents φ(x), logits and labels of every sample of a loader.
+
+    The model runs in evaluation mode without gradients; its training modes and hooks are restored, also after
+    an exception. All n rows are kept in memory (n·(d + C) numbers): `tacfast.scan` streams instead.
+
+    Parameters
+    ----------
+    model : a classifier that ends in a linear layer
+    loader : yields ``inputs`` or ``(inputs, labels)``; labels are integers of shape (n,)
+    head : result of `find_head`, or the name of the layer; found on the first batch if None
+
+    Returns
+    -------
+    Latents
+
+    Raises
+    ------
+    HeadError
+        See `find_head`.
+    TypeError, ValueError
+        If the loader yields nothing or something else than described, or a label is not a class of the head.
+    """
+    found = resolve_head(model, loader, head)
+    collected: list[LatentBatch] = []
+    with latent_batches(model, loader, found) as batches:
+        for batch in batches:
+            labels = None if batch.labels is None else batch.labels.cpu()
+            collected.append(LatentBatch(batch.latents.cpu(), batch.logits.cpu(), labels))
+    if not collected:
+        raise ValueError("loader: expected at least one batch, got none")
+    with_labels = [batch.labels for batch in collected if batch.labels is not None]
+    if len(with_labels) not in (0, len(collected)):
+        raise ValueError(
+            f"loader: expected labels in every batch or in none, got {len(with_labels)} of {len(collected)}"
+        )
+    return Latents(
+        torch.cat([batch.latents for batch in collected]),
+        torch.cat([batch.logits for batch in collected]),
+        torch.cat(with_labels) if with_labels else None,
+        found,
+    )
+
+
+def resolve_head(model: nn.Module, loader: Iterable[Any], head: Head | str | None) -> Head:
+    """Return ``head`` if it is a `Head`; otherwise find it on the first batch, by name or as the last layer."""
+    if isinstance(head, Head):
+        return head
+    return find_head(model, first_inputs(loader), name=head)

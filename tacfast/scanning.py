@@ -1,0 +1,95 @@
+"""Scan a model: stream its latents, solve for the shifts, judge their norms."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .detection import RULE_TRIM, Verdict, detect
+from .models.head import Head
+from .models.latents import latent_batches, resolve_head
+from .solver import GapMatrix, TacSolution
+
+
+@dataclass(frozen=True, eq=False)
+class ScanReport:
+    """What a scan found.
+
+    Attributes
+    ----------
+    verdict : the judgement with its reasons
+    solution : the shift s_k towards every class, with norms and certificate
+    head : the layer whose inputs were taken as latents
+    accuracy : share of the samples that the model classifies as labelled; None without labels
+    timings : seconds for ``"latents"`` (running the model), ``"solve"`` and ``"total"``
+    """
+
+    verdict: Verdict
+    solution: TacSolution
+    head: Head
+    accuracy: float | None
+    timings: Mapping[str, float]
+
+
+def scan(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    head: Head | str | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> ScanReport:
+    """Look for a backdoor in a classifier, given clean samples that it was not trained on.
+
+    For every class k the smallest shift s_k of the latents that sends the samples there is found exactly (P_k
+    of arXiv 2511.08944, in the trimmed form that `tacfast.detect` was made for), and the norms are compared.
+    Latents are streamed; n·C logits are kept, because trimming is an order statistic. The model is not
+    changed.
+
+    Parameters
+    ----------
+    model : a classifier whose output is that of a linear layer; run where its weights are
+    loader : yields ``inputs`` or ``(inputs, labels)``; labels, integers of shape (n,), only serve
+        ``accuracy``
+    head : result of `find_head`, or the name of the layer; found on the first batch if None
+    on_batch : called after each batch with the number of samples seen so far
+
+    Returns
+    -------
+    ScanReport
+
+    Raises
+    ------
+    HeadError
+        If the model does not end in a linear layer; see `find_head`.
+    TypeError, ValueError
+        If the loader yields nothing or something else than described, or a label is not a class of the head.
+    """
+    start = time.perf_counter()
+    found = resolve_head(model, loader, head)
+    gaps = GapMatrix(found.weight, found.bias, keep_logits=True)
+    correct = labelled = 0
+    with latent_batches(model, loader, found) as batches:
+        for batch in batches:
+            gaps.update(batch.latents)
+            if batch.labels is not None:
+                labelled += len(batch.labels)
+                correct += int((batch.logits.argmax(1) == batch.labels).sum())
+            if on_batch is not None:
+                on_batch(gaps.n_samples)
+    if gaps.n_samples == 0:
+        raise ValueError("loader: expected at least one batch, got none")
+    streamed = time.perf_counter()
+    solution = gaps.solve(trim=RULE_TRIM, raise_on_failure=False)
+    verdict = detect(solution)
+    end = time.perf_counter()
+    return ScanReport(
+        verdict=verdict,
+        solution=solution,
+        head=found,
+        accuracy=correct / labelled if labelled else None,
+        timings={"latents": streamed - start, "solve": end - streamed, "total": end - start},
+    )
