@@ -47,7 +47,6 @@ struct HeadPreparation {
     double* gram;            // (C, C), out: rows * rows'
     double longest = 0;      // out: the largest |w_j|, before centring
     int threads;             // at most so many
-    int64_t first_bad = -1;  // out: the flat index of the first entry of W that is not finite
 };
 
 // Rows of float64 matrices start on 64-byte boundaries.

@@ -14,7 +14,7 @@ T* at(uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
 
-py::tuple prepare_head(int scalar, uintptr_t W, int64_t classes, int64_t dim, int64_t row_stride, uintptr_t rows,
+double prepare_head(int scalar, uintptr_t W, int64_t classes, int64_t dim, int64_t row_stride, uintptr_t rows,
                        uintptr_t gram, int threads) {
     tacfast::HeadPreparation args;
     args.scalar = Scalar(scalar);
@@ -25,11 +25,8 @@ py::tuple prepare_head(int scalar, uintptr_t W, int64_t classes, int64_t dim, in
     args.rows = at<double>(rows);
     args.gram = at<double>(gram);
     args.threads = threads;
-    {
-        py::gil_scoped_release release;
-        tacfast::cpu::prepare_head(args);
-    }
-    return py::make_tuple(args.longest, args.first_bad);
+    tacfast::cpu::prepare_head(args);
+    return args.longest;
 }
 
 int64_t update_gaps(int scalar, uintptr_t logits, int64_t n, int64_t classes, int64_t row_stride, uintptr_t gaps,
@@ -114,7 +111,7 @@ PYBIND11_MODULE(_C, m) {
     const py::call_guard<py::gil_scoped_release> unlocked;
     m.def("build_info", &build_info);
     m.def("padded_dim", &tacfast::padded_dim);
-    m.def("prepare_head", &prepare_head);
+    m.def("prepare_head", &prepare_head, unlocked);
     m.def("gap_workspace_bytes", [](int scalar, int64_t n, int64_t classes, int threads) {
         return tacfast::cpu::gap_workspace_bytes(Scalar(scalar), n, classes, threads);
     });

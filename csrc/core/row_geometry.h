@@ -1,8 +1,8 @@
 // The active set seen through the rows of W themselves: slower, and accurate up to condition numbers that the Gram
 // matrix squares out of reach (a class within 1e-9 of the hull of the others, rows that differ in the last digits).
 //
-// It keeps the dual basis N of the active rows: N_i lies in their span and N_i'a_j = 1 if i = j, else 0. Every use of
-// N is followed by corrections with the residual of the rows, so that its own rounding does not reach the result.
+// It keeps the dual basis N of the active rows: N_i lies in their span and N_i'a_j = 1 if i = j, else 0. A new row is
+// made orthogonal to the active ones in several passes, so that the rounding of N does not add up.
 #pragma once
 
 #include "core/active_set.h"
@@ -93,33 +93,18 @@ struct RowGeometry {
         team.sync();
     }
 
-    // The point s = N'rho and its multipliers N s, each corrected with its own residual.
+    // The point s = N'rho and its multipliers N s. Neither is corrected with its residual, which would be rounding on
+    // the scale of |a||s| and of sum |lambda||a|: this way |s|^2 = rho'lambda to the last digits, however large N is.
     template <class Team>
     TACFAST_HD void solve(const Team& team, const Constraints& c, ActiveSet& set) {
-        const int m = set.size;
-        const double* wk = row(c.target);
         reset(team);
-        for (int pass = 0; pass <= kCorrections; ++pass) {
-            team.each(m, [&](int i) {
-                const int j = set.index[i];
-                set.coef[i] = c.rho[j] - along(wk, j, point);
-                set.lambda[i] = 0;
-            });
-            team.sync();
-            for (int i = 0; i < m; ++i) {
-                const double residual = set.coef[i];
-                team.each(head.dim, [&](int x) { point[x] += residual * dual(i)[x]; });
-            }
-            team.sync();
+        for (int i = 0; i < set.size; ++i) {
+            const double rho = c.rho[set.index[i]];
+            team.each(head.dim, [&](int x) { point[x] += rho * dual(i)[x]; });
         }
-        for (int pass = 0; pass < kCorrections; ++pass) {
-            team.each(head.dim, [&](int x) { normal[x] = point[x]; });
-            team.sync();
-            subtract_active(team, c, set, set.lambda, normal);
-            team.sync();
-            team.each(m, [&](int i) { set.lambda[i] += dot(dual(i), normal); });
-            team.sync();
-        }
+        team.sync();
+        team.each(set.size, [&](int i) { set.lambda[i] = dot(dual(i), point); });
+        team.sync();
     }
 
     template <class Team>

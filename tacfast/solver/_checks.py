@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ._results import Array
 
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 METHODS = ("auto", "active-set", "projected-gradient")
 
 
@@ -100,20 +101,28 @@ def check_logits(logits: Array, W: Tensor) -> Tensor:
 
 
 def check_classes(classes: Sequence[int] | Array | None, n_classes: int, device: torch.device) -> Tensor:
-    """Check a selection of classes; None means all. Returns int64 (K,) on ``device``."""
+    """Check the type of a selection of classes; None means all. Returns int64 (K,) on ``device``.
+
+    The values are checked by `check_class_values`, inside the operators, where a traced tensor has some.
+    """
     if classes is None:
         return torch.arange(n_classes, device=device)
     chosen = torch.as_tensor(classes)
     if chosen.numel() == 0:
         return torch.empty(0, dtype=torch.int64, device=device)
-    if chosen.ndim != 1 or chosen.dtype.is_floating_point or chosen.dtype in (torch.bool, torch.complex64):
+    if chosen.ndim != 1 or chosen.dtype not in _INTEGERS:
         raise TypeError(f"classes: expected a 1-D sequence of integers, got {classes!r}")
-    outside = [k for k in chosen.tolist() if not 0 <= k < n_classes]
+    return chosen.to(device=device, dtype=torch.int64)
+
+
+def check_class_values(classes: Tensor, n_classes: int) -> None:
+    """Check that classes (K,), on the CPU, lie in [0, n_classes) and do not repeat."""
+    values = classes.tolist()
+    outside = [k for k in values if not 0 <= k < n_classes]
     if outside:
         raise ValueError(f"classes: expected values in [0, {n_classes}), got {outside[0]}")
-    if len(set(chosen.tolist())) != len(chosen):
-        raise ValueError(f"classes: expected no duplicates, got {chosen.tolist()}")
-    return chosen.to(device=device, dtype=torch.int64)
+    if len(set(values)) != len(values):
+        raise ValueError(f"classes: expected no duplicates, got {values}")
 
 
 def check_margin(margin: float) -> float:
@@ -157,4 +166,6 @@ def check_max_iter(max_iter: int | None, n_classes: int) -> int:
 
 def result_dtype(*tensors: Tensor | None) -> torch.dtype:
     """float64 if any tensor is, else float32."""
-    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
+    return (
+        torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
+    )

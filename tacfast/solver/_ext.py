@@ -53,7 +53,7 @@ def prepare_head(W: Tensor) -> Prepared:
     n_classes, dim = weight.shape
     rows = torch.empty((n_classes, _C.padded_dim(dim)), dtype=torch.float64)
     gram = torch.empty((n_classes, n_classes), dtype=torch.float64)
-    longest, _ = _C.prepare_head(
+    longest = _C.prepare_head(
         _scalar(weight),
         weight.data_ptr(),
         n_classes,

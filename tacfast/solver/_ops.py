@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _ext, _reference
+from ._checks import check_class_values
 from ._dense import all_active_multipliers
 from ._ext import backend
 from ._projected_gradient import predict_multipliers
@@ -21,11 +22,14 @@ _Problem: TypeAlias = "tuple[Prepared, int, Tensor | None, float, Tensor, Tensor
 _CHUNK_BYTES = 4 << 20
 
 
-def prepare_head_impl(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """See `_reference.prepare_head`; raises ValueError if an entry of W is not finite."""
+def prepare_head_impl(W: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """See `_reference.prepare_head`; raises ValueError if an entry of W or the bias is not finite."""
+    if W.device.type == "cpu":
+        if first_bad(W) >= 0:
+            raise ValueError(f"W: expected finite values, got {_describe(W)}")
+        if bias is not None and (bad := first_bad(bias)) >= 0:
+            raise ValueError(f"b: expected finite values, got {float(bias[bad])} at index {bad}")
     prepared = backend(W.device).prepare_head(W)
-    if W.device.type == "cpu" and not prepared.longest.isfinite():
-        raise ValueError(f"W: expected finite values, got {_describe(W)}")
     return tuple(prepared)  # type: ignore[return-value]
 
 
@@ -45,7 +49,11 @@ def gaps_of_latents_impl(gaps: Tensor, latents: Tensor, rows: Tensor, bias: Tens
 def gaps_of_logits_impl(gaps: Tensor, logits: Tensor) -> Tensor:
     """Transposed gap matrix (C, C) after logits (n, C), in the dtype of ``gaps``."""
     result = gaps.clone(memory_format=torch.contiguous_format)
-    chunk = len(logits) if logits.dtype == gaps.dtype else max(1, _CHUNK_BYTES // (len(gaps) * gaps.element_size()))
+    chunk = (
+        len(logits)
+        if logits.dtype == gaps.dtype
+        else max(1, _CHUNK_BYTES // (len(gaps) * gaps.element_size()))
+    )
     for start in range(0, len(logits), chunk):
         part = logits[start : start + chunk]
         bad = backend(gaps.device).update_gaps(result, part.to(gaps.dtype))
@@ -77,8 +85,10 @@ def solve_classes_impl(
     raise_on_failure: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Solve the QP of every class in ``classes`` from R = ``gaps``; the fields of `_reference.Raw`."""
-    if gaps.device.type == "cpu" and (bad := first_bad(gaps)) >= 0:
-        raise ValueError(f"gaps: expected finite values, got {gaps.reshape(-1)[bad]} at {divmod(bad, len(gaps))}")
+    if gaps.device.type == "cpu":
+        check_class_values(classes, len(gaps))
+        if first_bad(gaps) >= 0:
+            raise ValueError(f"R: expected finite values, got {_describe(gaps)}")
     wide_bias = None if bias is None else bias.double().contiguous()
     same = 4 * torch.finfo(W.dtype).eps * float(longest)
     head = Prepared(rows, gram, longest)
@@ -135,8 +145,10 @@ def solve_samples_impl(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One QP per latent and class; the fields of `_reference.RawSamples`."""
     logits = logits_impl(latents, rows, bias, dtype)
-    if logits.device.type == "cpu" and (bad := first_bad(logits)) >= 0:
-        raise ValueError(_explain_bad_logit(latents, 0, bad, len(W)))
+    if logits.device.type == "cpu":
+        check_class_values(classes, len(W))
+        if (bad := first_bad(logits)) >= 0:
+            raise ValueError(_explain_bad_logit(latents, 0, bad, len(W)))
     raw = backend(logits.device).solve_samples(
         Prepared(rows, gram, longest),
         W.shape[1],
@@ -192,7 +204,8 @@ def _explain_failure(solution: TacSolution, failed: list[int]) -> str:
     first = failed[0]
     status = solution.statuses[first]
     worst = {
-        name: float(getattr(solution.certificate, name)[first]) for name in ("primal", "dual", "stationarity", "gap")
+        name: float(getattr(solution.certificate, name)[first])
+        for name in ("primal", "dual", "stationarity", "gap")
     }
     residuals = ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
     return (

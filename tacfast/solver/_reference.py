@@ -56,8 +56,8 @@ def prepare_head(W: Tensor) -> Prepared:
 
 def first_bad(values: Tensor) -> int:
     """Flat index of the first entry that is not finite, or -1."""
-    bad = (~values.isfinite()).reshape(-1)
-    return int(bad.int().argmax()) if bool(bad.any()) else -1
+    finite = values.isfinite()
+    return -1 if bool(finite.all()) else int((~finite).reshape(-1).int().argmax())
 
 
 def update_gaps(gaps: Tensor, logits: Tensor) -> int:
@@ -233,7 +233,9 @@ def _certify_ray(rows: Tensor, rho: Tensor, kept: Tensor, k: int, ray: Tensor) -
     gain = rho @ lam - rounding * (rho.abs() @ lam)
     reach = gain.clamp(min=0) / (combined.norm() + rounding * terms)
     nan = torch.full_like(terms, torch.nan)
-    return torch.stack([nan, terms * 0, _ratio(combined.norm(), terms), nan, reach, nan.new_tensor(torch.inf)])
+    return torch.stack(
+        [nan, terms * 0, _ratio(combined.norm(), terms), nan, reach, nan.new_tensor(torch.inf)]
+    )
 
 
 def _dual_active_set(A: Tensor, rho: Tensor, max_iter: int) -> tuple[Status, Tensor, Tensor]:

@@ -112,7 +112,13 @@ class TacSolution:
         return [Status(int(value)) for value in self.status.tolist()]
 
     def flipped(
-        self, latents: Array, W: Array, b: Array | None = None, *, scale: float = 1.0, tie_tol: float | None = None
+        self,
+        latents: Array,
+        W: Array,
+        b: Array | None = None,
+        *,
+        scale: float = 1.0,
+        tie_tol: float | None = None,
     ) -> Array:
         """Share of the samples that ``scale`` · s_k sends to class k.
 
@@ -140,7 +146,11 @@ class TacSolution:
         tol = 16 * torch.finfo(s.dtype).eps if tie_tol is None else tie_tol
         shares = torch.zeros(len(s), dtype=torch.float64, device=s.device)
         weight = head.W.double() - head.W.double().mean(0)
-        bias = torch.zeros(len(weight), dtype=torch.float64, device=s.device) if head.b is None else head.b.double()
+        bias = (
+            torch.zeros(len(weight), dtype=torch.float64, device=s.device)
+            if head.b is None
+            else head.b.double()
+        )
         shift = scale * s.double()
         for rows in z.split(8192):
             logits = rows.double() @ weight.T + bias
@@ -159,7 +169,8 @@ class TacSolution:
         from safetensors.torch import save
 
         tensors = {
-            name: torch.as_tensor(value).detach().cpu().contiguous() for name, value in _tensors_of(self).items()
+            name: torch.as_tensor(value).detach().cpu().contiguous()
+            for name, value in _tensors_of(self).items()
         }
         scalars = {"n_samples": self.n_samples, "margin": self.margin, "trim": self.trim}
         _write_atomically(Path(path), save(tensors, metadata={"tacfast.TacSolution": json.dumps(scalars)}))

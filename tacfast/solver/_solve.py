@@ -119,7 +119,7 @@ def solve_tac_per_sample(
         z,
         head.W,
         head.b,
-        *_custom_ops.prepare_head(head.W),
+        *_custom_ops.prepare_head(head.W, head.b),
         chosen,
         margin,
         _checks.check_tol(None, dtype),
