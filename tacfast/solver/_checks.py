@@ -1,6 +1,4 @@
-"""Argument checks shared by everything public in the solver: each error names the argument, what was expected and
-what came.
-"""  # noqa: D205
+"""Argument checks of the solver: each error names the argument, what was expected and what came."""
 
 from __future__ import annotations
 
@@ -166,6 +164,4 @@ def check_max_iter(max_iter: int | None, n_classes: int) -> int:
 
 def result_dtype(*tensors: Tensor | None) -> torch.dtype:
     """float64 if any tensor is, else float32."""
-    return (
-        torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
-    )
+    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32

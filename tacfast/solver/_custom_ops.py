@@ -21,21 +21,18 @@ def _operator(implementation: Callable[..., Any], fake: Callable[..., Any]) -> C
     operator.register_fake(fake)
 
     def call(*args: Any) -> Any:
-        traced = torch.compiler.is_compiling() or any(
-            isinstance(a, Tensor) and type(a) is not Tensor for a in args
-        )
+        traced = torch.compiler.is_compiling() or any(isinstance(a, Tensor) and type(a) is not Tensor for a in args)
         return operator(*args) if traced else implementation(*args)
 
     return call
 
 
 def _fake_prepare_head(W: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    wide = {"dtype": torch.float64}
     n_classes, dim = W.shape
     return (
-        W.new_empty((n_classes, padded_dim(dim)), **wide),
-        W.new_empty((n_classes, n_classes), **wide),
-        W.new_empty((), **wide),
+        W.new_empty((n_classes, padded_dim(dim)), dtype=torch.float64),
+        W.new_empty((n_classes, n_classes), dtype=torch.float64),
+        W.new_empty((), dtype=torch.float64),
     )
 
 

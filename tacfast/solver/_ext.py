@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _reference
-from ._reference import Prepared, Raw, RawSamples
+from ._reference import Prepared, Problem, Raw, RawSamples
 
 CROWDED = 5  # status of a class that was given up because its active set outgrew max_active
 
@@ -90,10 +90,7 @@ def trimmed_gaps(gaps: Tensor, chunks: list[Tensor], trim: float) -> Tensor:
     """See `_reference.trimmed_gaps`."""
     values = [_unit_columns(chunk.to(gaps.dtype)) for chunk in chunks]
     rows = torch.cat(
-        [
-            chunk.data_ptr() + torch.arange(len(chunk)) * (chunk.stride(0) * chunk.element_size())
-            for chunk in values
-        ]
+        [chunk.data_ptr() + torch.arange(len(chunk)) * (chunk.stride(0) * chunk.element_size()) for chunk in values]
     )
     trimmed = gaps.clone(memory_format=torch.contiguous_format)
     threads, scalar = torch.get_num_threads(), _scalar(gaps)
@@ -111,25 +108,13 @@ def trimmed_gaps(gaps: Tensor, chunks: list[Tensor], trim: float) -> Tensor:
     return trimmed
 
 
-def solve_classes(
-    head: Prepared,
-    dim: int,
-    bias: Tensor | None,
-    same: float,
-    gaps: Tensor,
-    targets: Tensor,
-    margin: float,
-    tol: float,
-    max_iter: int,
-    max_active: int | None = None,
-    guess: Tensor | None = None,
-) -> Raw:
+def solve_classes(problem: Problem, gaps: Tensor, *, max_active: int | None = None, guess: Tensor | None = None) -> Raw:
     """See `_reference.solve_classes`.
 
     ``guess`` (K, C) float64 are multipliers to try as they are, and to take the first active set from. A class whose
     active set outgrows ``max_active`` is given up with status CROWDED.
     """
-    n_classes, count, threads = len(gaps), len(targets), torch.get_num_threads()
+    n_classes, count, dim, threads = len(gaps), len(problem.classes), problem.dim, torch.get_num_threads()
     raw = Raw(
         torch.empty((count, dim), dtype=gaps.dtype),
         torch.empty(count, dtype=gaps.dtype),
@@ -140,20 +125,20 @@ def solve_classes(
     workspace = _workspace(_C.solve_workspace_bytes(n_classes, dim, threads))
     _C.solve_classes(
         _scalar(gaps),
-        head.rows.data_ptr(),
-        head.gram.data_ptr(),
+        problem.head.rows.data_ptr(),
+        problem.head.gram.data_ptr(),
         n_classes,
         dim,
-        _address(bias),
-        same,
+        _address(problem.bias),
+        problem.same,
         gaps.data_ptr(),
         gaps.stride(0),
         gaps.stride(1),
-        targets.data_ptr(),
+        problem.classes.data_ptr(),
         count,
-        margin,
-        tol,
-        max_iter,
+        problem.margin,
+        problem.tol,
+        problem.max_iter,
         n_classes if max_active is None else max_active,
         _address(guess),
         raw.perturbations.data_ptr(),
@@ -167,21 +152,11 @@ def solve_classes(
     return raw
 
 
-def solve_samples(
-    head: Prepared,
-    dim: int,
-    bias: Tensor | None,
-    same: float,
-    logits: Tensor,
-    targets: Tensor,
-    margin: float,
-    tol: float,
-    max_iter: int,
-    return_perturbations: bool,
-) -> RawSamples:
+def solve_samples(problem: Problem, logits: Tensor, return_perturbations: bool) -> RawSamples:
     """See `_reference.solve_samples`."""
     values = logits.contiguous()
-    (n, n_classes), count, threads = values.shape, len(targets), torch.get_num_threads()
+    (n, n_classes), count, dim = values.shape, len(problem.classes), problem.dim
+    threads = torch.get_num_threads()
     norms = torch.empty((n, count), dtype=values.dtype)
     status = torch.empty((n, count), dtype=torch.int8)
     perturbations = torch.empty((n, count, dim if return_perturbations else 0), dtype=values.dtype)
@@ -189,19 +164,19 @@ def solve_samples(
     workspace = _workspace(_C.sample_workspace_bytes(n_classes, dim, count, threads))
     _C.solve_samples(
         _scalar(values),
-        head.rows.data_ptr(),
-        head.gram.data_ptr(),
+        problem.head.rows.data_ptr(),
+        problem.head.gram.data_ptr(),
         n_classes,
         dim,
-        _address(bias),
-        same,
+        _address(problem.bias),
+        problem.same,
         values.data_ptr(),
         n,
-        targets.data_ptr(),
+        problem.classes.data_ptr(),
         count,
-        margin,
-        tol,
-        max_iter,
+        problem.margin,
+        problem.tol,
+        problem.max_iter,
         norms.data_ptr(),
         status.data_ptr(),
         perturbations.data_ptr() if return_perturbations else 0,

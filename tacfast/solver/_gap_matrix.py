@@ -153,9 +153,7 @@ class GapMatrix:
             If the processes disagree on W or b or on the dtype, or logits are kept (they do not reduce).
         """
         if self._logits is not None:
-            raise ValueError(
-                "keep_logits: expected False for all_reduce, got True: logits do not reduce to O(C²)"
-            )
+            raise ValueError("keep_logits: expected False for all_reduce, got True: logits do not reduce to O(C²)")
         gaps = self._gaps_in(_checks.result_dtype(self._W, self._b))
         mark = int(self.fingerprint[:15], 16) * 2 + (gaps.dtype == torch.float64)
         marks = torch.tensor([mark, -mark], dtype=torch.int64, device=gaps.device)
@@ -187,9 +185,7 @@ class GapMatrix:
         chosen = _checks.check_classes(classes, len(seen), seen.device)
         if trim > 0:
             if self._logits is None:
-                raise ValueError(
-                    f"trim: expected keep_logits=True for trim > 0, got keep_logits=False, trim={trim}"
-                )
+                raise ValueError(f"trim: expected keep_logits=True for trim > 0, got keep_logits=False, trim={trim}")
             seen = _custom_ops.trimmed_gaps(seen, self._logits, trim)
         R = seen.T.contiguous()
         raw = Raw(
@@ -241,9 +237,7 @@ class GapMatrix:
         """
         missing = {"fingerprint", "gaps", "logits", "n_samples", "numpy"} - set(state)
         if missing:
-            raise ValueError(
-                f"state: expected the fields of GapMatrix.state_dict, got none named {sorted(missing)}"
-            )
+            raise ValueError(f"state: expected the fields of GapMatrix.state_dict, got none named {sorted(missing)}")
         if state["fingerprint"] != self.fingerprint:
             raise ValueError("state: expected a gap matrix of the same W and b, got one of another head")
         device = self._W.device

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,10 +12,8 @@ from ._checks import check_class_values
 from ._dense import all_active_multipliers
 from ._ext import backend
 from ._projected_gradient import predict_multipliers
-from ._reference import Prepared, Raw, first_bad
+from ._reference import Prepared, Problem, Raw, RawSamples, first_bad
 from ._results import Certificate, SolverError, Status, TacSolution
-
-_Problem: TypeAlias = "tuple[Prepared, int, Tensor | None, float, Tensor, Tensor, float, float, int]"
 
 # Bytes of logits per step of the stream: fits the caches, and is long enough for an efficient matrix product.
 _CHUNK_BYTES = 4 << 20
@@ -29,8 +26,8 @@ def prepare_head_impl(W: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, T
             raise ValueError(f"W: expected finite values, got {_describe(W)}")
         if bias is not None and (bad := first_bad(bias)) >= 0:
             raise ValueError(f"b: expected finite values, got {float(bias[bad])} at index {bad}")
-    prepared = backend(W.device).prepare_head(W)
-    return tuple(prepared)  # type: ignore[return-value]
+    prepared: Prepared = backend(W.device).prepare_head(W)
+    return prepared.rows, prepared.gram, prepared.longest
 
 
 def gaps_of_latents_impl(gaps: Tensor, latents: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
@@ -49,11 +46,7 @@ def gaps_of_latents_impl(gaps: Tensor, latents: Tensor, rows: Tensor, bias: Tens
 def gaps_of_logits_impl(gaps: Tensor, logits: Tensor) -> Tensor:
     """Transposed gap matrix (C, C) after logits (n, C), in the dtype of ``gaps``."""
     result = gaps.clone(memory_format=torch.contiguous_format)
-    chunk = (
-        len(logits)
-        if logits.dtype == gaps.dtype
-        else max(1, _CHUNK_BYTES // (len(gaps) * gaps.element_size()))
-    )
+    chunk = len(logits) if logits.dtype == gaps.dtype else max(1, _CHUNK_BYTES // (len(gaps) * gaps.element_size()))
     for start in range(0, len(logits), chunk):
         part = logits[start : start + chunk]
         bad = backend(gaps.device).update_gaps(result, part.to(gaps.dtype))
@@ -89,29 +82,33 @@ def solve_classes_impl(
         check_class_values(classes, len(gaps))
         if first_bad(gaps) >= 0:
             raise ValueError(f"R: expected finite values, got {_describe(gaps)}")
-    wide_bias = None if bias is None else bias.double().contiguous()
-    same = 4 * torch.finfo(W.dtype).eps * float(longest)
-    head = Prepared(rows, gram, longest)
-    problem = (head, W.shape[1], wide_bias, same, gaps, classes.contiguous(), margin, tol, max_iter)
-    raw = _solve(problem, method)
+    problem = _problem(W, bias, Prepared(rows, gram, longest), classes, margin, tol, max_iter)
+    raw = _solve(problem, gaps, method)
     if raise_on_failure:
         failed = [r for r, value in enumerate(raw.status.tolist()) if value > Status.INFEASIBLE]
         if failed:
             solution = dress(raw, gaps, classes, n_samples, margin, trim)
             raise SolverError(_explain_failure(solution, failed), solution)
-    return tuple(raw)  # type: ignore[return-value]
+    return raw.perturbations, raw.norms, raw.status, raw.duals, raw.certificate
 
 
-def _solve(problem: _Problem, method: str) -> Raw:
-    head, gaps, classes, margin = problem[0], problem[4], problem[5], problem[6]
+def _problem(
+    W: Tensor, bias: Tensor | None, head: Prepared, classes: Tensor, margin: float, tol: float, max_iter: int
+) -> Problem:
+    wide_bias = None if bias is None else bias.double().contiguous()
+    same = 4 * torch.finfo(W.dtype).eps * float(head.longest)
+    return Problem(head, W.shape[1], wide_bias, same, classes.contiguous(), margin, tol, max_iter)
+
+
+def _solve(problem: Problem, gaps: Tensor, method: str) -> Raw:
     if backend(gaps.device) is _reference:
-        return _reference.solve_classes(*problem)  # one method there, to the same answer
+        return _reference.solve_classes(problem, gaps)  # one method there, to the same answer
     guess = None
     if method == "projected-gradient":
-        guess = predict_multipliers(head.gram, gaps, classes, margin)
-    elif method == "auto" and _is_dense(problem):
-        guess = all_active_multipliers(head.gram, gaps, classes, margin)
-    return _ext.solve_classes(*problem, guess=guess)
+        guess = predict_multipliers(problem.head.gram, gaps, problem.classes, problem.margin)
+    elif method == "auto" and _is_dense(problem, gaps):
+        guess = all_active_multipliers(problem.head.gram, gaps, problem.classes, problem.margin)
+    return _ext.solve_classes(problem, gaps, guess=guess)
 
 
 # Below so many classes the active-set method is faster than the question whether the regime is dense.
@@ -119,13 +116,12 @@ _DENSE_CLASSES = 64
 _PROBES = 8
 
 
-def _is_dense(problem: _Problem) -> bool:
+def _is_dense(problem: Problem, gaps: Tensor) -> bool:
     """Whether most active sets are large, judged by the first few classes."""
-    classes = problem[5]
-    if len(classes) < _DENSE_CLASSES:
+    if len(problem.classes) < _DENSE_CLASSES:
         return False
-    probe = problem[:5] + (classes[:_PROBES],) + problem[6:]
-    status = _ext.solve_classes(*probe, max_active=16 + len(problem[4]) // 8).status
+    probe = problem._replace(classes=problem.classes[:_PROBES])
+    status = _ext.solve_classes(probe, gaps, max_active=16 + len(gaps) // 8).status
     return int((status == _ext.CROWDED).sum()) > _PROBES // 2
 
 
@@ -149,19 +145,9 @@ def solve_samples_impl(
         check_class_values(classes, len(W))
         if (bad := first_bad(logits)) >= 0:
             raise ValueError(_explain_bad_logit(latents, 0, bad, len(W)))
-    raw = backend(logits.device).solve_samples(
-        Prepared(rows, gram, longest),
-        W.shape[1],
-        None if bias is None else bias.double().contiguous(),
-        4 * torch.finfo(W.dtype).eps * float(longest),
-        logits,
-        classes.contiguous(),
-        margin,
-        tol,
-        max_iter,
-        return_perturbations,
-    )
-    return tuple(raw)  # type: ignore[return-value]
+    problem = _problem(W, bias, Prepared(rows, gram, longest), classes, margin, tol, max_iter)
+    raw: RawSamples = backend(logits.device).solve_samples(problem, logits, return_perturbations)
+    return raw.norms, raw.status, raw.perturbations, raw.certificate
 
 
 def logits_impl(latents: Tensor, rows: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -204,8 +190,7 @@ def _explain_failure(solution: TacSolution, failed: list[int]) -> str:
     first = failed[0]
     status = solution.statuses[first]
     worst = {
-        name: float(getattr(solution.certificate, name)[first])
-        for name in ("primal", "dual", "stationarity", "gap")
+        name: float(getattr(solution.certificate, name)[first]) for name in ("primal", "dual", "stationarity", "gap")
     }
     residuals = ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
     return (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -53,10 +55,10 @@ def predict_multipliers(gram: Tensor, gaps: Tensor, classes: Tensor, margin: flo
     return y * scale
 
 
-def _largest_eigenvalue(hessian, scale: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+def _largest_eigenvalue(hessian: Callable[[Tensor], Tensor], scale: Tensor) -> Tensor:
     """Per class (K, 1), by power iteration; at least 1, the diagonal."""
     x = (scale > 0).double()
     for _ in range(_POWER_ITERATIONS):
         x = x / x.norm(dim=1, keepdim=True).clamp(min=1e-300)
         x = hessian(x)
-    return x.norm(dim=1, keepdim=True).clamp(min=1.0)
+    return torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp(min=1.0)

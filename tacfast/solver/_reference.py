@@ -28,6 +28,22 @@ class Prepared(NamedTuple):
     longest: Tensor
 
 
+class Problem(NamedTuple):
+    """A head with the classes to solve for, and how.
+
+    ``dim`` is d, ``bias`` float64 (C,) or None, ``classes`` int64 (K,). Rows of W closer than ``same`` are equal.
+    """
+
+    head: Prepared
+    dim: int
+    bias: Tensor | None
+    same: float
+    classes: Tensor
+    margin: float
+    tol: float
+    max_iter: int
+
+
 class Raw(NamedTuple):
     """Results of a solve before they are dressed as a solution; ``certificate`` is float64 (6, K)."""
 
@@ -81,20 +97,11 @@ def trimmed_gaps(gaps: Tensor, chunks: list[Tensor], trim: float) -> Tensor:
     return trimmed
 
 
-def solve_classes(
-    head: Prepared,
-    dim: int,
-    bias: Tensor | None,
-    same: float,
-    gaps: Tensor,
-    targets: Tensor,
-    margin: float,
-    tol: float,
-    max_iter: int,
-) -> Raw:
-    """Solve the QP of every target from R = ``gaps`` (C, C)."""
-    n_classes, dtype = len(gaps), gaps.dtype
-    rows = head.rows[:, :dim]
+def solve_classes(problem: Problem, gaps: Tensor) -> Raw:
+    """Solve the QP of every class from R = ``gaps`` (C, C)."""
+    targets = problem.classes
+    n_classes, dtype, dim = len(gaps), gaps.dtype, problem.dim
+    rows = problem.head.rows[:, :dim]
     raw = Raw(
         torch.full((len(targets), dim), torch.nan, dtype=dtype, device=gaps.device),
         torch.full((len(targets),), torch.inf, dtype=dtype, device=gaps.device),
@@ -103,8 +110,8 @@ def solve_classes(
         torch.zeros((6, len(targets)), dtype=torch.float64, device=gaps.device),
     )
     for r, k in enumerate(targets.tolist()):
-        rho, kept = _constraints(rows, bias, same, gaps[k].double(), k, margin)
-        status, s, duals = _solve_class(rows, rho, kept, k, max_iter)
+        rho, kept = _constraints(rows, problem, gaps[k].double(), k)
+        status, s, duals = _solve_class(rows, rho, kept, k, problem.max_iter)
         raw.duals[r] = duals.to(dtype)
         if status == Status.INVALID_INPUT:
             raw.norms[r] = torch.nan
@@ -116,7 +123,7 @@ def solve_classes(
             raw.norms[r] = raw.perturbations[r].norm()
             certificate = certify(rows, rho, kept, k, raw.perturbations[r], raw.duals[r])
             raw.certificate[:, r] = certificate
-            if bool((certificate[:4] <= tol).all()):
+            if bool((certificate[:4] <= problem.tol).all()):
                 status = Status.OPTIMAL
             elif status == Status.OPTIMAL:
                 status = Status.INACCURATE
@@ -124,29 +131,18 @@ def solve_classes(
     return raw
 
 
-def solve_samples(
-    head: Prepared,
-    dim: int,
-    bias: Tensor | None,
-    same: float,
-    logits: Tensor,
-    targets: Tensor,
-    margin: float,
-    tol: float,
-    max_iter: int,
-    return_perturbations: bool,
-) -> RawSamples:
-    """Solve one QP for every row of ``logits`` (n, C) and every target."""
-    n, count = len(logits), len(targets)
+def solve_samples(problem: Problem, logits: Tensor, return_perturbations: bool) -> RawSamples:
+    """Solve one QP for every row of ``logits`` (n, C) and every class."""
+    n, count = len(logits), len(problem.classes)
     norms = torch.empty((n, count), dtype=logits.dtype, device=logits.device)
     status = torch.empty((n, count), dtype=torch.int8, device=logits.device)
-    depth = dim if return_perturbations else 0
+    depth = problem.dim if return_perturbations else 0
     perturbations = torch.empty((n, count, depth), dtype=logits.dtype, device=logits.device)
     summary = empty_summary(count, logits.device)
     for i in range(n):
         row = logits[i].double()
         gaps = row[None, :] - row[:, None]
-        one = solve_classes(head, dim, bias, same, gaps, targets, margin, tol, max_iter)
+        one = solve_classes(problem, gaps)
         norms[i], status[i] = one.norms.to(norms.dtype), one.status
         perturbations[i] = one.perturbations[:, :depth].to(perturbations.dtype)
         residuals = one.certificate[:4]
@@ -195,24 +191,20 @@ def _ratio(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(a == 0, 0.0, a / b)
 
 
-def _constraints(
-    rows: Tensor, bias: Tensor | None, same: float, gaps: Tensor, k: int, margin: float
-) -> tuple[Tensor, Tensor]:
+def _constraints(rows: Tensor, problem: Problem, gaps: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Right-hand sides of class k, and which constraints are decided by samples.
 
     Rows equal to w_k in their dtype are decided by the bias alone.
     """
-    kept = (rows - rows[k]).norm(dim=1) > same
+    kept = (rows - rows[k]).norm(dim=1) > problem.same
     kept[k] = False
-    offset = torch.zeros_like(gaps) if bias is None else bias[k] - bias
-    rho = torch.where(kept, gaps + margin, margin - offset)
+    offset = torch.zeros_like(gaps) if problem.bias is None else problem.bias[k] - problem.bias
+    rho = torch.where(kept, gaps + problem.margin, problem.margin - offset)
     rho[k] = 0
     return rho, kept
 
 
-def _solve_class(
-    rows: Tensor, rho: Tensor, kept: Tensor, k: int, max_iter: int
-) -> tuple[Status, Tensor, Tensor]:
+def _solve_class(rows: Tensor, rho: Tensor, kept: Tensor, k: int, max_iter: int) -> tuple[Status, Tensor, Tensor]:
     """Status, s (d,) and multipliers (C,) of one class."""
     duals = torch.zeros_like(rho)
     s = torch.zeros_like(rows[k])
@@ -233,9 +225,7 @@ def _certify_ray(rows: Tensor, rho: Tensor, kept: Tensor, k: int, ray: Tensor) -
     gain = rho @ lam - rounding * (rho.abs() @ lam)
     reach = gain.clamp(min=0) / (combined.norm() + rounding * terms)
     nan = torch.full_like(terms, torch.nan)
-    return torch.stack(
-        [nan, terms * 0, _ratio(combined.norm(), terms), nan, reach, nan.new_tensor(torch.inf)]
-    )
+    return torch.stack([nan, terms * 0, _ratio(combined.norm(), terms), nan, reach, nan.new_tensor(torch.inf)])
 
 
 def _dual_active_set(A: Tensor, rho: Tensor, max_iter: int) -> tuple[Status, Tensor, Tensor]:

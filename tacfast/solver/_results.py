@@ -37,6 +37,9 @@ class Status(IntEnum):
         return member
 
 
+_STATUS = {int(member): member for member in Status}
+
+
 @dataclass(frozen=True, eq=False)
 class Certificate:
     """Scale-free optimality measures of each class, evaluated in float64 on the returned tensors.
@@ -109,7 +112,7 @@ class TacSolution:
     @property
     def statuses(self) -> list[Status]:
         """The status of each class as `Status` (synchronises with the device)."""
-        return [Status(int(value)) for value in self.status.tolist()]
+        return [_STATUS[value] for value in self.status.tolist()]
 
     def flipped(
         self,
@@ -146,13 +149,9 @@ class TacSolution:
         tol = 16 * torch.finfo(s.dtype).eps if tie_tol is None else tie_tol
         shares = torch.zeros(len(s), dtype=torch.float64, device=s.device)
         weight = head.W.double() - head.W.double().mean(0)
-        bias = (
-            torch.zeros(len(weight), dtype=torch.float64, device=s.device)
-            if head.b is None
-            else head.b.double()
-        )
+        bias = torch.zeros(len(weight), dtype=torch.float64, device=s.device) if head.b is None else head.b.double()
         shift = scale * s.double()
-        for rows in z.split(8192):
+        for rows in torch.split(z, 8192):
             logits = rows.double() @ weight.T + bias
             for r, k in enumerate(self.classes.tolist()):
                 moved = logits + weight @ shift[r]
@@ -169,8 +168,7 @@ class TacSolution:
         from safetensors.torch import save
 
         tensors = {
-            name: torch.as_tensor(value).detach().cpu().contiguous()
-            for name, value in _tensors_of(self).items()
+            name: torch.as_tensor(value).detach().cpu().contiguous() for name, value in _tensors_of(self).items()
         }
         scalars = {"n_samples": self.n_samples, "margin": self.margin, "trim": self.trim}
         _write_atomically(Path(path), save(tensors, metadata={"tacfast.TacSolution": json.dumps(scalars)}))
