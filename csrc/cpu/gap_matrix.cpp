@@ -69,15 +69,14 @@ struct Worker {
 
     static int64_t bytes(int64_t n, int64_t classes, bool in_place) {
         const int64_t width = narrow ? lanes : classes;
-        return padded<T>(width) + padded<uint16_t>(classes * rows_per_block<T>(n, classes)) +
-               padded<int32_t>(classes) + (in_place ? 0 : padded<T>(classes * width));
+        return padded<T>(width) + padded<uint16_t>(classes * rows_per_block<T>(n, classes)) + padded<int32_t>(classes) +
+               (in_place ? 0 : padded<T>(classes * width));
     }
 
     void copy_gaps(const T* from) {
         for (int64_t j = 0; j < classes; ++j) {
             for (int64_t k = 0; k < classes; ++k) gaps[j * width + k] = from[j * classes + k];
-            for (int64_t k = classes; k < width; ++k)
-                gaps[j * width + k] = kInf<T>;  // never the weakest, never raised
+            for (int64_t k = classes; k < width; ++k) gaps[j * width + k] = kInf<T>;  // never the weakest, never raised
         }
     }
 
@@ -112,8 +111,7 @@ struct Worker {
     // Folds a block of rows into the gaps, unless one of its logits is not finite.
     void fold(const T* block, int64_t rows, int64_t first_row) {
         Vec<T> zeros = {};
-        for (int64_t i = 0; i < rows; ++i)
-            zeros += list_row(block + i * row_stride, static_cast<uint16_t>(i));
+        for (int64_t i = 0; i < rows; ++i) zeros += list_row(block + i * row_stride, static_cast<uint16_t>(i));
         if (greater<T>(zeros, broadcast(T(-1))) != kAllLanes<T>) {
             find_bad(block, rows, first_row);
             std::memset(listed, 0, classes * sizeof *listed);
@@ -160,20 +158,16 @@ struct Worker {
         for (int32_t i = 0; i < listed[j]; ++i) {
             const T* row = block + list[i] * row_stride;
             const Vec<T> logit = broadcast(row[j]);
-            for (int v = 0; v < vectors; ++v)
-                gap[v] = max(gap[v], logit - columns(row, k + v * lanes, kInf<T>));
+            for (int v = 0; v < vectors; ++v) gap[v] = max(gap[v], logit - columns(row, k + v * lanes, kInf<T>));
         }
         uint32_t grown = 0;
         for (int v = 0; v < vectors; ++v) grown |= greater<T>(gap[v], load(to + v * lanes));
         if (grown == 0) return false;
-        for (int v = 0; v < vectors; ++v)
-            store<T>(to + v * lanes, gap[v] + Vec<T>{});  // + 0: no -0, in any order
+        for (int v = 0; v < vectors; ++v) store<T>(to + v * lanes, gap[v] + Vec<T>{});  // + 0: no -0, in any order
         return true;
     }
 
-    Vec<T> columns(const T* row, int64_t k, T fill) const {
-        return load_columns<narrow>(row, k, classes, fill);
-    }
+    Vec<T> columns(const T* row, int64_t k, T fill) const { return load_columns<narrow>(row, k, classes, fill); }
 
     void find_bad(const T* block, int64_t rows, int64_t first_row) {
         for (int64_t i = 0; i < rows; ++i)
@@ -215,8 +209,7 @@ void merge(const GapUpdate& args, Worker<T, narrow>* team, int count, bool go_on
             for (int64_t k = 0; k < classes; ++k) to[k] = row[k] > to[k] ? row[k] : to[k];
         }
         for (int i = 0; go_on && i < count; ++i) {
-            if (team[i].gaps != args.gaps)
-                std::memcpy(team[i].gaps + j * team[i].width, to, classes * sizeof(T));
+            if (team[i].gaps != args.gaps) std::memcpy(team[i].gaps + j * team[i].width, to, classes * sizeof(T));
             team[i].find_weakest(j);
         }
     };
@@ -227,9 +220,7 @@ void merge(const GapUpdate& args, Worker<T, narrow>* team, int count, bool go_on
 template <class T, bool narrow>
 void run(GapUpdate& args, Worker<T, narrow>* team, int count) {
     const int64_t rows = team[0].block_rows;
-    auto block = [&](int64_t number) {
-        return static_cast<const T*>(args.logits) + number * rows * args.row_stride;
-    };
+    auto block = [&](int64_t number) { return static_cast<const T*>(args.logits) + number * rows * args.row_stride; };
     auto seed = [&](int worker, int64_t number) {
         team[worker].seed(block(number), at_most(rows, args.n - number * rows));
     };
@@ -278,10 +269,10 @@ bool is_narrow(int64_t classes) {
 
 int64_t gap_workspace_bytes(Scalar scalar, int64_t n, int64_t classes, int threads) {
     if (scalar == Scalar::f32)
-        return (is_narrow<float>(classes) ? workspace_bytes<float, true>
-                                          : workspace_bytes<float, false>)(n, classes, threads);
-    return (is_narrow<double>(classes) ? workspace_bytes<double, true>
-                                       : workspace_bytes<double, false>)(n, classes, threads);
+        return (is_narrow<float>(classes) ? workspace_bytes<float, true> : workspace_bytes<float, false>)(n, classes,
+                                                                                                          threads);
+    return (is_narrow<double>(classes) ? workspace_bytes<double, true> : workspace_bytes<double, false>)(n, classes,
+                                                                                                         threads);
 }
 
 void update_gaps(GapUpdate& args) {

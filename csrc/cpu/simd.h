@@ -104,10 +104,8 @@ TACFAST_HD Vec<T> load_columns(const T* row, int64_t k, int64_t columns, T fill)
         Vec<T> v = broadcast(fill);
 #if defined(__AVX512F__)
         const uint32_t mask = (1u << columns) - 1;
-        if constexpr (sizeof(T) == 4)
-            return (Vec<T>)_mm512_mask_loadu_ps((__m512)v, static_cast<__mmask16>(mask), row);
-        if constexpr (sizeof(T) == 8)
-            return (Vec<T>)_mm512_mask_loadu_pd((__m512d)v, static_cast<__mmask8>(mask), row);
+        if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_mask_loadu_ps((__m512)v, static_cast<__mmask16>(mask), row);
+        if constexpr (sizeof(T) == 8) return (Vec<T>)_mm512_mask_loadu_pd((__m512d)v, static_cast<__mmask8>(mask), row);
 #endif
         for (int64_t lane = 0; lane < columns; ++lane) v[lane] = row[lane];
         return v;

@@ -11,6 +11,7 @@
 #include "cpu/select.h"
 #include "cpu/simd.h"
 #include "cpu/threads.h"
+#include "cpu/trim_lists.h"
 
 namespace tacfast::cpu::TACFAST_ISA {
 namespace {
@@ -19,140 +20,6 @@ constexpr int64_t kListBytes = 40 << 20;     // all lists of all workers
 constexpr int64_t kWorkPerThread = 1 << 15;  // logits that are worth starting a thread for
 constexpr int64_t kOffsetRows = 64;          // rows whose means are the offsets of the pruning test
 constexpr int64_t kRowsPerTask = 1 << 12;
-
-template <class T>
-int64_t vectors_per_row(int64_t classes) {
-    return (classes + kLanes<T> - 1) / kLanes<T>;
-}
-
-int64_t list_capacity(int64_t rank, int64_t rows_of_class) {
-    return at_most(rows_of_class, at_least(4 * rank, 1024)) + at_least(64, rank / 2);
-}
-
-// The largest differences L[i, j] - L[i, k] so far, for one class j and all k: a vector of lists per vector
-// of k.
-template <class T, bool narrow>
-struct Lists {
-    int64_t j, classes, vectors, rank, capacity;
-    T* bounds;  // (vectors, lanes) at least `rank` of the differences are so large; +inf where k = j or k >=
-                // C
-    int32_t* count;  // (vectors, lanes)
-    bool* stale;     // (vectors,) differences have come since the bounds were found
-    T* values;       // (vectors, capacity, lanes)
-
-    static constexpr int lanes = kLanes<T>;
-
-    static int64_t bytes(int64_t classes, int64_t capacity) {
-        const int64_t width = vectors_per_row<T>(classes) * lanes;
-        return padded<T>(width) + padded<int32_t>(width) + padded<bool>(width) + padded<T>(width * capacity) +
-               padded<Lists>(1);
-    }
-
-    Lists(char* memory, int64_t cls, int64_t columns, int64_t trim_rank, int64_t length)
-        : j(cls), classes(columns), vectors(vectors_per_row<T>(columns)), rank(trim_rank), capacity(length) {
-        take(memory, bounds, vectors * lanes);
-        take(memory, count, vectors * lanes);
-        take(memory, stale, vectors * lanes);
-        take(memory, values, vectors * lanes * capacity);
-        for (int64_t k = 0; k < vectors * lanes; ++k) {
-            bounds[k] = -kInf<T>;
-            count[k] = 0;
-        }
-    }
-
-    int64_t start(int64_t v) const { return vector_start<T>(v * lanes, classes); }
-
-    Vec<T> differences(const T* row, int64_t v) const {
-        return broadcast(row[j]) - load_columns<narrow>(row, start(v), classes, kInf<T>) +
-               Vec<T>{};  // + 0: no -0
-    }
-
-    // Before anything else: appends rows whole. There must be room.
-    void append(const int64_t* rows, const int32_t* chosen, int64_t number) {
-        for (int64_t v = 0; v < vectors; ++v) {
-            T* to = values + v * capacity * lanes;
-            for (int64_t i = 0; i < number; ++i)
-                store(to + i * lanes, differences(reinterpret_cast<const T*>(rows[chosen[i]]), v));
-        }
-        for (int64_t k = 0; k < vectors * lanes; ++k) count[k] = static_cast<int32_t>(number);
-        for (int64_t v = 0; v < vectors; ++v) stale[v] = true;
-    }
-
-    // Appends what exceeds the bounds; says whether that has raised one of them.
-    bool offer(const T* row) {
-        bool raised = false;
-        for (int64_t v = 0; v < vectors; ++v) {
-            const Vec<T> difference = differences(row, v);
-            uint32_t bits = greater<T>(difference, load(bounds + v * lanes));
-            if (__builtin_expect(bits == 0, 1)) continue;
-            T spilled[lanes];
-            store(spilled, difference);
-            bool full = false;
-            stale[v] = true;
-            for (; bits != 0; bits &= bits - 1) {
-                const int lane = __builtin_ctz(bits);
-                int32_t& length = count[v * lanes + lane];
-                values[(v * capacity + length++) * lanes + lane] = spilled[lane];
-                full |= length == capacity;
-            }
-            if (full) {
-                raise_bounds(v);
-                drop_below_bounds(v);
-                raised = true;
-            }
-        }
-        return raised;
-    }
-
-    void raise_bounds(int64_t v) {
-        if (!stale[v]) return;
-        stale[v] = false;
-        T* list = values + v * capacity * lanes;
-        int64_t shortest = capacity, longest = 0;
-        for (int lane = 0; lane < lanes; ++lane) {
-            shortest = at_most(shortest, count[v * lanes + lane]);
-            longest = at_least(longest, count[v * lanes + lane]);
-        }
-        for (int lane = 0; lane < lanes; ++lane)
-            for (int64_t i = count[v * lanes + lane]; i < longest; ++i) list[i * lanes + lane] = -kInf<T>;
-        auto difference = [&](int64_t i) { return load(list + i * lanes); };
-        store(bounds + v * lanes, select<T>(difference, longest, rank, load(bounds + v * lanes)));
-        block_lanes(v);
-    }
-
-    // The diagonal and lanes without a column take no further part.
-    void block_lanes(int64_t v) {
-        for (int64_t lane = 0; lane < lanes; ++lane)
-            if (start(v) + lane == j || start(v) + lane >= classes) bounds[v * lanes + lane] = kInf<T>;
-    }
-
-    // Keeps `rank` differences: those above the bound, filled up with the bound itself.
-    void drop_below_bounds(int64_t v) {
-        for (int64_t lane = 0; lane < lanes; ++lane) {
-            T* list = values + v * capacity * lanes + lane;
-            const T bound = bounds[v * lanes + lane];
-            int64_t kept = 0;
-            for (int64_t i = 0; i < count[v * lanes + lane]; ++i)
-                if (list[i * lanes] > bound) list[kept++ * lanes] = list[i * lanes];
-            for (; kept < rank; ++kept) list[kept * lanes] = bound;
-            count[v * lanes + lane] = static_cast<int32_t>(kept);
-        }
-    }
-
-    // Of the pruning test, with these bounds for the gaps, for the columns in each lane.
-    Vec<T> weakest(const T* offsets) const {
-        Vec<T> least = broadcast(kInf<T>);
-        for (int64_t v = 0; v < vectors; ++v)
-            least = min(least, load(bounds + v * lanes) + load(offsets + start(v)));
-        return safe_minima<T>(least);
-    }
-
-    void write(T* gaps) const {
-        for (int64_t v = 0; v < vectors; ++v)
-            for (int64_t lane = 0; lane < at_most(lanes, classes); ++lane)
-                if (start(v) + lane != j) gaps[j * classes + start(v) + lane] = bounds[v * lanes + lane];
-    }
-};
 
 // What the tasks share.
 template <class T>
@@ -236,17 +103,15 @@ struct Group {
     }
 
     void add_own_rows(int64_t j) {
-        const int64_t own = s.first[j + 1] - s.first[j], rank = s.rank(j),
-                      capacity = list_capacity(rank, own);
-        const int64_t bytes = L::bytes(s.args.classes, capacity);
+        const int64_t own = s.first[j + 1] - s.first[j], rank = s.rank(j);
         L*& list = lists[j - begin];
+        char* end_of_lists = memory + L::bytes(s.args.classes, rank, own);
         take(memory, list, 1);
-        *list = L(memory, j, s.args.classes, rank, capacity);
-        memory += bytes - padded<L>(1);
-        const int64_t whole = at_most(own, at_least(rank, capacity - 1));
-        list->append(s.args.rows, s.order + s.first[j], whole);
+        *list = L(memory, j, s.args.classes, rank, own);
+        memory = end_of_lists;
+        list->begin(s.args.rows, s.order + s.first[j]);
         raise(j);
-        for (int64_t i = s.first[j] + whole; i < s.first[j + 1]; ++i) list->offer(s.row(s.order[i]));
+        for (int64_t i = s.first[j] + list->whole; i < s.first[j + 1]; ++i) list->offer(s.row(s.order[i]));
         raise(j);
     }
 
@@ -267,8 +132,7 @@ struct Group {
         Vec<T> least = broadcast(kInf<T>);
         for (int64_t k = 0; k < s.args.classes; k += kLanes<T>) {
             const int64_t start = vector_start<T>(k, s.args.classes);
-            least = min(least,
-                        load_columns<narrow>(row, start, s.args.classes, kInf<T>) - load(s.offsets + start));
+            least = min(least, load_columns<narrow>(row, start, s.args.classes, kInf<T>) - load(s.offsets + start));
         }
         return safe_minima<T>(least);
     }
@@ -302,8 +166,7 @@ void trim_group(const Shared<T>& s, char* scratch, int64_t begin, int64_t end) {
     for (int64_t j = begin; j < end; ++j) {
         group.lists[j - begin] = nullptr;
         if (s.rank(j) == 1) continue;
-        const int64_t capacity = list_capacity(s.rank(j), s.first[j + 1] - s.first[j]);
-        if (L::bytes(s.args.classes, capacity) > s.scratch_bytes) {
+        if (L::bytes(s.args.classes, s.rank(j), s.first[j + 1] - s.first[j]) > s.scratch_bytes) {
             trim_without_lists<T, narrow>(s, j);
         } else {
             group.add_own_rows(j);
@@ -322,11 +185,11 @@ int workers(int64_t n, int64_t classes, int threads) {
     return static_cast<int>(at_least(1, at_most(at_most(threads, classes), n * classes / kWorkPerThread)));
 }
 
-// Lists never need more than this: list_capacity summed over classes, whatever the trim.
+// Lists never need more than this: bytes summed over the classes, whatever the trim.
 template <class T, bool narrow>
 int64_t list_bytes(int64_t n, int64_t classes, int count) {
-    const int64_t all = classes * Lists<T, narrow>::bytes(classes, 65) +
-                        Lists<T, narrow>::bytes(classes, 1) * (n + n / 2 + 1);
+    const int64_t empty = Lists<T, narrow>::bytes(classes, 1, 0);  // then a row kept and at most one of news, twice
+    const int64_t all = classes * empty + 2 * n * vectors_per_row<T>(classes) * kVectorBytes + 64 * classes;
     return at_most(kListBytes, all * count) / count / 64 * 64;
 }
 
@@ -338,8 +201,7 @@ int64_t scratch_head(int64_t classes) {
 template <class T, bool narrow>
 int64_t workspace_bytes(int64_t n, int64_t classes, int threads) {
     const int count = workers(n, classes, threads);
-    return padded<T>(at_least(classes, kLanes<T>)) + 2 * padded<int32_t>(n) +
-           2 * padded<int64_t>(classes + 1) +
+    return padded<T>(at_least(classes, kLanes<T>)) + 2 * padded<int32_t>(n) + 2 * padded<int64_t>(classes + 1) +
            count * (scratch_head<T>(classes) + list_bytes<T, narrow>(n, classes, count));
 }
 
@@ -349,8 +211,8 @@ int64_t form_groups(Shared<T>& s, int count) {
     const int64_t classes = s.args.classes, most = (classes + count - 1) / count;
     int64_t groups = 0, used = 0;
     for (int64_t j = 0; j < classes; ++j) {
-        const int64_t capacity = list_capacity(s.rank(j), s.first[j + 1] - s.first[j]);
-        const int64_t bytes = s.rank(j) == 1 ? 0 : Lists<T, narrow>::bytes(classes, capacity);
+        const int64_t own = s.first[j + 1] - s.first[j];
+        const int64_t bytes = s.rank(j) == 1 ? 0 : Lists<T, narrow>::bytes(classes, s.rank(j), own);
         const bool fits = bytes <= s.scratch_bytes;
         if (j == 0 || (fits && used + bytes > s.scratch_bytes) || j - s.groups[groups - 1] >= most) {
             s.groups[groups++] = j;
@@ -390,10 +252,10 @@ void trim(const TrimmedGaps& args) {
 // At most 40 MB of lists and 8 bytes per row: some 48 MB for a million rows.
 int64_t trim_workspace_bytes(Scalar scalar, int64_t n, int64_t classes, int threads) {
     if (scalar == Scalar::f32)
-        return (classes < kLanes<float> ? workspace_bytes<float, true>
-                                        : workspace_bytes<float, false>)(n, classes, threads);
-    return (classes < kLanes<double> ? workspace_bytes<double, true>
-                                     : workspace_bytes<double, false>)(n, classes, threads);
+        return (classes < kLanes<float> ? workspace_bytes<float, true> : workspace_bytes<float, false>)(n, classes,
+                                                                                                        threads);
+    return (classes < kLanes<double> ? workspace_bytes<double, true> : workspace_bytes<double, false>)(n, classes,
+                                                                                                       threads);
 }
 
 void trimmed_gaps(const TrimmedGaps& args) {

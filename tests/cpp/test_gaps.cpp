@@ -28,8 +28,7 @@ constexpr Scalar scalar_of = sizeof(T) == 4 ? Scalar::f32 : Scalar::f64;
 // Exactly as many bytes as were asked for, so that the sanitizer sees the end.
 struct Workspace {
     void* memory;
-    explicit Workspace(int64_t bytes)
-        : memory(::operator new(static_cast<size_t>(bytes), std::align_val_t(64))) {}
+    explicit Workspace(int64_t bytes) : memory(::operator new(static_cast<size_t>(bytes), std::align_val_t(64))) {}
     ~Workspace() { ::operator delete(memory, std::align_val_t(64)); }
 };
 
@@ -57,8 +56,7 @@ Logits<T> make(Kind kind, int64_t n, int64_t classes, int64_t padding, unsigned 
     std::fill(logits.data.begin(), logits.data.end(),
               std::numeric_limits<T>::quiet_NaN());  // between the rows
     for (int64_t i = 0; i < n; ++i) {
-        const int64_t top =
-            kind == one_class ? classes / 2 : static_cast<int64_t>(random() % unsigned(classes));
+        const int64_t top = kind == one_class ? classes / 2 : static_cast<int64_t>(random() % unsigned(classes));
         for (int64_t j = 0; j < classes; ++j) {
             double x = normal(random) + 0.1 * static_cast<double>(j % 7);
             if (kind == realistic || kind == one_class) x += j == top ? 8 : 0;
@@ -91,16 +89,14 @@ std::vector<T> naive_trimmed(const Logits<T>& logits, std::vector<T> gaps, doubl
     const int64_t classes = logits.classes;
     std::vector<int64_t> counts(static_cast<size_t>(classes));
     for (int64_t i = 0; i < logits.n; ++i)
-        ++counts[static_cast<size_t>(std::max_element(logits.row(i), logits.row(i) + classes) -
-                                     logits.row(i))];
+        ++counts[static_cast<size_t>(std::max_element(logits.row(i), logits.row(i) + classes) - logits.row(i))];
     std::vector<T> values(static_cast<size_t>(logits.n));
     for (int64_t j = 0; j < classes; ++j) {
         const int64_t own = counts[static_cast<size_t>(j)];
         if (own == 0 || trim == 0) continue;
         const auto rank = static_cast<int64_t>(std::floor(trim * static_cast<double>(own)));
         for (int64_t k = 0; k < classes; ++k) {
-            for (int64_t i = 0; i < logits.n; ++i)
-                values[static_cast<size_t>(i)] = logits.row(i)[j] - logits.row(i)[k];
+            for (int64_t i = 0; i < logits.n; ++i) values[static_cast<size_t>(i)] = logits.row(i)[j] - logits.row(i)[k];
             std::nth_element(values.begin(), values.begin() + rank, values.end(), std::greater<T>());
             gaps[static_cast<size_t>(j * classes + k)] = values[static_cast<size_t>(rank)];
         }
@@ -138,8 +134,8 @@ void test_problem(Kind kind, int64_t n, int64_t classes, int64_t padding, unsign
         from = to;
     }
     check(split == expected, "gaps from splits", n, classes, kind);
-    check(std::none_of(split.begin(), split.end(), [](T x) { return x == 0 && std::signbit(x); }), "no -0", n,
-          classes, kind);
+    check(std::none_of(split.begin(), split.end(), [](T x) { return x == 0 && std::signbit(x); }), "no -0", n, classes,
+          kind);
 
     std::vector<int64_t> rows(static_cast<size_t>(n));
     for (int64_t i = 0; i < n; ++i) rows[static_cast<size_t>(i)] = reinterpret_cast<int64_t>(logits.row(i));
@@ -148,8 +144,7 @@ void test_problem(Kind kind, int64_t n, int64_t classes, int64_t padding, unsign
         for (int threads : {1, 2, 5}) {
             std::vector<T> gaps = expected;
             Workspace workspace(cpu::trim_workspace_bytes(scalar_of<T>, n, classes, threads));
-            cpu::trimmed_gaps(
-                {scalar_of<T>, rows.data(), n, classes, trim, gaps.data(), workspace.memory, threads});
+            cpu::trimmed_gaps({scalar_of<T>, rows.data(), n, classes, trim, gaps.data(), workspace.memory, threads});
             check(gaps == trimmed, "trimmed gaps", n, classes, trim + 10 * kind);
         }
     }
@@ -184,8 +179,8 @@ void test_scalar() {
                                 {257, 33}, {200, 64},  {97, 67}, {40, 131}, {1100, 43}};
     unsigned seed = 1;
     for (const auto& size : sizes)
-        for (int kind = 0; kind < kinds; ++kind)
-            test_problem<T>(static_cast<Kind>(kind), size[0], size[1], seed % 3, ++seed);
+        for (int kind = 0; kind < kinds; ++kind, ++seed)
+            test_problem<T>(static_cast<Kind>(kind), size[0], size[1], seed % 3, seed);
     test_problem<T>(realistic, 20011, 45, 1, 99);  // several blocks, workers and refills
     test_problem<T>(structureless, 30011, 23, 0, 98);
     test_problem<T>(one_class, 60013, 11, 0, 97);
