@@ -61,4 +61,5 @@ def _largest_eigenvalue(hessian: Callable[[Tensor], Tensor], scale: Tensor) -> T
     for _ in range(_POWER_ITERATIONS):
         x = x / x.norm(dim=1, keepdim=True).clamp(min=1e-300)
         x = hessian(x)
-    return torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp(min=1.0)
+    largest: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return largest.clamp(min=1.0)
