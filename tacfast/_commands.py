@@ -30,15 +30,12 @@ def tacfast() -> None:
 
 @app.command()
 def demo(
-    seed: Annotated[
-        int, typer.Option(min=0, help="Seed of everything random; also picks the poisoned class.")
-    ] = 0,
-    clean: Annotated[
-        bool, typer.Option("--clean", help="Leave the backdoor out; nothing should be found.")
-    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random; also picks the poisoned class.")] = 0,
+    clean: Annotated[bool, typer.Option("--clean", help="Leave the backdoor out; nothing should be found.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for report.json and norms.png.")] = Path("tacfast-demo"),
 ) -> None:
     """Train a digit classifier with a backdoor, find it, remove it. Exit status 0 if all of that worked."""
+    out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is better known before the work
     console = Console()
     columns = TextColumn("{task.description:>20}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %")
     with Progress(*columns, TimeElapsedColumn(), console=console) as bars:
@@ -65,6 +62,4 @@ def _print_result(console: Console, result: DemoResult, out: Path) -> None:
         console.print(f"  {reason}", highlight=False)
     console.print()
     console.print(before_after_table(result.before, result.after))
-    console.print(
-        f"{result.seconds:.1f} s; wrote {out / 'report.json'} and {out / 'norms.png'}", highlight=False
-    )
+    console.print(f"{result.seconds:.1f} s; wrote {out / 'report.json'} and {out / 'norms.png'}", highlight=False)

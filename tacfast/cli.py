@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+INTERRUPTED = 130
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status; errors are one line, never a traceback.
@@ -28,10 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         app(args=None if arguments is None else list(arguments), prog_name="tacfast")
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except KeyboardInterrupt:
-        print("tacfast: interrupted", file=sys.stderr)
-        return 130
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if status == INTERRUPTED:  # Typer turns Ctrl-C into this status, and says nothing
+            print("tacfast: interrupted", file=sys.stderr)
+        return status
     except Exception as error:
         lines = str(error).splitlines() or [""]
         kind = "" if isinstance(error, (ValueError, ImportError, OSError)) else f"{type(error).__name__}: "

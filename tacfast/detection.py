@@ -88,9 +88,7 @@ def detect(solution: TacSolution) -> Verdict:
     norms = torch.as_tensor(solution.norms).double().cpu()
     median, spread = _median_and_spread(norms)
     index = (median - norms) / spread if 0 < spread < math.inf else torch.full_like(norms, math.nan)
-    threshold = (
-        median + min((MAX_RATIO - 1) * median, -MIN_INDEX * spread) if math.isfinite(spread) else math.nan
-    )
+    threshold = median + min((MAX_RATIO - 1) * median, -MIN_INDEX * spread) if math.isfinite(spread) else math.nan
     obstacles = _obstacles(solution, len(norms), median, spread)
     label, found, reasons = (
         ("inconclusive", (), tuple(obstacles)) if obstacles else _apply_rule(classes, norms, index, median)
@@ -147,9 +145,7 @@ def _obstacles(solution: TacSolution, solved: int, median: float, spread: float)
     if failed or solved < MIN_CLASSES:
         return found
     if not math.isfinite(median):
-        found.append(
-            "half of the classes or more cannot be reached by any shift: the median norm is infinite"
-        )
+        found.append("half of the classes or more cannot be reached by any shift: the median norm is infinite")
     elif not spread > MAD_SCALE * MIN_RELATIVE_MAD * median:
         found.append("at least half of the norms are equal: their median absolute deviation is zero")
     return found
@@ -162,9 +158,7 @@ def _apply_rule(
     k, norm, score = classes[smallest], float(norms[smallest]), float(index[smallest])
     ratio = norm / median
     low_index = f"its anomaly index is {score:.2f} (suspicious above {MIN_INDEX:g})"
-    low_ratio = (
-        f"its norm {norm:.4g} is {ratio:.3f} of the median {median:.4g} (suspicious below {MAX_RATIO:g})"
-    )
+    low_ratio = f"its norm {norm:.4g} is {ratio:.3f} of the median {median:.4g} (suspicious below {MAX_RATIO:g})"
     facts = (f"class {k} is the easiest to reach: {low_index}", low_ratio)
     if score > MIN_INDEX and ratio < MAX_RATIO:
         return "suspicious", (k,), facts

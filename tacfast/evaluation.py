@@ -67,9 +67,7 @@ def evaluate(model: nn.Module, loader: Iterable[Any], attack: Attack) -> Metrics
                 recovered += int((answers == labels[others]).sum())
                 attacked += int(others.sum())
     if attacked == 0:
-        raise ValueError(
-            f"loader: expected images of other classes than the target {attack.target}, got none"
-        )
+        raise ValueError(f"loader: expected images of other classes than the target {attack.target}, got none")
     return Metrics(acc=correct / total, asr=hits / attacked, ra=recovered / attacked)
 
 
@@ -94,6 +92,11 @@ class Trial:
     data: LabelledImages
     splits: Splits
     attack: Attack
+
+    def __post_init__(self) -> None:
+        largest = max(int(share.max()) for share in (self.splits.train, self.splits.clean, self.splits.test))
+        if largest >= len(self.data):
+            raise ValueError(f"splits: expected indices below {len(self.data)}, the size of data, got {largest}")
 
     @property
     def clean(self) -> LabelledImages:
@@ -126,12 +129,17 @@ def run_defense(
     trial: Trial,
     report: ScanReport,
     *,
+    batch_size: int = 64,
     on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> Outcome:
     """Let a defence repair the suspect and measure what came of it.
 
     The split rules: the defence is given the suspect, the clean share and the scan of it; never the trigger,
-    the target, the training set or the test set. Those are used here, after it has returned.
+    the target, the training set or the test set; those are used here, after it has returned. A defence that
+    changes the suspect itself is an error.
     """
-    result = defense.repair(trial.model, trial.clean.loader(64, shuffle=True), report, on_epoch=on_epoch)
+    given = {name: tensor.clone() for name, tensor in trial.model.state_dict().items()}
+    result = defense.repair(trial.model, trial.clean.loader(batch_size, shuffle=True), report, on_epoch=on_epoch)
+    if any(not torch.equal(tensor, given[name]) for name, tensor in trial.model.state_dict().items()):
+        raise RuntimeError("defense: expected a repaired copy, but the given model was changed")
     return Outcome(result=result, before=trial.evaluate(), after=trial.evaluate(result.model))

@@ -69,7 +69,7 @@ def scan(
         If the loader yields nothing or something else than described, or a label is not a class of the head.
     """
     start = time.perf_counter()
-    found = resolve_head(model, loader, head)
+    found, loader = resolve_head(model, loader, head)
     gaps = GapMatrix(found.weight, found.bias, keep_logits=True)
     correct = labelled = 0
     with latent_batches(model, loader, found) as batches:

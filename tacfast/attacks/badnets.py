@@ -32,8 +32,7 @@ class BadNets:
         """Copy of ``images`` (n, channels, h, w) with the patch."""
         if images.ndim != 4 or min(images.shape[2:]) < self.size:
             raise ValueError(
-                f"images: expected shape (n, channels, h, w) with h, w >= {self.size}, "
-                f"got {tuple(images.shape)}"
+                f"images: expected shape (n, channels, h, w) with h, w >= {self.size}, got {tuple(images.shape)}"
             )
         stamped = images.clone()
         stamped[..., -self.size :, -self.size :] = self.value

@@ -21,7 +21,7 @@ def isolated_randomness(seed: int, loader: Iterable[Any] | None = None) -> Itera
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     own = getattr(loader, "generator", None)
     own_state = own.get_state() if isinstance(own, torch.Generator) else None
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             random.seed(seed)
             np.random.seed(seed % 2**32)  # noqa: NPY002

@@ -32,11 +32,9 @@ class Splits:
                     f"got {indices.dtype} of shape {tuple(indices.shape)}"
                 )
         everything = torch.cat(list(shares.values()))
-        values, counts = everything.unique(return_counts=True)
+        values, counts = torch.unique(everything, return_counts=True)
         if len(values) != len(everything):
-            raise ValueError(
-                f"splits: expected disjoint indices, got {int(values[counts > 1][0])} more than once"
-            )
+            raise ValueError(f"splits: expected disjoint indices, got {int(values[counts > 1][0])} more than once")
 
 
 def split_indices(n: int, *, clean: float, test: float, seed: int = 0) -> Splits:

@@ -1,10 +1,11 @@
-"""Fine-tune a model until the reconstructed trigger-activated change no longer takes latents to the target."""
+"""Fine-tune a model until the reconstructed trigger-activated change no longer takes effect."""
 
 from __future__ import annotations
 
 import copy
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.randomness import isolated_randomness
-from ..models.head import Head
+from ..models.head import Head, latest_call
 from ..models.latents import latent_batches, split_batch
 from ..scanning import ScanReport
 from ..solver import GapMatrix, Status
@@ -42,7 +43,7 @@ class LatentRepair:
     """
 
     epochs: int = 20
-    lr: float = 0.05
+    lr: float = 0.1
     lam: float = 1.0
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -68,22 +69,24 @@ class LatentRepair:
     ) -> RepairResult:
         """Return a repaired copy of ``model``; see `tacfast.repair`."""
         start = time.perf_counter()
+        if isinstance(loader, Iterator):
+            raise TypeError("loader: expected an iterable that can be gone through repeatedly, got an iterator")
         target = _target(self.target, report)
         repaired = copy.deepcopy(model)
         head = _head_of(repaired, report)
         history = []
-        with isolated_randomness(self.seed, loader):
+        with isolated_randomness(self.seed, loader), _trainable(repaired):
             steps = self.epochs * _count_batches(loader, head)
             shift = _solve_shift(repaired, loader, head, target, self.trim)
             if shift is None:
-                raise ValueError(
-                    f"report: expected a class that a shift of the latents can reach, got class {target}"
-                )
+                raise ValueError(f"report: expected a class that a shift of the latents can reach, got class {target}")
             cap = float(shift.norm())
             optimizer = torch.optim.SGD(
                 repaired.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
             )
-            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps + 1)
+            schedule = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, self.lr, total_steps=steps + 1, cycle_momentum=False
+            )
             for epoch in range(1, self.epochs + 1):
                 if epoch > 1:
                     # None: the target cannot be reached any more, so the last shift that could reach it
@@ -105,16 +108,12 @@ class LatentRepair:
         schedule: torch.optim.lr_scheduler.LRScheduler,
     ) -> tuple[float, float]:
         """One pass over the loader; mean loss and training accuracy."""
-        latents: list[Tensor] = []
-        handle = head.module.register_forward_hook(lambda _, args, __: latents.append(args[0]))
-        modes = [(module, module.training) for module in model.modules()]
         loss_sum, correct, total = 0.0, 0, 0
-        try:
-            model.train()
+        with latest_call([head]) as calls:
             for inputs, labels in _trainable_batches(loader, head):
-                latents.clear()
+                calls.clear()
                 logits = model(inputs)
-                shifted = F.linear(latents[-1] + shift, head.module.weight, head.module.bias)
+                shifted = F.linear(calls[0][1] + shift, head.module.weight, head.module.bias)
                 loss = F.cross_entropy(logits, labels) + self.lam * F.cross_entropy(shifted, labels)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -123,11 +122,23 @@ class LatentRepair:
                 loss_sum += float(loss.detach()) * len(labels)
                 correct += int((logits.detach().argmax(1) == labels).sum())
                 total += len(labels)
-        finally:
-            handle.remove()
-            for module, mode in modes:
-                module.training = mode
         return loss_sum / total, correct / total
+
+
+@contextmanager
+def _trainable(model: nn.Module) -> Iterator[None]:
+    """Training mode and gradients for every weight, also those that were frozen; all as before on leaving."""
+    modes = [(module, module.training) for module in model.modules()]
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    model.train().requires_grad_(True)
+    try:
+        yield
+    finally:
+        model.zero_grad(set_to_none=True)
+        for module, mode in modes:
+            module.training = mode
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 def _target(target: int | None, report: ScanReport) -> int:
@@ -158,9 +169,7 @@ def _trainable_batches(loader: Iterable[Any], head: Head) -> Iterator[tuple[Tens
     for batch in loader:
         inputs, labels = split_batch(batch, head.num_classes)
         if labels is None:
-            raise ValueError(
-                "loader: repair needs labels, expected batches (inputs, labels), got inputs alone"
-            )
+            raise ValueError("loader: repair needs labels, expected batches (inputs, labels), got inputs alone")
         if len(labels) > 1:
             yield inputs.to(head.device), labels.to(head.device)
 
@@ -173,9 +182,7 @@ def _count_batches(loader: Iterable[Any], head: Head) -> int:
     return count
 
 
-def _solve_shift(
-    model: nn.Module, loader: Iterable[Any], head: Head, target: int, trim: float
-) -> Tensor | None:
+def _solve_shift(model: nn.Module, loader: Iterable[Any], head: Head, target: int, trim: float) -> Tensor | None:
     """s_p of the current network, (d,); None if no shift reaches the class."""
     gaps = GapMatrix(head.weight, head.bias, keep_logits=trim > 0)
     with latent_batches(model, loader, head) as batches:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 class PreActBlock(nn.Module):
-    """Two 3×3 convolutions, each after BatchNorm and ReLU, and a shortcut (He et al. 2016, arXiv 1603.05027)."""
+    """Two 3×3 convolutions, each after BatchNorm and ReLU, a shortcut (He et al. 2016, arXiv 1603.05027)."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -60,6 +60,34 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def latest_call(layers: Iterable[Head]) -> Iterator[list[tuple[Head, Tensor, Tensor]]]:
+    """Hold the latest call of any of the layers, (layer, input, output), in a list that is empty before.
+
+    Earlier calls are dropped, so that the activations of a large model do not pile up. On leaving, the hooks
+    are gone.
+    """
+    calls: list[tuple[Head, Tensor, Tensor]] = []
+    handles = []
+    try:
+        for layer in layers:
+
+            def record(
+                _: nn.Module,
+                args: tuple[Tensor, ...],
+                kwargs: dict[str, Tensor],
+                out: Tensor,
+                head: Head = layer,
+            ) -> None:
+                calls[:] = [(head, args[0] if args else kwargs["input"], out)]
+
+            handles.append(layer.module.register_forward_hook(record, with_kwargs=True))
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def find_head(model: nn.Module, batch: Tensor, *, name: str | None = None) -> Head:
     """Find the classification head: the last linear layer that runs, whose output must be the model's output.
 
@@ -91,64 +119,37 @@ def find_head(model: nn.Module, batch: Tensor, *, name: str | None = None) -> He
         raise TypeError(f"batch: expected a torch.Tensor of inputs (n, ...), got {type(batch).__name__}")
     if batch.ndim == 0 or len(batch) == 0:
         raise ValueError(f"batch: expected at least one input, got shape {tuple(batch.shape)}")
-    calls, output = _linear_calls(model, batch, _candidates(model, name))
+    candidates = _candidates(model, name)
+    with latest_call(candidates) as calls, evaluation_mode(model), torch.no_grad():
+        output = model(batch.to(candidates[-1].device))
     if not calls:
         raise HeadError(f"model: none of its linear layers ran on the batch ({type(model).__name__})")
-    head, latents, logits = calls[-1]
+    head, latents, logits = calls[0]
     _check_output(head, latents, logits, output, len(batch))
     return head
 
 
-def _candidates(model: nn.Module, name: str | None) -> dict[str, nn.Linear]:
-    linear = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+def _candidates(model: nn.Module, name: str | None) -> list[Head]:
+    linear = {path: Head(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)}
     if name is None:
         if not linear:
-            raise HeadError(
-                f"model: expected a linear layer to be the head, but {type(model).__name__} has none"
-            )
-        return linear
+            raise HeadError(f"model: expected a linear layer to be the head, but {type(model).__name__} has none")
+        return list(linear.values())
     if name in linear:
-        return {name: linear[name]}
+        return [linear[name]]
     modules = dict(model.named_modules())
     found = f"a {type(modules[name]).__name__}" if name in modules else "no such layer"
     known = ", ".join(linear) or "none"
     raise HeadError(f"name: expected a linear layer of the model ({known}), got {name!r}: {found}")
 
 
-def _linear_calls(
-    model: nn.Module, batch: Tensor, candidates: dict[str, nn.Linear]
-) -> tuple[list[tuple[Head, Tensor, Tensor]], object]:
-    """Run the model; return every call of a candidate, in order, and the model's output."""
-    calls: list[tuple[Head, Tensor, Tensor]] = []
-    handles = []
-    for path, layer in candidates.items():
-        head = Head(path, layer)
-
-        def record(_: nn.Module, args: tuple[Tensor, ...], out: Tensor, head: Head = head) -> None:
-            calls.append((head, args[0], out))
-
-        handles.append(layer.register_forward_hook(record))
-    device = next(iter(candidates.values())).weight.device
-    try:
-        with evaluation_mode(model), torch.no_grad():
-            output = model(batch.to(device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls, output
-
-
 def _check_output(head: Head, latents: Tensor, logits: Tensor, output: object, n: int) -> None:
     """Raise, saying what differs, unless output == head(latents) with one latent per input."""
     where = f"head {head.name!r}"
     if not isinstance(output, Tensor):
-        raise HeadError(
-            f"model: expected one tensor of logits (n, C) as its output, got {type(output).__name__}"
-        )
+        raise HeadError(f"model: expected one tensor of logits (n, C) as its output, got {type(output).__name__}")
     if latents.ndim != 2 or len(latents) != n:
-        raise HeadError(
-            f"{where}: expected latents of shape ({n}, d), one row per input, got {tuple(latents.shape)}"
-        )
+        raise HeadError(f"{where}: expected latents of shape ({n}, d), one row per input, got {tuple(latents.shape)}")
     if output.shape != logits.shape:
         raise HeadError(
             f"{where}: expected the model's output to be the layer's output of shape {tuple(logits.shape)}, "
@@ -158,18 +159,12 @@ def _check_output(head: Head, latents: Tensor, logits: Tensor, output: object, n
     # Two matrix products of the same operands: only the rounding of the dtype may separate them.
     tolerance = 64 * torch.finfo(affine.dtype).eps * max(float(affine.abs().max()), 1.0)
     if not float((logits - affine).abs().max()) <= tolerance:
-        raise HeadError(
-            f"{where}: its output is not weight @ latents + bias: is it a modified or quantised layer?"
-        )
+        raise HeadError(f"{where}: its output is not weight @ latents + bias: is it a modified or quantised layer?")
     difference = float((output - affine).abs().max())
     if difference <= tolerance:
         return
-    if torch.allclose(output, affine.softmax(1), atol=1e-4) or torch.allclose(
-        output, affine.log_softmax(1), atol=1e-4
-    ):
+    if torch.allclose(output, affine.softmax(1), atol=1e-4) or torch.allclose(output, affine.log_softmax(1), atol=1e-4):
         cause = "the model ends in a softmax: remove it, logits are needed"
     else:
         cause = "something changes the logits after this layer"
-    raise HeadError(
-        f"{where}: expected logits == head(latents), but they differ by up to {difference:.3g}; {cause}"
-    )
+    raise HeadError(f"{where}: expected logits == head(latents), but they differ by up to {difference:.3g}; {cause}")

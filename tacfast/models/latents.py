@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .head import Head, evaluation_mode, find_head
+from .head import Head, HeadError, evaluation_mode, find_head, latest_call
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +59,7 @@ def split_batch(batch: Any, num_classes: int | None = None) -> tuple[Tensor, Ten
     parts = list(batch) if isinstance(batch, (tuple, list)) else [batch]
     if len(parts) not in (1, 2) or not all(isinstance(part, Tensor) for part in parts):
         came = ", ".join(type(part).__name__ for part in parts)
-        raise TypeError(
-            f"loader: expected batches that are tensors (inputs) or (inputs, labels), got ({came})"
-        )
+        raise TypeError(f"loader: expected batches that are tensors (inputs) or (inputs, labels), got ({came})")
     inputs, labels = parts[0], parts[1] if len(parts) == 2 else None
     if inputs.ndim == 0 or len(inputs) == 0:
         raise ValueError(f"loader: expected batches of at least one input, got shape {tuple(inputs.shape)}")
@@ -74,17 +73,8 @@ def split_batch(batch: Any, num_classes: int | None = None) -> tuple[Tensor, Ten
     labels = labels.long()
     if num_classes is not None and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
         worst = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
-        raise ValueError(
-            f"loader: expected labels 0 to {num_classes - 1}, the classes of the head, got {worst}"
-        )
+        raise ValueError(f"loader: expected labels 0 to {num_classes - 1}, the classes of the head, got {worst}")
     return inputs, labels
-
-
-def first_inputs(loader: Iterable[Any]) -> Tensor:
-    """Return the inputs of the first batch, to find the head with."""
-    for batch in loader:
-        return split_batch(batch)[0]
-    raise ValueError("loader: expected at least one batch, got none")
 
 
 @contextmanager
@@ -94,25 +84,20 @@ def latent_batches(model: nn.Module, loader: Iterable[Any], head: Head) -> Itera
     On leaving the context, training modes and hooks are what they were, also after an exception. Labels are
     on the device of the model.
     """
-    seen: list[tuple[Tensor, Tensor]] = []
-    handle = head.module.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
+    with latest_call([head]) as calls, evaluation_mode(model):
 
-    def batches() -> Iterator[LatentBatch]:
-        for batch in loader:
-            inputs, labels = split_batch(batch, head.num_classes)
-            seen.clear()
-            with torch.no_grad():
-                model(inputs.to(head.device, non_blocking=True))
-            latents, logits = seen[-1]
-            yield LatentBatch(
-                latents.detach(), logits.detach(), None if labels is None else labels.to(head.device)
-            )
+        def batches() -> Iterator[LatentBatch]:
+            for batch in loader:
+                inputs, labels = split_batch(batch, head.num_classes)
+                calls.clear()
+                with torch.no_grad():
+                    model(inputs.to(head.device))
+                if not calls:
+                    raise HeadError(f"head {head.name!r}: expected it to run when the model does, but it did not")
+                _, latents, logits = calls[0]
+                yield LatentBatch(latents, logits, None if labels is None else labels.to(head.device))
 
-    try:
-        with evaluation_mode(model):
-            yield batches()
-    finally:
-        handle.remove()
+        yield batches()
 
 
 def extract_latents(model: nn.Module, loader: Iterable[Any], head: Head | str | None = None) -> Latents:
@@ -138,7 +123,7 @@ def extract_latents(model: nn.Module, loader: Iterable[Any], head: Head | str | 
     TypeError, ValueError
         If the loader yields nothing or something else than described, or a label is not a class of the head.
     """
-    found = resolve_head(model, loader, head)
+    found, loader = resolve_head(model, loader, head)
     collected: list[LatentBatch] = []
     with latent_batches(model, loader, found) as batches:
         for batch in batches:
@@ -159,8 +144,17 @@ def extract_latents(model: nn.Module, loader: Iterable[Any], head: Head | str | 
     )
 
 
-def resolve_head(model: nn.Module, loader: Iterable[Any], head: Head | str | None) -> Head:
-    """Return ``head`` if it is a `Head`; otherwise find it on the first batch, by name or as the last layer."""
+def resolve_head(model: nn.Module, loader: Iterable[Any], head: Head | str | None) -> tuple[Head, Iterable[Any]]:
+    """Return the head, found on the first batch unless it is given, and an iterable of all batches.
+
+    The loader may be an iterator, which gives each batch only once: then the first one is put back in front.
+    """
     if isinstance(head, Head):
-        return head
-    return find_head(model, first_inputs(loader), name=head)
+        return head, loader
+    iterator = iter(loader)
+    try:
+        first = next(iterator)
+    except StopIteration:
+        raise ValueError("loader: expected at least one batch, got none") from None
+    found = find_head(model, split_batch(first)[0], name=head)
+    return found, chain([first], iterator) if iterator is loader else loader

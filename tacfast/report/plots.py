@@ -6,7 +6,7 @@ import io
 import math
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..detection import Verdict
 from .files import write_atomically
@@ -14,7 +14,9 @@ from .files import write_atomically
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FLAGGED, ORDINARY, THRESHOLD = "#c0392b", "#7f93a8", "#c0392b"
+FLAGGED, ORDINARY, THRESHOLD = "#b03a2e", "#6b7f95", "#b03a2e"
+# More bars than this are too narrow for a number each.
+MAX_NUMBERED = 50
 
 
 def plot_norms(
@@ -40,13 +42,13 @@ def plot_norms(
     except ImportError as error:
         raise ImportError("pictures need Matplotlib: pip install 'tacfast[report]'") from error
     # A figure of its own, not pyplot's: no global state, no window system, no change of the caller's backend.
-    figure = Figure(
-        figsize=(min(max(7.0, 0.32 * len(verdict.norms)), 40.0), 4.2), dpi=130, layout="constrained"
-    )
+    figure = Figure(figsize=(min(max(7.0, 0.32 * len(verdict.norms)), 40.0), 4.2), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     _draw(axes, verdict, names or {})
     axes.set_title(_title(verdict, names or {}) + (f"\n{note}" if note else ""), loc="left", fontsize=11)
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     content = io.BytesIO()
     figure.savefig(content, format="png")
     write_atomically(path, content.getvalue())
@@ -64,35 +66,28 @@ def _title(verdict: Verdict, names: Mapping[int, str]) -> str:
 def _draw(axes: Axes, verdict: Verdict, names: Mapping[int, str]) -> None:
     classes = list(verdict.norms)
     finite = [norm for norm in verdict.norms.values() if math.isfinite(norm)]
-    top = 1.15 * max([*finite, 1e-12])
+    top = 1.08 * max([*finite, 1e-12])
     for place, k in enumerate(classes):
         norm, flagged = verdict.norms[k], k in verdict.classes
         if math.isfinite(norm):
             axes.bar(place, norm, color=FLAGGED if flagged else ORDINARY, width=0.75)
-            text = f"{norm:.2f}"
+            text, colour = f"{norm:.2f}", "white"
         else:
-            # No bar can show infinity or a failed solve; a word in its place can.
-            text = "not reachable" if math.isinf(norm) else "not solved"
-        if len(classes) <= 50:
-            turn: Any = 0 if math.isfinite(norm) and len(classes) <= 15 else 90
-            height = norm if math.isfinite(norm) else 0.0
-            axes.text(
-                place, height + 0.01 * top, text, ha="center", va="bottom", fontsize=9, rotation=turn,
-                color=FLAGGED if flagged else "#333333", fontweight="bold" if flagged else "normal",
-            )  # fmt: skip
+            # No bar can show infinity or a failed solve; words in its place can.
+            text, colour = "not reachable" if math.isinf(norm) else "not solved", "#333333"
+        if len(classes) <= MAX_NUMBERED:
+            turn = 0 if math.isfinite(norm) and len(classes) <= 15 else 90
+            # At the foot of the bar, where no line crosses the number.
+            axes.text(place, 0.02 * top, text, ha="center", va="bottom", fontsize=9, rotation=turn, color=colour)
     if math.isfinite(verdict.median):
-        axes.axhline(
-            verdict.median, color="#333333", linewidth=1, linestyle=":", label=f"median {verdict.median:.2f}"
-        )
+        axes.axhline(verdict.median, color="#333333", linewidth=1, linestyle=":", label=f"median {verdict.median:.2f}")
     if math.isfinite(verdict.threshold):
         label = f"threshold {verdict.threshold:.2f}: suspicious below"
         axes.axhline(max(verdict.threshold, 0.0), color=THRESHOLD, linewidth=1.2, linestyle="--", label=label)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="lower right", fontsize=8, framealpha=0.9)
     axes.set_ylim(0, top)
     axes.set_xlim(-0.6, len(classes) - 0.4)
-    step = max(1, len(classes) // 50)
+    step = max(1, -(-len(classes) // MAX_NUMBERED))
     axes.set_xticks(range(0, len(classes), step), [names.get(k, str(k)) for k in classes[::step]])
     axes.set_xlabel("class")
-    axes.set_ylabel("norm of the smallest shift of the\nlatents that sends all samples there")
+    axes.set_ylabel("norm of the smallest shift of the\nlatents that takes the samples there")
     axes.spines[["top", "right"]].set_visible(False)

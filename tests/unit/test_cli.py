@@ -1,0 +1,180 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tacfast import cli, demo
+from tacfast.demo import DemoResult
+from tacfast.detection import Verdict
+from tacfast.evaluation import Metrics
+from tacfast.scanning import ScanReport
+
+REPAIRED = Metrics(0.97, 0.01, 0.9)
+
+
+def forget(monkeypatch, name):
+    """Make ``import name`` fail, and what imports it be imported anew."""
+    monkeypatch.delitem(sys.modules, "tacfast._commands", raising=False)
+    monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.mark.parametrize("name", ["typer", "rich.console"])
+def test_without_the_extras_one_line_says_what_to_install(monkeypatch, capsys, name):
+    forget(monkeypatch, name)
+    assert cli.main(["demo"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert "pip install 'tacfast[all]'" in captured.err
+
+
+def test_other_import_errors_are_not_blamed_on_the_extras(monkeypatch):
+    forget(monkeypatch, "tacfast.demo")
+    with pytest.raises(ImportError, match="demo"):
+        cli.main(["demo"])
+
+
+def test_the_package_needs_torch_and_numpy_only():
+    code = (
+        "import sys; [sys.modules.update({name: None}) for name in"
+        " ('sklearn', 'matplotlib', 'typer', 'rich', 'torchvision', 'timm', 'safetensors', 'scipy')];"
+        "import tacfast, tacfast.demo, tacfast.report, tacfast.cli; print(tacfast.cli.main(['demo']))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "1\n"
+    assert "tacfast[all]" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def make_result(failures=(), found=3, after=REPAIRED, poisoned=3):
+    norms = {k: 5.0 + 0.1 * k for k in range(10)} | {3: 3.0}
+    label = "nothing_found" if found is None else "suspicious"
+    classes = () if found is None else (found,)
+    verdict = Verdict(label, classes, dict.fromkeys(norms, 0.0), norms, 5.0, 4.0, ("a reason",))
+    report = ScanReport(verdict, None, None, None, {})
+    return DemoResult(report, poisoned, Metrics(0.98, 1.0, 0.0), after, 12.5, tuple(failures))
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Let the command run, but replace the training by a ready result; returns the arguments it was called with."""
+    commands = pytest.importorskip("tacfast._commands")
+    seen = []
+
+    def prepare(result):
+        def run_demo(seed, *, clean, on_progress):
+            seen.append((seed, clean))
+            on_progress("train", 1, 2)
+            on_progress("scan", 5, 5)
+            if isinstance(result, BaseException):
+                raise result
+            return result
+
+        monkeypatch.setattr(commands, "run_demo", run_demo)
+        return seen
+
+    return prepare
+
+
+def test_demo_writes_its_files_and_succeeds(pretend, tmp_path, capsys):
+    seen = pretend(make_result())
+    folder = tmp_path / "a" / "b"
+    assert cli.main(["demo", "--seed", "7", "--out", str(folder)]) == 0
+    assert seen == [(7, False)]
+    report = json.loads((folder / "report.json").read_text())
+    assert {"verdict", "poisoned_class", "found_class", "before", "after", "seconds"} <= set(report)
+    assert (report["verdict"], report["poisoned_class"], report["found_class"]) == ("suspicious", 3, 3)
+    assert report["before"] == {"acc": 0.98, "asr": 1.0, "ra": 0.0}
+    assert report["after"] == {"acc": 0.97, "asr": 0.01, "ra": 0.9}
+    assert (folder / "norms.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in folder.iterdir()) == ["norms.png", "report.json"]
+    assert "97.0 %" in capsys.readouterr().out
+
+
+def test_a_broken_promise_is_exit_status_one_and_a_line(pretend, tmp_path, capsys):
+    pretend(make_result(failures=["the backdoor survived", "too slow"]))
+    assert cli.main(["demo", "--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "tacfast: demo failed: the backdoor survived; too slow\n"
+    assert (tmp_path / "report.json").exists()
+
+
+def test_clean_demo(pretend, tmp_path):
+    seen = pretend(make_result(found=None, after=None, poisoned=None))
+    assert cli.main(["demo", "--clean", "--out", str(tmp_path)]) == 0
+    assert seen == [(0, True)]
+    assert json.loads((tmp_path / "report.json").read_text())["after"] is None
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (ValueError("loader: expected\nmore"), 1, "tacfast: error: loader: expected"),
+        (ImportError("the digits need scikit-learn: pip install 'tacfast[digits]'"), 1, "tacfast[digits]"),
+        (RuntimeError("odd"), 1, "tacfast: error: RuntimeError: odd"),
+        (RuntimeError(), 1, "tacfast: error: RuntimeError: "),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_errors_are_one_line(pretend, tmp_path, capsys, error, status, line):
+    pretend(error)
+    assert cli.main(["demo", "--out", str(tmp_path)]) == status
+    captured = capsys.readouterr().err
+    assert line in captured
+    assert "Traceback" not in captured
+    assert captured.strip().count("\n") == 0
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_before_the_work(pretend, tmp_path, capsys):
+    seen = pretend(make_result())
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert cli.main(["demo", "--out", str(blocked / "sub")]) == 1
+    assert "Traceback" not in capsys.readouterr().err
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["demo", "--seed", "x"], ["demo", "--seed", "-1"], ["unknown"], ["demo", "--what"]]
+)
+def test_wrong_usage_is_exit_status_two(arguments):
+    pytest.importorskip("typer")
+    assert cli.main(arguments) == 2
+
+
+def test_help_and_the_installed_entry_point(monkeypatch, capsys):
+    pytest.importorskip("typer")
+    assert cli.main(["--help"]) == 0
+    assert "demo" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["tacfast", "demo", "--help"])
+    assert cli.main() == 0
+    assert "--clean" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, []),
+        ({"asr_before": 0.89}, ["the attack did not take: ASR before is 0.890"]),
+        ({"asr_after": 0.051}, ["the backdoor survived: ASR after is 0.051"]),
+        ({"acc_after": 0.9599}, ["the repair cost too much"]),
+        ({"found": 4}, ["the wrong class was found: 4 instead of 3"]),
+        ({"found": None}, ["the backdoor in class 3 was not found"]),
+        ({"asr_before": 0.5, "asr_after": 0.4}, ["did not take", "survived"]),
+        ({"poisoned": None, "found": None}, []),
+        ({"poisoned": None}, ["the clean model was found suspicious (class 3)"]),
+    ],
+)
+def test_promises(changes, words):
+    values = {"asr_before": 0.9, "asr_after": 0.05, "acc_after": 0.97, "found": 3, "poisoned": 3} | changes
+    after = Metrics(values["acc_after"], values["asr_after"], 0.9)
+    report = make_result(found=values["found"]).report
+    broken = demo._broken_promises(
+        report,
+        values["poisoned"],
+        Metrics(0.99, values["asr_before"], 0.0),
+        after if values["found"] is not None else None,
+    )
+    assert len(broken) == len(words)
+    for text, word in zip(broken, words, strict=True):
+        assert word in text
