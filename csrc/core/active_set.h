@@ -25,6 +25,7 @@ struct ActiveSet {
     double* lambda;    // (capacity) their multipliers
     double* coef;      // (capacity) scratch: coefficients of a constraint in the active ones
     double* products;  // (C) a_j's
+    double* scores;    // (C) scratch: how much each constraint is violated
     int size;          //
     int iterations;    // adds and drops so far
     double norm;       // |s|
@@ -48,11 +49,15 @@ struct Projection {
 // The constraint whose violation, as a distance, is the largest; index -1 if all hold.
 template <class Team>
 TACFAST_HD Best most_violated(const Team& team, const Head& head, const Constraints& c, const ActiveSet& set) {
-    const Best worst = team.largest(head.classes, [&](int j) {
-        const double weight = c.weight[j];
-        return (c.rho[j] - set.products[j]) * weight -
-               kViolation * (std::fabs(c.rho[j]) * weight + (weight > 0 ? set.norm : 0.0));
+    const double* TACFAST_RESTRICT rho = c.rho;
+    const double* TACFAST_RESTRICT weight = c.weight;
+    const double* TACFAST_RESTRICT products = set.products;
+    double* TACFAST_RESTRICT scores = set.scores;
+    const double rounding = kViolation * set.norm;
+    team.each(head.classes, [=](int j) {  // a constraint of weight 0 scores at most 0
+        scores[j] = (rho[j] - products[j] - kViolation * std::fabs(rho[j])) * weight[j] - rounding;
     });
+    const Best worst = team.largest(head.classes, [=](int j) { return scores[j]; });
     return worst.value > 0 ? worst : no_best();
 }
 
@@ -148,7 +153,10 @@ TACFAST_HD Outcome enforce(const Team& team, Geometry& geometry, const Constrain
         if (!dependent) geometry.move(team, step);
         lambda += step;
         if (to_equality <= to_zero) {
-            if (set.size >= limits.max_active) return Outcome::crowded;
+            if (set.size >= limits.max_active) {
+                team.sync();  // the multipliers are read next
+                return Outcome::crowded;
+            }
             take(team, geometry, c, set, p, projection.distance2, lambda);
             return Outcome::settled;
         }

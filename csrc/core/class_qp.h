@@ -25,7 +25,7 @@ struct Work {
     // Doubles that carve() takes from its memory.
     static TACFAST_HD int64_t size(int classes, int dim, int stride) {
         const int64_t most = (capacity(classes, dim) + 7) / 8 * 8, all = (classes + 7) / 8 * 8;
-        return 4 * most + 2 * all + 3 * stride + basis_size(classes, dim, stride);
+        return 4 * most + 3 * all + 3 * stride + basis_size(classes, dim, stride);
     }
     static TACFAST_HD Work carve(double* memory, int classes, int dim, int stride) {
         const int64_t most = (capacity(classes, dim) + 7) / 8 * 8, all = (classes + 7) / 8 * 8;
@@ -40,6 +40,7 @@ struct Work {
         work.set.coef = next(most);
         work.scratch = next(most);
         work.set.products = next(all);
+        work.set.scores = next(all);
         work.low = next(all);
         work.point = next(stride);
         work.normal = next(stride);

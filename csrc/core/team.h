@@ -28,7 +28,7 @@ struct Best {
 
 TACFAST_HD Best no_best() { return {-INFINITY, -1}; }
 
-// One CPU lane. The sums run over eight partial sums, which compilers turn into vectors.
+// One CPU lane. Its reductions run over eight partial results, which compilers turn into vectors.
 struct SerialTeam {
     TACFAST_HD int rank() const { return 0; }
     TACFAST_HD int lanes() const { return 1; }
@@ -51,12 +51,23 @@ struct SerialTeam {
 
     template <class F>
     TACFAST_HD Best largest(int n, const F& f) const {
-        Best best = no_best();
-        for (int i = 0; i < n; ++i) {
-            const double value = f(i);
-            if (value > best.value) best = {value, i};
+        double part[8];
+        for (double& value : part) value = -INFINITY;
+        int i = 0;
+        for (; i + 8 <= n; i += 8) {
+            double value[8];
+            for (int l = 0; l < 8; ++l) value[l] = f(i + l);
+            for (int l = 0; l < 8; ++l) part[l] = value[l] > part[l] ? value[l] : part[l];
         }
-        return best;
+        for (; i < n; ++i) {
+            const double value = f(i);
+            part[0] = value > part[0] ? value : part[0];
+        }
+        double most = part[0];
+        for (int l = 1; l < 8; ++l) most = part[l] > most ? part[l] : most;
+        if (most == -INFINITY) return no_best();
+        for (i = 0; f(i) != most;) ++i;  // rarer than one pass in two, and cheap where f is
+        return {most, i};
     }
 };
 
