@@ -124,6 +124,11 @@ def test_inconclusive_where_the_limits_do_not_hold(changes, reason):
     assert any(reason in text for text in verdict.reasons)
 
 
+def test_samples_are_counted_against_all_classes_of_the_model():
+    few = solution([5.0, 5.2, 3.0, 4.9, 5.1], num_classes=10, n_samples=5 * MIN_SAMPLES_PER_CLASS)
+    assert detect(few).label == "inconclusive"
+
+
 def test_enough_samples_and_classes_are_conclusive():
     norms = [5.0, 5.2, 3.0, 4.9, 5.1]
     assert len(norms) == MIN_CLASSES

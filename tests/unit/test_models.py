@@ -74,7 +74,7 @@ def test_finds_the_head_of_known_architectures(build, name):
 def test_a_name_can_be_given_and_is_checked():
     model = Wrapped(nn.Identity())
     assert find_head(model, torch.randn(3, 6), name="head").name == "head"
-    with pytest.raises(HeadError, match="differ by up to|expected the model's output to be"):
+    with pytest.raises(HeadError, match=r"differ by up to|expected the model's output to be"):
         find_head(model, torch.randn(3, 6), name="body")
     with pytest.raises(HeadError, match="'after': a Identity"):
         find_head(model, torch.randn(3, 6), name="after")
@@ -174,10 +174,8 @@ def test_modes_and_hooks_are_restored_after_an_exception():
         extract_latents(model, [torch.randn(3, 6), torch.randn(3, 5)])
     with pytest.raises(RuntimeError):
         find_head(model, torch.randn(3, 5))
-    with (
-        pytest.raises(KeyboardInterrupt),
-        latent_batches(model, batches(), find_head(model, torch.randn(2, 6))) as some,
-    ):
+    head = find_head(model, torch.randn(2, 6))
+    with pytest.raises(KeyboardInterrupt), latent_batches(model, batches(), head) as some:  # noqa: PT012
         next(some)
         raise KeyboardInterrupt
     assert state(model) == before

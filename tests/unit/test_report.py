@@ -32,13 +32,14 @@ def test_files_are_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         write_atomically(path, "text")
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
 
-        def fail(self, target):
-            raise OSError("disk full")
+    def fail(self, target):
+        raise OSError("disk full")
 
+    with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.replace", fail)
-        write_atomically(path, b"new")
+        with pytest.raises(OSError, match="full"):
+            write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
     write_atomically(path, b"new")
