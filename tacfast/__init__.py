@@ -1,5 +1,9 @@
 """Find and remove backdoors in image classifiers by solving for trigger-activated changes in latent space."""
 
+from .defenses import RepairResult, repair
+from .detection import Verdict, detect
+from .models import extract_latents, find_head
+from .scanning import ScanReport, scan
 from .solver import (
     Certificate,
     GapMatrix,
@@ -17,9 +21,17 @@ __all__ = [
     "Certificate",
     "GapMatrix",
     "PerSampleSolution",
+    "RepairResult",
+    "ScanReport",
     "SolverError",
     "Status",
     "TacSolution",
+    "Verdict",
+    "detect",
+    "extract_latents",
+    "find_head",
+    "repair",
+    "scan",
     "solve_tac",
     "solve_tac_per_sample",
 ]
