@@ -1,0 +1,274 @@
+"""The streaming gap matrix: bitwise repeatable from logits, mergeable, storable, reducible; trimmed gaps."""
+
+import datetime
+import io
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+from independent import gap_matrix, trimmed_gap_matrix
+from problems import plain
+
+import tacfast
+from tacfast import GapMatrix
+
+KINDS = ("random", "imbalanced", "confident", "constant", "one class")
+
+
+def make_logits(kind, n, classes, dtype=np.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    logits = rng.standard_normal((n, classes))
+    if kind == "imbalanced":
+        logits[rng.random(n) < 0.9, 0] += 8
+        logits[:, 1] -= 100  # never predicted
+    elif kind == "confident":
+        logits[np.arange(n), rng.integers(classes, size=n)] += 12
+    elif kind == "constant":
+        logits = np.tile(np.arange(classes) % 3, (n, 1)).astype(float)
+    elif kind == "one class":
+        logits[:, classes - 1] += 30
+    return logits.astype(dtype)
+
+
+def head(classes, dim=3, dtype=torch.float32):
+    return torch.randn(classes, dim, generator=torch.Generator().manual_seed(classes), dtype=dtype)
+
+
+def bits(a):
+    return np.asarray(a).tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "classes"), [(1, 2), (5, 3), (100, 10), (1000, 43), (700, 65)])
+def test_bitwise_the_naive_loop(n, classes, kind, dtype):
+    logits = make_logits(kind, n, classes, dtype)
+    R = GapMatrix(head(classes)).update_logits(logits).gaps
+    assert isinstance(R, np.ndarray)
+    assert R.dtype == dtype
+    assert bits(R + 0) == bits(gap_matrix(logits) + 0)
+    assert (R.diagonal() == 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bitwise_equal_for_any_split_order_merge_and_thread_count(kind, threads):
+    logits = torch.from_numpy(make_logits(kind, 20_000, 60))
+    W = head(60)
+    whole = GapMatrix(W).update_logits(logits).gaps
+    for number in (1, 2, 4):
+        threads(number)
+        assert torch.equal(GapMatrix(W).update_logits(logits).gaps, whole)
+    shuffled = logits[torch.randperm(len(logits), generator=torch.Generator().manual_seed(1))]
+    assert torch.equal(GapMatrix(W).update_logits(shuffled).gaps, whole)
+    parts = [GapMatrix(W).update_logits(part) for part in shuffled.split([1, 6999, 13_000])]
+    merged = GapMatrix(W).merge(parts[2]).merge(GapMatrix(W)).merge(parts[0]).merge(parts[1])
+    assert torch.equal(merged.gaps, whole)
+    assert merged.n_samples == 20_000
+
+
+def test_from_latents_batches_agree_to_rounding():
+    p = plain(0, classes=20, dim=30, n=5000).to(torch.float32)
+    whole = GapMatrix(p.W, p.b).update(p.latents)
+    assert torch.equal(GapMatrix(p.W, p.b).update(p.latents).gaps, whole.gaps)
+    parts = GapMatrix(p.W, p.b)
+    for part in p.latents.split(33):
+        assert parts.update(part) is parts
+    assert parts.n_samples == 5000
+    torch.testing.assert_close(parts.gaps, whole.gaps, rtol=1e-5, atol=1e-5)
+    exact = (p.latents.double() @ p.W.double().T + p.b.double()).numpy()
+    np.testing.assert_allclose(whole.gaps, gap_matrix(exact), atol=2e-5)
+
+
+def test_a_common_offset_of_the_rows_costs_no_digits():
+    p = plain(0, classes=10, dim=64, n=500).to(torch.float32)
+    p.W.add_(1000 * torch.randn(64, generator=torch.Generator().manual_seed(2)))
+    exact = gap_matrix((p.latents.double() @ p.W.double().T + p.b.double()).numpy())
+    np.testing.assert_allclose(GapMatrix(p.W, p.b).update(p.latents).gaps, exact, atol=2e-5)
+
+
+@pytest.mark.parametrize("method", ["active-set", "projected-gradient", "auto"])
+def test_the_solution_is_bitwise_equal_over_calls_and_thread_counts(method, threads):
+    W, generator = head(150, 60), torch.Generator().manual_seed(0)
+    R = torch.rand(150, 150, generator=generator) + 1
+    R.fill_diagonal_(0)
+    matrix = GapMatrix.from_gaps(W, None, R)
+    solutions = []
+    for number in (1, 1, 3):
+        threads(number)
+        solutions.append(matrix.solve(method=method, raise_on_failure=False))
+    for name in ("perturbations", "norms", "duals", "status"):
+        first, *others = (bits(getattr(sol, name)) for sol in solutions)
+        assert all(other == first for other in others), name
+
+
+def test_methods_agree():
+    W, R = head(70, 80), 1 + torch.rand(70, 70, generator=torch.Generator().manual_seed(0))
+    R.fill_diagonal_(0)
+    matrix = GapMatrix.from_gaps(W, None, R)
+    first, *others = (matrix.solve(method=m) for m in ("active-set", "projected-gradient", "auto"))
+    for other in others:
+        torch.testing.assert_close(other.perturbations, first.perturbations, rtol=1e-6, atol=1e-7)
+
+
+# ---- trimmed -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trim", [0.001, 0.05, 0.5, 0.97])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("n", "classes", "dtype"),
+    [(7, 2, np.float32), (900, 10, np.float64), (2000, 43, np.float32), (1000, 200, np.float32)],
+)
+def test_trimmed_gaps_are_those_of_a_sort(n, classes, dtype, kind, trim):
+    logits = make_logits(kind, n, classes, dtype)
+    matrix = GapMatrix(head(classes, 210), keep_logits=True)
+    for part in np.array_split(logits, 3):
+        if len(part):
+            matrix.update_logits(part)
+    sol = matrix.solve(trim=trim, raise_on_failure=False, classes=[0])
+    np.testing.assert_array_equal(sol.gaps, trimmed_gap_matrix(logits, trim))
+    assert sol.trim == trim
+    np.testing.assert_array_equal(matrix.gaps, gap_matrix(logits))  # the maximum is still there
+
+
+def test_trimming_nothing_gives_the_maximum():
+    p = plain(1, classes=5, n=60)
+    np.testing.assert_array_equal(tacfast.solve_tac(*p, trim=0.0).gaps, tacfast.solve_tac(*p, trim=1e-9).gaps)
+
+
+def test_trim_on_any_number_of_threads(threads):
+    logits = make_logits("confident", 4000, 50)
+    matrix = GapMatrix(head(50, 60), keep_logits=True).update_logits(logits)
+    results = []
+    for number in (1, 2, 4):
+        threads(number)
+        results.append(bits(matrix.solve(trim=0.3).gaps))
+    assert len(set(results)) == 1
+
+
+def test_kept_logits_merge():
+    logits = make_logits("random", 400, 10)
+    W = head(10, 12)
+    left, right = (GapMatrix(W, keep_logits=True).update_logits(part) for part in np.split(logits, 2))
+    np.testing.assert_array_equal(left.merge(right).solve(trim=0.4).gaps, trimmed_gap_matrix(logits, 0.4))
+    np.testing.assert_array_equal(right.solve(trim=0.4).gaps, trimmed_gap_matrix(logits[200:], 0.4))
+
+
+def test_kept_logits_are_copies():
+    logits = torch.from_numpy(make_logits("random", 300, 10))
+    matrix = GapMatrix(head(10, 12), keep_logits=True).update_logits(logits)
+    before = matrix.solve(trim=0.4).gaps
+    logits.zero_()
+    assert torch.equal(matrix.solve(trim=0.4).gaps, before)
+
+
+# ---- state ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep_logits", [False, True])
+def test_state_survives_torch_save(keep_logits):
+    p = plain(3, classes=8, n=50)
+    matrix = GapMatrix(p.W, p.b, keep_logits).update(p.latents)
+    buffer = io.BytesIO()
+    torch.save(matrix.state_dict(), buffer)
+    buffer.seek(0)
+    restored = GapMatrix(p.W, p.b)
+    restored.load_state_dict(torch.load(buffer, weights_only=True))
+    trim = 0.2 if keep_logits else 0.0
+    np.testing.assert_array_equal(restored.solve(trim=trim).perturbations, matrix.solve(trim=trim).perturbations)
+    assert restored.n_samples == 50
+
+
+def test_a_saved_state_does_not_follow_the_matrix():
+    p = plain(3, classes=8, n=50)
+    matrix = GapMatrix(p.W, p.b, keep_logits=True).update(p.latents)
+    state = matrix.state_dict()
+    before = matrix.solve(trim=0.3).gaps
+    matrix.update(p.latents + 5)
+    restored = GapMatrix(p.W, p.b, keep_logits=True)
+    restored.load_state_dict(state)
+    np.testing.assert_array_equal(restored.solve(trim=0.3).gaps, before)
+
+
+def test_fingerprint_tells_heads_apart():
+    p = plain(0)
+    prints = {
+        GapMatrix(p.W, p.b).fingerprint,
+        GapMatrix(p.W).fingerprint,
+        GapMatrix(p.W, p.b + 1e-12).fingerprint,
+        GapMatrix(p.W.astype(np.float32), p.b).fingerprint,
+        GapMatrix(p.W.T[:5].copy(), p.b).fingerprint,
+    }
+    assert len(prints) == 5
+    assert GapMatrix(torch.from_numpy(p.W.T.copy()).T, p.b).fingerprint in prints
+
+
+def test_w_and_b_are_copied():
+    p = plain(0).to(torch.float64)
+    matrix = GapMatrix(p.W, p.b).update(p.latents)
+    before = matrix.solve().perturbations
+    p.W.zero_()
+    p.b.fill_(9)
+    assert torch.equal(matrix.solve().perturbations, before)
+
+
+def test_the_widest_dtype_wins():
+    p = plain(0)
+    single = p.to(torch.float32)
+    matrix = GapMatrix(single.W, single.b).update(single.latents)
+    assert matrix.gaps.dtype == torch.float32
+    assert matrix.update(p.latents).gaps.dtype == np.float64
+    other = GapMatrix(single.W, single.b).merge(matrix)
+    assert other.gaps.dtype == np.float64
+
+
+def test_from_gaps_is_the_same_as_from_samples():
+    p = plain(6, classes=7, n=40)
+    seen = GapMatrix(p.W, p.b).update(p.latents)
+    known = GapMatrix.from_gaps(p.W, p.b, seen.gaps, n_samples=40)
+    np.testing.assert_array_equal(known.solve().perturbations, seen.solve().perturbations)
+    assert known.n_samples == 40
+    np.testing.assert_array_equal(known.gaps, seen.gaps)
+
+
+# ---- several processes ---------------------------------------------------------------------------------------
+
+
+def _reduce(rank, store, results):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
+    )
+    p = plain(0, n=30).to(torch.float64)
+    matrix = GapMatrix(p.W, p.b)
+    half = p.latents[15 * rank : 15 * rank + 15]
+    both = GapMatrix(p.W, p.b).update(half).all_reduce()
+    one = (matrix.update(p.latents) if rank == 0 else matrix).all_reduce()
+    known = GapMatrix.from_gaps(p.W, p.b, one.gaps).all_reduce()  # of an unknown number of samples
+    found = {"both": both.gaps, "one": one.gaps, "counts": torch.tensor([both.n_samples, one.n_samples])}
+    try:
+        found["known"] = known.gaps
+    except ValueError as error:
+        found["known"] = str(error)
+    try:
+        GapMatrix(p.W + rank, p.b).update(half).all_reduce()
+    except ValueError as error:
+        found["mismatch"] = str(error)
+    torch.save(found, f"{results}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_all_reduce(tmp_path):
+    torch.multiprocessing.spawn(_reduce, (tmp_path / "store", tmp_path), nprocs=2)
+    p = plain(0, n=30).to(torch.float64)
+    expected = GapMatrix(p.W, p.b).update(p.latents).gaps
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        torch.testing.assert_close(found["both"], expected, rtol=1e-13, atol=1e-13)
+        assert torch.equal(found["one"], expected)
+        assert found["counts"].tolist() == [30, 30]
+        assert found["mismatch"].startswith("group: expected the same W, b and dtype")
+        assert isinstance(found["known"], torch.Tensor), found["known"]
+        assert torch.equal(found["known"], expected)
