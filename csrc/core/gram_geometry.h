@@ -41,12 +41,13 @@ struct GramGeometry {
     template <class Team>
     TACFAST_HD Projection project(const Team& team, const Constraints& c, ActiveSet& set, int p) {
         const int m = set.size;
-        team.each(m, [&](int i) { scratch[i] = product(c.target, set.index[i], p); });
+        const int64_t C = head.classes;
+        const double* own = head.gram + c.target * C;
+        const double* other = head.gram + p * C;
+        const double corner = own[c.target] - own[p];
+        team.each(m, [&](int i) { scratch[i] = corner - (own[set.index[i]] - other[set.index[i]]); });
         team.sync();
-        team.each(m, [&](int i) {
-            const double* row = inverse + i * int64_t(stride);
-            set.coef[i] = SerialTeam{}.sum(m, [&](int j) { return row[j] * scratch[j]; });
-        });
+        multiply(team, m, scratch, set.coef);
         const double inside = team.sum(m, [&](int i) { return scratch[i] * set.coef[i]; });
         const double distance2 = c.norm2[p] - inside;
         return {distance2, !(distance2 > kAmbiguous * c.norm2[p])};
@@ -91,13 +92,9 @@ struct GramGeometry {
     template <class Team>
     TACFAST_HD void solve(const Team& team, const Constraints& c, ActiveSet& set) {
         const int m = set.size;
-        auto apply = [&](int i, const double* x) {
-            const double* row = inverse + i * int64_t(stride);
-            return SerialTeam{}.sum(m, [&](int j) { return row[j] * x[j]; });
-        };
         team.each(m, [&](int i) { scratch[i] = c.rho[set.index[i]]; });
         team.sync();
-        team.each(m, [&](int i) { set.lambda[i] = apply(i, scratch); });
+        multiply(team, m, scratch, set.lambda);
         team.sync();
         team.each(m, [&](int i) {
             double sum = 0;
@@ -105,19 +102,21 @@ struct GramGeometry {
             set.coef[i] = scratch[i] - sum;
         });
         team.sync();
-        team.each(m, [&](int i) { set.lambda[i] += apply(i, set.coef); });
+        multiply(team, m, set.coef, scratch);
+        team.each(m, [&](int i) { set.lambda[i] += scratch[i]; });
         team.sync();
     }
 
-    // products[j] = a_j's = u_k - u_j with u = M v, v = (sum of lambda) e_k - lambda.
+    // products[j] = a_j's = u_k - u_j with u = M v, v = (sum of lambda) e_k - lambda; -u_j is built up in place.
     template <class Team>
     TACFAST_HD void evaluate(const Team& team, const Constraints& c, ActiveSet& set) {
         const int64_t C = head.classes;
         const int m = set.size, k = c.target;
-        const double total = team.sum(m, [&](int i) { return set.lambda[i]; });
-        double* u = set.products;
         const double* own = head.gram + k * C;
-        team.each(head.classes, [&](int j) { u[j] = -total * own[j]; });
+        const double total = team.sum(m, [&](int i) { return set.lambda[i]; });
+        const double at_target = total * own[k] - team.sum(m, [&](int i) { return set.lambda[i] * own[set.index[i]]; });
+        double* u = set.products;
+        team.each(head.classes, [=](int j) { u[j] = at_target - total * own[j]; });
         int i = 0;
         for (; i + 4 <= m; i += 4) {  // four rows at a time: u is read and written a quarter as often
             const double* TACFAST_RESTRICT g0 = head.gram + set.index[i] * C;
@@ -134,15 +133,22 @@ struct GramGeometry {
             team.each(head.classes, [=](int j) { u[j] += l0 * g0[j]; });
         }
         team.sync();
-        const double at_target = u[k];
-        team.sync();  // every lane has read u[k] before its owner overwrites it
-        team.each(head.classes, [=](int j) { u[j] -= at_target; });
-        team.sync();
         const double norm2 = team.sum(m, [&](int a) { return set.lambda[a] * u[set.index[a]]; });
         set.norm = norm2 > 0 ? std::sqrt(norm2) : 0.0;
     }
 
   private:
+    // y = H x; by columns, which are rows, since a vector of sums beats a sum of vectors.
+    template <class Team>
+    TACFAST_HD void multiply(const Team& team, int m, const double* x, double* y) const {
+        team.each(m, [&](int i) { y[i] = 0; });
+        for (int j = 0; j < m; ++j) {
+            const double* TACFAST_RESTRICT column = inverse + j * int64_t(stride);
+            const double factor = x[j];
+            team.each(m, [=](int i) { y[i] += factor * column[i]; });
+        }
+    }
+
     // Spreads the rows of H to twice the stride, from the last to the first, so that none is overwritten.
     template <class Team>
     TACFAST_HD void widen(const Team& team, int m) {

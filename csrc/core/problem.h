@@ -23,12 +23,8 @@ struct Constraints {
     double* weight;  // 1 / |a_j|, or 0: not to be chosen now
 };
 
-// |a_j|^2 from the Gram matrix where that is accurate, else from the rows.
-TACFAST_HD double constraint_norm2(const Head& head, int k, int j) {
-    const int64_t C = head.classes;
-    const double total = head.gram[k * C + k] + head.gram[j * C + j];
-    const double norm2 = total - 2 * head.gram[k * C + j];
-    if (norm2 > 1e-4 * total) return norm2;
+// |a_j|^2 from the rows, for where the Gram matrix cancels.
+TACFAST_HD double direct_norm2(const Head& head, int k, int j) {
     const double* wk = head.rows + k * int64_t(head.stride);
     const double* wj = head.rows + j * int64_t(head.stride);
     return SerialTeam{}.sum(head.dim, [&](int x) { return (wk[x] - wj[x]) * (wk[x] - wj[x]); });
@@ -47,13 +43,20 @@ TACFAST_HD Screening screen(const Team& team, const Head& head, const Constraint
                             double margin, double same, const Gap& gap) {
     const int k = c.target;
     const int64_t C = head.classes;
+    const double* TACFAST_RESTRICT own = head.gram + k * C;
+    double* TACFAST_RESTRICT norm2 = c.norm2;
+    double* TACFAST_RESTRICT weight = c.weight;
+    const double corner = own[k];
+    // Three passes, of which the first and the last have no branch.
+    team.each(head.classes, [=](int j) { norm2[j] = (corner + head.gram[j * (C + 1)]) - 2 * own[j]; });
     team.each(head.classes, [&](int j) {
-        const double norm2 = j == k ? 0.0 : constraint_norm2(head, k, j);
-        const bool kept = norm2 > same * same;
-        c.norm2[j] = kept ? norm2 : 0.0;
-        c.weight[j] = kept ? 1 / std::sqrt(norm2) : 0.0;
+        const double total = corner + head.gram[j * (C + 1)];
+        if (!(norm2[j] > 1e-4 * total)) norm2[j] = j == k ? 0.0 : direct_norm2(head, k, j);
+        const bool kept = norm2[j] > same * same;
+        if (!kept) norm2[j] = 0;
         c.rho[j] = kept ? gap(j) + margin : (j == k ? 0.0 : margin - (bias ? bias[k] - bias[j] : 0.0));
     });
+    team.each(head.classes, [=](int j) { weight[j] = norm2[j] > 0 ? 1 / std::sqrt(norm2[j]) : 0.0; });
     team.sync();
     const Best clash =
         team.largest(head.classes, [&](int j) { return c.norm2[j] == 0 && c.rho[j] > 0 ? 1.0 : -INFINITY; });

@@ -118,13 +118,10 @@ class Worker {
         const bool none = slot.invalid || slot.outcome == Outcome::infeasible;
         scatter_duals(team, head, work.set, slot.duals);
         for (int j = 0; j < head.classes; ++j) duals(r)[j] = T(slot.duals[j]);
-        double norm2 = 0;
-        for (int x = 0; x < head.dim; ++x) {
-            const T value = none ? T(NAN) : T(work.point[x]);
-            perturbation(r)[x] = value;
-            point(i)[x] = double(value);
-            norm2 += double(value) * double(value);
-        }
+        T* TACFAST_RESTRICT rounded = perturbation(r);
+        double* TACFAST_RESTRICT widened = point(i);
+        for (int x = 0; x < head.dim; ++x) widened[x] = double(rounded[x] = none ? T(NAN) : T(work.point[x]));
+        const double norm2 = team.sum(head.dim, [=](int x) { return widened[x] * widened[x]; });
         for (int x = head.dim; x < head.stride; ++x) point(i)[x] = 0;
         const double norm = slot.invalid ? NAN : none ? INFINITY : std::sqrt(norm2);
         static_cast<T*>(args.norms)[r] = T(norm);

@@ -187,7 +187,7 @@ class GapMatrix:
             if self._logits is None:
                 raise ValueError(f"trim: expected keep_logits=True for trim > 0, got keep_logits=False, trim={trim}")
             seen = _custom_ops.trimmed_gaps(seen, self._logits, trim)
-        R = seen.T.contiguous()
+        R = seen.T
         raw = Raw(
             *_custom_ops.solve_classes(
                 self._W,
