@@ -11,6 +11,8 @@ import numpy as np
 import quadprog
 import scipy.sparse
 
+EPS = np.finfo(np.float64).eps
+
 
 class Constraints(NamedTuple):
     """a_jᵀs ≥ ρ_j for every class j; ``A[j]`` and ``rho[j]`` are 0 for the target itself."""
@@ -48,7 +50,7 @@ def trimmed_gap_matrix(logits, trim):
     return gaps + 0  # no -0
 
 
-def constraints(W, b, R, k, margin=0.0, eps=np.finfo(np.float64).eps):
+def constraints(W, b, R, k, margin=0.0, eps=EPS):
     """The constraints of class k. Rows equal to w_k in a dtype of this ``eps`` are decided by the bias alone."""
     A = W[k].astype(np.float64) - W.astype(np.float64)
     offset = np.zeros(len(W)) if b is None else b[k].astype(np.float64) - b.astype(np.float64)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from independent import constraints, measures, ray_residuals
 from problems import FAMILIES, FEASIBLE, of_family
@@ -44,6 +44,8 @@ def check_class(sol, r, problem, tol, eps):
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 @given(seed=st.integers(0, 2**32), size=sizes, bias=st.booleans(), margin=st.sampled_from([0.0, 0.5]))
+@example(seed=0, size=(2, 2, 1), bias=False, margin=0.0)  # once INACCURATE 1e-9 from the hull
+@example(seed=3, size=(5, 4, 1), bias=False, margin=0.0)
 def test_every_returned_class_is_proven(family, dtype, seed, size, bias, margin):
     classes, dim, n = size
     problem = of_family(family, seed, classes, dim, n, bias)

@@ -121,7 +121,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatc
 
 def test_another_file_is_not_taken_for_a_solution(tmp_path):
     save_file({"x": torch.zeros(2)}, tmp_path / "other")
-    with pytest.raises(ValueError, match="path: expected a file written by TacSolution.save, got .*other"):
+    with pytest.raises(ValueError, match=r"path: expected a file written by TacSolution.save, got .*other"):
         TacSolution.load(tmp_path / "other")
 
 

@@ -84,7 +84,7 @@ def test_running_out_of_iterations(method):
 
 def test_a_tolerance_out_of_reach():
     p = plain(2, classes=10).to(torch.float32)
-    with pytest.raises(SolverError, match="INACCURATE.*certificate misses the tolerance") as error:
+    with pytest.raises(SolverError, match=r"INACCURATE.*certificate misses the tolerance") as error:
         tacfast.solve_tac(*p, tol=1e-30)
     assert set(error.value.solution.statuses) <= {Status.INACCURATE, Status.OPTIMAL}
     torch.testing.assert_close(error.value.solution.norms, tacfast.solve_tac(*p).norms)
