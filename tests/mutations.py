@@ -39,8 +39,7 @@ MUTATIONS = [
     Mutation("no multiplier blocks a step", ACTIVE_SET, "blocking.index < 0 ? INFINITY : -blocking.value",
              "INFINITY", SOLVE),
     Mutation("a dropped constraint keeps the weight 0", ACTIVE_SET,
-             "const int j = set.index[q];
-        c.weight[j] = 1 / std::sqrt(c.norm2[j]);", "", SOLVE),
+             "const int j = set.index[q];\n        c.weight[j] = 1 / std::sqrt(c.norm2[j]);", "", SOLVE),
     Mutation("a coarse tolerance on violations", ACTIVE_SET, "kViolation = 1e-13", "kViolation = 1e-4", SOLVE),
     Mutation("the margin is forgotten", "csrc/core/problem.h", "gap(j) + margin", "gap(j)", SOLVE),
     Mutation("the margin goes to the own class too", "csrc/core/problem.h", "j == k ? 0.0 : margin",
