@@ -43,9 +43,10 @@ struct HeadPreparation {
     int64_t classes;         // C
     int64_t dim;             // d
     int64_t row_stride;      // of W
-    double* rows;            // (C, padded_dim(d)), out: W minus its mean row; zeros in the padding
-    double* gram;            // (C, C), out: rows * rows'
-    double longest = 0;      // out: the largest |w_j|, before centring
+    double* rows;            // (C, padded_dim(d)), out: W; zeros in the padding
+    double* centred;         // (C, padded_dim(d)), out: W minus its mean row; zeros in the padding
+    double* gram;            // (C, C), out: centred * centred'
+    double longest = 0;      // out: the largest |w_j|
     int threads;             // at most so many
 };
 
@@ -68,7 +69,9 @@ enum StatusCode : int8_t {
 struct ClassSolve {
     Scalar scalar;            // of gaps, perturbations, norms and duals
     const double* rows;       // as HeadPreparation left them
+    const double* centred;    //
     const double* gram;       //
+    double longest;           //
     int64_t classes;          // C
     int64_t dim;              // d
     const double* bias;       // (C,) or null
@@ -96,6 +99,7 @@ struct SampleSolve {
     Scalar scalar;          // of logits, norms and perturbations
     const double* rows;     // as HeadPreparation left them
     const double* gram;     //
+    double longest;         //
     int64_t classes;        // C
     int64_t dim;            // d
     const double* bias;     // (C,) or null

@@ -23,18 +23,23 @@ struct Certificate {
 TACFAST_HD double ratio(double a, double b) { return a == 0 ? 0.0 : a / b; }
 TACFAST_HD double positive(double x) { return x > 0 ? x : 0.0; }
 
+// What the rounding of a sum over the constraints or the latent dimension can amount to, relative to its terms. The
+// constant covers the centring of rows up to ten times as long as the constraint (see along_constraint).
+TACFAST_HD double relative_rounding(const Head& head) {
+    return 4 * 2.220446049250313e-16 * (head.dim + head.classes + 32);
+}
+
 template <class Team, class F>
 TACFAST_HD double maximum(const Team& team, int n, const F& f) {
     const Best best = team.largest(n, f);
     return best.index < 0 ? 0.0 : best.value;
 }
 
-// a_j's, given u = W s. Where w_k - w_j cancels, the difference is taken first.
+// a_j's, given u = W s for the centred W. Where w_k - w_j cancels, the difference is taken first.
 template <class T>
 TACFAST_HD double along_constraint(const Head& head, const Constraints& c, const T* s, const double* u, int j) {
-    const int64_t C = head.classes;
     const int k = c.target;
-    if (c.norm2[j] > 1e-2 * (head.gram[k * C + k] + head.gram[j * C + j])) return u[k] - u[j];
+    if (c.norm2[j] > 1e-2 * head.longest * head.longest) return u[k] - u[j];
     const double* wk = head.rows + k * int64_t(head.stride);
     const double* wj = head.rows + j * int64_t(head.stride);
     return SerialTeam{}.sum(head.dim, [&](int x) { return (wk[x] - wj[x]) * double(s[x]); });
@@ -87,13 +92,13 @@ TACFAST_HD DualSums sum_duals(const Team& team, const Head& head, const Constrai
     return sums;
 }
 
-// s has d entries, lambda C, u = W s C; `combined` (d) and `low` (C) are scratch. The constraint values are widened by
+// s has d entries, lambda C, u = W s (W centred) C; `combined` (d) and `low` (C) are scratch. The constraint values are widened by
 // what their own rounding can amount to, so that the bounds hold as printed.
 template <class Team, class T>
 TACFAST_HD Certificate certify(const Team& team, const Head& head, const Constraints& c, const T* s, const T* lambda,
                                const double* u, double* combined, double* low) {
     const DualSums sums = sum_duals(team, head, c, lambda, combined);
-    const double rounding = 4 * 2.220446049250313e-16 * (head.dim + head.classes);
+    const double rounding = relative_rounding(head);
     const double norm2 = team.sum(head.dim, [&](int x) { return double(s[x]) * double(s[x]); });
     const double norm = std::sqrt(norm2);
     team.each(head.classes, [&](int j) { low[j] = c.norm2[j] > 0 ? along_constraint(head, c, s, u, j) : 0.0; });
@@ -128,7 +133,7 @@ template <class Team, class T>
 TACFAST_HD Certificate certify_ray(const Team& team, const Head& head, const Constraints& c, const T* lambda,
                                    double* combined) {
     const DualSums sums = sum_duals(team, head, c, lambda, combined);
-    const double rounding = 4 * 2.220446049250313e-16 * (head.dim + head.classes);
+    const double rounding = relative_rounding(head);
     const double value = sums.value - rounding * sums.size;
     const double reach = value > 0 ? value / (sums.length + rounding * sums.terms) : 0.0;
     return {NAN, ratio(sums.lowest, sums.terms), ratio(sums.length, sums.terms), NAN, reach, INFINITY};

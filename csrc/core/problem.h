@@ -6,13 +6,15 @@
 
 TACFAST_CORE_BEGIN
 
-// A linear head with its rows centred over the classes, in float64.
+// A linear head in float64. The Gram matrix is of W centred over the classes, which changes no a_j and costs no digits
+// where the classes share an offset; differences are taken of W itself, whose entries no rounding has touched.
 struct Head {
-    const double* rows;  // (C, stride) centred W; the columns from dim to stride are zero
-    const double* gram;  // (C, C) rows * rows'
+    const double* rows;  // (C, stride) W; the columns from dim to stride are zero
+    const double* gram;  // (C, C) of the centred rows
     int classes;         // C
     int dim;             // d
     int stride;          // of rows
+    double longest;      // the largest row norm of W
 };
 
 // The constraints towards one class. All arrays have C entries, indexed by class.

@@ -1,4 +1,4 @@
-// What depends on W alone: centred rows and their Gram matrix.
+// What depends on W alone: its rows in float64, centred, and their Gram matrix.
 #include "cpu/kernels.h"
 #include "cpu/products.h"
 #include "cpu/threads.h"
@@ -28,7 +28,8 @@ void centre(const T* W, HeadPreparation& args) {
             for (int l = 0; l < 8; ++l) mean[l] += args.rows[j * stride + x + l];
         for (double& m : mean) m /= static_cast<double>(C);
         for (int64_t j = 0; j < C; ++j)
-            for (int l = 0; l < 8; ++l) args.rows[j * stride + x + l] -= mean[l];
+            for (int l = 0; l < 8; ++l)
+                args.centred[j * stride + x + l] = args.rows[j * stride + x + l] - mean[l];
     }
 }
 
@@ -46,7 +47,8 @@ void prepare_head(HeadPreparation& args) {
     auto block = [&](int, int64_t task) {
         const int64_t first = task * kBlock, count = first + kBlock < C ? kBlock : C - first;
         // The lower triangle; the upper one is its mirror, to the bit.
-        row_products(args.rows + first * stride, count, args.rows, first + count, stride, args.gram + first * C, C);
+        row_products(args.centred + first * stride, count, args.centred, first + count, stride, args.gram + first * C,
+                     C);
     };
     parallel_for(threads, (C + kBlock - 1) / kBlock, block);
     for (int64_t i = 0; i < C; ++i)

@@ -38,7 +38,7 @@ class SampleWorker {
   public:
     SampleWorker(const SampleSolve& args_, int worker)
         : args(args_),
-          head{args.rows, args.gram, int(args.classes), int(args.dim), int(padded_dim(args.dim))},
+          head{args.rows, args.gram, int(args.classes), int(args.dim), int(padded_dim(args.dim)), args.longest},
           limits{args.max_iter, int(args.classes)} {
         double* memory =
             static_cast<double*>(args.workspace) + worker * worker_size(args.classes, args.dim, args.count);
@@ -114,7 +114,7 @@ class SampleWorker {
     // s is A'lambda by definition here, so dual feasibility and stationarity hold; the rest is read off the products.
     Certificate evaluate() {
         const ActiveSet& set = work.set;
-        const double rounding = 4 * 2.220446049250313e-16 * (head.dim + head.classes);
+        const double rounding = relative_rounding(head);
         double value = 0, size = 0;
         for (int a = 0; a < set.size; ++a) {
             value += set.lambda[a] * constraints.rho[set.index[a]];

@@ -36,7 +36,7 @@ class Worker {
   public:
     Worker(const ClassSolve& args_, int worker)
         : args(args_),
-          head{args.rows, args.gram, int(args.classes), int(args.dim), int(padded_dim(args.dim))},
+          head{args.rows, args.gram, int(args.classes), int(args.dim), int(padded_dim(args.dim)), args.longest},
           limits{args.max_iter, args.max_active} {
         double* memory = static_cast<double*>(args.workspace) + worker * worker_size(args.classes, args.dim);
         const int64_t C = padded(args.classes);
@@ -53,7 +53,7 @@ class Worker {
             if (!slots[i].invalid) solve(slots[i], i, first + i);
             store(slots[i], i, first + i);
         }
-        row_products(points, count, args.rows, head.classes, head.stride, images, padded(args.classes));
+        row_products(points, count, args.centred, head.classes, head.stride, images, padded(args.classes));
         for (int i = 0; i < count; ++i) close(slots[i], i, first + i);
     }
 
@@ -63,7 +63,7 @@ class Worker {
     const Limits limits;
     Work work;
     double* points;       // (kGroup, stride) s as handed out
-    double* images;       // (kGroup, padded C) u = W s
+    double* images;       // (kGroup, padded C) u = W s, of the centred W
     double* slot_memory;  // (kGroup, 4, padded C)
 
     T* perturbation(int64_t r) const { return static_cast<T*>(args.perturbations) + r * args.dim; }
@@ -108,7 +108,7 @@ class Worker {
         combine_active(team, head, slot.constraints, work);
         scatter_duals(team, head, work.set, slot.duals);
         for (int x = head.dim; x < head.stride; ++x) work.point[x] = 0;
-        row_products(work.point, 1, args.rows, head.classes, head.stride, image(i), padded(args.classes));
+        row_products(work.point, 1, args.centred, head.classes, head.stride, image(i), padded(args.classes));
         return certify(team, head, slot.constraints, work.point, slot.duals, image(i), work.combined, work.low)
             .within(kExact);
     }
@@ -137,7 +137,7 @@ class Worker {
             slot.outcome = solve_by_rows(team, head, slot.constraints, work, limits);
             store(slot, i, r);
             if (slot.outcome == Outcome::infeasible) return finish_ray(slot, r);
-            row_products(point(i), 1, args.rows, head.classes, head.stride, image(i), padded(args.classes));
+            row_products(point(i), 1, args.centred, head.classes, head.stride, image(i), padded(args.classes));
             certificate = evaluate(slot, i, r);
         }
         const int8_t failed = slot.outcome == Outcome::settled ? kInaccurate : kMaxIter;

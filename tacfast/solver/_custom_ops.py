@@ -27,16 +27,17 @@ def _operator(implementation: Callable[..., Any], fake: Callable[..., Any]) -> C
     return call
 
 
-def _fake_prepare_head(W: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_prepare_head(W: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n_classes, dim = W.shape
     return (
+        W.new_empty((n_classes, padded_dim(dim)), dtype=torch.float64),
         W.new_empty((n_classes, padded_dim(dim)), dtype=torch.float64),
         W.new_empty((n_classes, n_classes), dtype=torch.float64),
         W.new_empty((), dtype=torch.float64),
     )
 
 
-def _fake_gaps_of_latents(gaps: Tensor, latents: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
+def _fake_gaps_of_latents(gaps: Tensor, latents: Tensor, centred: Tensor, bias: Tensor | None) -> Tensor:
     return torch.empty_like(gaps, memory_format=torch.contiguous_format)
 
 
@@ -48,14 +49,15 @@ def _fake_trimmed_gaps(gaps: Tensor, logits: Sequence[Tensor], trim: float) -> T
     return torch.empty_like(gaps, memory_format=torch.contiguous_format)
 
 
-def _fake_logits(latents: Tensor, rows: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    return latents.new_empty((latents.shape[0], rows.shape[0]), dtype=dtype)
+def _fake_logits(latents: Tensor, centred: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return latents.new_empty((latents.shape[0], centred.shape[0]), dtype=dtype)
 
 
 def _fake_solve_classes(
     W: Tensor,
     bias: Tensor | None,
     rows: Tensor,
+    centred: Tensor,
     gram: Tensor,
     longest: Tensor,
     gaps: Tensor,
@@ -77,6 +79,7 @@ def _fake_solve_samples(
     W: Tensor,
     bias: Tensor | None,
     rows: Tensor,
+    centred: Tensor,
     gram: Tensor,
     longest: Tensor,
     classes: Tensor,

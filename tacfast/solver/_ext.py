@@ -52,6 +52,7 @@ def prepare_head(W: Tensor) -> Prepared:
     weight = _unit_columns(_wide(W))
     n_classes, dim = weight.shape
     rows = torch.empty((n_classes, _C.padded_dim(dim)), dtype=torch.float64)
+    centred = torch.empty_like(rows)
     gram = torch.empty((n_classes, n_classes), dtype=torch.float64)
     longest = _C.prepare_head(
         _scalar(weight),
@@ -60,10 +61,11 @@ def prepare_head(W: Tensor) -> Prepared:
         dim,
         weight.stride(0),
         rows.data_ptr(),
+        centred.data_ptr(),
         gram.data_ptr(),
         torch.get_num_threads(),
     )
-    return Prepared(rows, gram, torch.tensor(longest, dtype=torch.float64))
+    return Prepared(rows, centred, gram, torch.tensor(longest, dtype=torch.float64))
 
 
 def update_gaps(gaps: Tensor, logits: Tensor) -> int:
@@ -126,7 +128,9 @@ def solve_classes(problem: Problem, gaps: Tensor, *, max_active: int | None = No
     _C.solve_classes(
         _scalar(gaps),
         problem.head.rows.data_ptr(),
+        problem.head.centred.data_ptr(),
         problem.head.gram.data_ptr(),
+        float(problem.head.longest),
         n_classes,
         dim,
         _address(problem.bias),
@@ -166,6 +170,7 @@ def solve_samples(problem: Problem, logits: Tensor, return_perturbations: bool) 
         _scalar(values),
         problem.head.rows.data_ptr(),
         problem.head.gram.data_ptr(),
+        float(problem.head.longest),
         n_classes,
         dim,
         _address(problem.bias),

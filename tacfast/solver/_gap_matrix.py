@@ -101,9 +101,9 @@ class GapMatrix:
         z = _checks.check_latents(latents, self._W)
         gaps = self._gaps_in(_checks.result_dtype(self._W, self._b, z))
         if self._logits is None:
-            self._gaps = _custom_ops.gaps_of_latents(gaps, z, self._head.rows, self._b)
+            self._gaps = _custom_ops.gaps_of_latents(gaps, z, self._head.centred, self._b)
         else:
-            logits = _custom_ops.logits(z, self._head.rows, self._b, gaps.dtype)
+            logits = _custom_ops.logits(z, self._head.centred, self._b, gaps.dtype)
             self._gaps = _custom_ops.gaps_of_logits(gaps, logits)
             self._logits.append(logits)
         return self._count(latents, z)

@@ -19,7 +19,7 @@ from ._results import Certificate, SolverError, Status, TacSolution
 _CHUNK_BYTES = 4 << 20
 
 
-def prepare_head_impl(W: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def prepare_head_impl(W: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `_reference.prepare_head`; raises ValueError if an entry of W or the bias is not finite."""
     if W.device.type == "cpu":
         if first_bad(W) >= 0:
@@ -27,16 +27,18 @@ def prepare_head_impl(W: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, T
         if bias is not None and (bad := first_bad(bias)) >= 0:
             raise ValueError(f"b: expected finite values, got {float(bias[bad])} at index {bad}")
     prepared: Prepared = backend(W.device).prepare_head(W)
-    return prepared.rows, prepared.gram, prepared.longest
+    # An operator must not hand out its input, which .double() may be.
+    rows = prepared.rows.clone() if prepared.rows.data_ptr() == W.data_ptr() else prepared.rows
+    return rows, prepared.centred, prepared.gram, prepared.longest
 
 
-def gaps_of_latents_impl(gaps: Tensor, latents: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
+def gaps_of_latents_impl(gaps: Tensor, latents: Tensor, centred: Tensor, bias: Tensor | None) -> Tensor:
     """Transposed gap matrix (C, C) after latents (n, d), in the dtype of ``gaps``."""
     result = gaps.clone(memory_format=torch.contiguous_format)
     chunk = max(1, _CHUNK_BYTES // (len(gaps) * gaps.element_size()))
     for start in range(0, len(latents), chunk):
         part = latents[start : start + chunk]
-        logits = logits_impl(part, rows, bias, gaps.dtype)
+        logits = logits_impl(part, centred, bias, gaps.dtype)
         bad = backend(gaps.device).update_gaps(result, logits)
         if bad >= 0:
             raise ValueError(_explain_bad_logit(part, start, bad, len(gaps)))
@@ -65,6 +67,7 @@ def solve_classes_impl(
     W: Tensor,
     bias: Tensor | None,
     rows: Tensor,
+    centred: Tensor,
     gram: Tensor,
     longest: Tensor,
     gaps: Tensor,
@@ -82,7 +85,7 @@ def solve_classes_impl(
         check_class_values(classes, len(gaps))
         if first_bad(gaps) >= 0:
             raise ValueError(f"R: expected finite values, got {_describe(gaps)}")
-    problem = _problem(W, bias, Prepared(rows, gram, longest), classes, margin, tol, max_iter)
+    problem = _problem(W, bias, Prepared(rows, centred, gram, longest), classes, margin, tol, max_iter)
     raw = _solve(problem, gaps, method)
     if raise_on_failure:
         failed = [r for r, value in enumerate(raw.status.tolist()) if value > Status.INFEASIBLE]
@@ -130,6 +133,7 @@ def solve_samples_impl(
     W: Tensor,
     bias: Tensor | None,
     rows: Tensor,
+    centred: Tensor,
     gram: Tensor,
     longest: Tensor,
     classes: Tensor,
@@ -140,27 +144,27 @@ def solve_samples_impl(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One QP per latent and class; the fields of `_reference.RawSamples`."""
-    logits = logits_impl(latents, rows, bias, dtype)
+    logits = logits_impl(latents, centred, bias, dtype)
     if logits.device.type == "cpu":
         check_class_values(classes, len(W))
         if (bad := first_bad(logits)) >= 0:
             raise ValueError(_explain_bad_logit(latents, 0, bad, len(W)))
-    problem = _problem(W, bias, Prepared(rows, gram, longest), classes, margin, tol, max_iter)
+    problem = _problem(W, bias, Prepared(rows, centred, gram, longest), classes, margin, tol, max_iter)
     raw: RawSamples = backend(logits.device).solve_samples(problem, logits, return_perturbations)
     return raw.norms, raw.status, raw.perturbations, raw.certificate
 
 
-def logits_impl(latents: Tensor, rows: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+def logits_impl(latents: Tensor, centred: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Logits (n, C) up to a constant per sample, in true ``dtype`` arithmetic whatever precision the user allows.
 
-    ``rows`` are centred over the classes, which changes no difference of logits but removes what they share, and with
+    ``centred`` is W minus its mean row, which changes no difference of logits but removes what they share, and with
     it most of the rounding where W has a common offset.
     """
     dim, device = latents.shape[1], latents.device.type
     # Reduced-precision float32 products (TF32, bfloat16) cost 5e-4 in s and more: multiply in float64 instead.
     narrowed = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
     inner = torch.float64 if narrowed else dtype
-    weight = rows[:, :dim].to(inner).T
+    weight = centred[:, :dim].to(inner).T
     with torch.autocast(device, enabled=False):
         if bias is None:
             logits = latents.to(inner) @ weight

@@ -19,11 +19,12 @@ _DEPENDENT = 1e-14  # relative to the terms of a projection: below this what is 
 class Prepared(NamedTuple):
     """What depends on W (C, d) alone, in float64.
 
-    ``rows`` (C, ≥ d): W minus its mean row, zero-padded; ``gram`` (C, C) its Gram matrix; ``longest`` () the largest
-    row norm of W before centring.
+    ``rows`` (C, ≥ d): W, zero-padded; ``centred`` (C, ≥ d): W minus its mean row; ``gram`` (C, C) the Gram matrix of
+    that; ``longest`` () the largest row norm of W.
     """
 
     rows: Tensor
+    centred: Tensor
     gram: Tensor
     longest: Tensor
 
@@ -64,10 +65,10 @@ class RawSamples(NamedTuple):
 
 
 def prepare_head(W: Tensor) -> Prepared:
-    """Centre the rows of W (C, d) and form their Gram matrix."""
+    """Widen and centre the rows of W (C, d), and form their Gram matrix."""
     wide = W.double()
-    rows = wide - wide.mean(0)
-    return Prepared(rows, rows @ rows.T, wide.norm(dim=1).max())
+    centred = wide - wide.mean(0)
+    return Prepared(wide, centred, centred @ centred.T, wide.norm(dim=1).max())
 
 
 def first_bad(values: Tensor) -> int:
