@@ -97,7 +97,7 @@ def failures(tests, *, deselect=(), stop=False):
     options = ["-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "-W", "default", "--timeout=60"]
     skip = [f"--deselect={name}" for name in deselect]
     command = [sys.executable, "-m", "pytest", *options, *(["-x"] if stop else []), *skip, *tests]
-    done = run(command, env=os.environ | {"PYTHONPATH": str(Path.cwd())}, timeout=1800)
+    done = run(command, env=os.environ | {"PYTHONPATH": str(Path.cwd()), "HYPOTHESIS_PROFILE": "brief"}, timeout=1800)
     found = re.findall(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", done.stdout, re.MULTILINE)
     if done.returncode and not found:  # a crash or a hang of the whole process
         found = [f"pytest ended with {done.returncode}"]
