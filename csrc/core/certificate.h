@@ -6,6 +6,9 @@
 
 TACFAST_CORE_BEGIN
 
+// To this accuracy a guess counts as the solution, and a ray as a proof.
+constexpr double kExact = 1e-12;
+
 struct Certificate {
     double primal;        // max_j (rho_j - a_j's)+ / (|rho_j| + |a_j||s|)
     double dual;          // max_j (-lambda_j)+ |a_j| / sum_l |lambda_l||a_l|
@@ -18,6 +21,8 @@ struct Certificate {
     TACFAST_HD bool within(double tol) const {
         return primal <= tol && dual <= tol && stationarity <= tol && gap <= tol;
     }
+    // Of certify_ray: whether the multipliers prove that there is no point.
+    TACFAST_HD bool proves(double tol) const { return stationarity <= tol && dual == 0 && lower > 0; }
 };
 
 TACFAST_HD double ratio(double a, double b) { return a == 0 ? 0.0 : a / b; }
@@ -57,6 +62,12 @@ TACFAST_HD double feasible_multiple(const Team& team, const Head& head, const Co
         return c.norm2[j] > 0 && c.rho[j] <= 0 && t * low[j] < c.rho[j] ? 1.0 : -INFINITY;
     });
     return missed.index < 0 ? t : INFINITY;
+}
+
+// t |s|, rounded up; the products inf * 0 and 0 * inf say what their infinity means.
+TACFAST_HD double upper_bound(double t, double norm, double rounding) {
+    if (t == 0) return 0;
+    return t < INFINITY && norm < INFINITY ? t * norm * (1 + rounding) : INFINITY;
 }
 
 // Sums that run over the multipliers.
@@ -123,8 +134,7 @@ TACFAST_HD Certificate certify(const Team& team, const Head& head, const Constra
     team.each(head.classes, [&](int j) { low[j] -= rounding * std::sqrt(c.norm2[j]) * norm; });
     team.sync();
     const double t = feasible_multiple(team, head, c, low);
-    result.upper = t == 0 ? 0.0 : t * norm * (1 + rounding);
-    if (!(norm < INFINITY)) result.upper = INFINITY;
+    result.upper = upper_bound(t, norm, rounding);
     return result;
 }
 

@@ -93,16 +93,26 @@ struct RowGeometry {
         team.sync();
     }
 
-    // The point s = N'rho and its multipliers N s. Neither is corrected with its residual, which would be rounding on
-    // the scale of |a||s| and of sum |lambda||a|: this way |s|^2 = rho'lambda to the last digits, however large N is.
+    // The point s = N'rho and its multipliers N s. A residual that is rounding, on the scale of |a||s|, is left alone:
+    // this way |s|^2 = rho'lambda to the last digits, however large N is.
     template <class Team>
     TACFAST_HD void solve(const Team& team, const Constraints& c, ActiveSet& set) {
+        const double* wk = row(c.target);
         reset(team);
-        for (int i = 0; i < set.size; ++i) {
-            const double rho = c.rho[set.index[i]];
-            team.each(head.dim, [&](int x) { point[x] += rho * dual(i)[x]; });
+        for (int pass = 0; pass <= kCorrections; ++pass) {
+            team.each(set.size, [&](int i) { set.coef[i] = c.rho[set.index[i]] - along(wk, set.index[i], point); });
+            const double norm = std::sqrt(team.sum(head.dim, [&](int x) { return point[x] * point[x]; }));
+            const Best worst = team.largest(set.size, [&](int i) {
+                const int j = set.index[i];
+                return std::fabs(set.coef[i]) - kRounding * (std::fabs(c.rho[j]) + std::sqrt(c.norm2[j]) * norm);
+            });
+            if (!(worst.value > 0)) break;
+            for (int i = 0; i < set.size; ++i) {
+                const double residual = set.coef[i];
+                team.each(head.dim, [&](int x) { point[x] += residual * dual(i)[x]; });
+            }
+            team.sync();
         }
-        team.sync();
         team.each(set.size, [&](int i) { set.lambda[i] = dot(dual(i), point); });
         team.sync();
     }

@@ -92,7 +92,7 @@ class SampleWorker {
             certificate = evaluate();
         }
         release();
-        if (outcome == Outcome::infeasible) return finish(r, i, kInfeasible, INFINITY, ray());
+        if (outcome == Outcome::infeasible) return finish_ray(r, i);
         const int8_t failed = outcome == Outcome::settled ? kInaccurate : kMaxIter;
         const int8_t status = certificate.within(args.tol) ? int8_t(kOptimal) : failed;
         finish(r, i, status, work.set.norm, certificate);
@@ -106,9 +106,11 @@ class SampleWorker {
     // Gives the constraints that the solve took up or set aside their weights back.
     void release() { restore_weights(team, head, constraints); }
 
-    Certificate ray() {
+    // As for the shared shifts: the word is used only for a ray that holds up. There is no point to have residuals.
+    void finish_ray(int64_t r, int64_t i) {
         scatter_duals(team, head, work.set, work.low);
-        return certify_ray(team, head, constraints, work.low, work.combined);
+        const Certificate ray = certify_ray(team, head, constraints, work.low, work.combined);
+        finish(r, i, ray.proves(kExact) ? kInfeasible : kInaccurate, INFINITY, {0, 0, 0, 0, ray.lower, INFINITY});
     }
 
     // s is A'lambda by definition here, so dual feasibility and stationarity hold; the rest is read off the products.
@@ -132,7 +134,7 @@ class SampleWorker {
         certificate.gap = ratio(std::fabs(set.norm * set.norm - value), set.norm * set.norm + size);
         certificate.lower = set.norm > 0 ? positive(value - rounding * size) / (set.norm * (1 + rounding)) : 0.0;
         const double t = feasible_multiple(team, head, constraints, work.low);
-        certificate.upper = t == 0 ? 0.0 : t * set.norm * (1 + rounding);
+        certificate.upper = upper_bound(t, set.norm, rounding);
         return certificate;
     }
 

@@ -11,8 +11,6 @@ using namespace core;
 
 constexpr int kGroup = 8;
 constexpr SerialTeam team;
-// A guess is taken as it is if it solves the problem to this accuracy.
-constexpr double kExact = 1e-12;
 
 int64_t padded(int64_t count) { return padded_dim(count); }
 
@@ -151,8 +149,7 @@ class Worker {
     // The word "infeasible" is used only for a ray that holds up in float64; the certificate is of the rounded one.
     void finish_ray(const Slot& slot, int64_t r) {
         const Certificate exact = certify_ray(team, head, slot.constraints, slot.duals, work.combined);
-        const bool proven = exact.stationarity <= kExact && exact.dual == 0 && exact.lower > 0;
-        finish(r, proven ? kInfeasible : kInaccurate,
+        finish(r, exact.proves(kExact) ? kInfeasible : kInaccurate,
                certify_ray(team, head, slot.constraints, duals(r), work.combined));
     }
 

@@ -41,7 +41,7 @@ def as_tensor(name: str, value: Array) -> Tensor:
     if isinstance(value, np.ndarray):
         if value.dtype.kind != "f" or value.dtype.itemsize > 8:
             raise TypeError(f"{name}: expected float16, float32 or float64 values, got {value.dtype}")
-        if min(value.strides, default=0) < 0 or not value.dtype.isnative:
+        if any(s < 0 or s % value.itemsize for s in value.strides) or not value.dtype.isnative:
             value = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("="))
         value = torch.from_numpy(value if value.flags.writeable else np.asarray(_ReadOnly(value)))
     if not isinstance(value, Tensor):

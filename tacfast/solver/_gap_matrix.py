@@ -14,7 +14,7 @@ from torch import Tensor
 from . import _checks, _custom_ops
 from ._ops import dress
 from ._reference import Prepared, Raw
-from ._results import Array, TacSolution
+from ._results import Array, SolverError, TacSolution
 
 
 class GapMatrix:
@@ -165,7 +165,7 @@ class GapMatrix:
         count = torch.tensor([self._n_samples], dtype=torch.int64, device=gaps.device)
         torch.distributed.all_reduce(count, group=group)
         self._n_samples = int(count)
-        self._gaps = reduced if self._n_samples else None
+        self._gaps = reduced if bool(reduced[0, 0] == 0) else None  # −inf where nobody has seen anything
         return self
 
     def solve(
@@ -188,22 +188,19 @@ class GapMatrix:
                 raise ValueError(f"trim: expected keep_logits=True for trim > 0, got keep_logits=False, trim={trim}")
             seen = _custom_ops.trimmed_gaps(seen, self._logits, trim)
         R = seen.T
-        raw = Raw(
-            *_custom_ops.solve_classes(
-                self._W,
-                self._b,
-                *self._head,
-                R,
-                chosen,
-                margin,
-                trim,
-                _checks.check_method(method),
-                _checks.check_tol(tol, R.dtype),
-                _checks.check_max_iter(max_iter, len(R)),
-                self._n_samples,
-                raise_on_failure,
-            )
+        how = (
+            _checks.check_method(method),
+            _checks.check_tol(tol, R.dtype),
+            _checks.check_max_iter(max_iter, len(R)),
+            self._n_samples,
+            raise_on_failure,
         )
+        try:
+            raw = Raw(*_custom_ops.solve_classes(self._W, self._b, *self._head, R, chosen, margin, trim, *how))
+        except SolverError as error:
+            if self._numpy:
+                raise SolverError(str(error), error.solution._as_numpy()) from None
+            raise
         solution = dress(raw, R, chosen, self._n_samples, margin, trim)
         return solution._as_numpy() if self._numpy else solution
 
@@ -222,7 +219,7 @@ class GapMatrix:
         return {
             "fingerprint": self.fingerprint,
             "gaps": self._gaps,
-            "logits": self._logits,
+            "logits": None if self._logits is None else list(self._logits),
             "n_samples": self._n_samples,
             "numpy": self._numpy,
         }

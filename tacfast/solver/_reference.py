@@ -183,7 +183,7 @@ def certify(rows: Tensor, rho: Tensor, kept: Tensor, k: int, s: Tensor, duals: T
             _ratio((point - combined).norm(), terms),
             _ratio((norm**2 - value).abs(), norm**2 + size),
             lower,
-            t * norm * (1 + rounding) if feasible else torch.full_like(t, torch.inf),
+            t * norm * (1 + rounding) if feasible and bool(t.isfinite()) else torch.full_like(t, torch.inf),
         ]
     )
 
