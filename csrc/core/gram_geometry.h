@@ -50,7 +50,8 @@ struct GramGeometry {
         multiply(team, m, scratch, set.coef);
         const double inside = team.sum(m, [&](int i) { return scratch[i] * set.coef[i]; });
         const double distance2 = c.norm2[p] - inside;
-        return {distance2, !(distance2 > kAmbiguous * c.norm2[p])};
+        // d independent constraints span everything; there is no room for another, whatever rounding says.
+        return {distance2, !(m < head.dim && distance2 > kAmbiguous * c.norm2[p])};
     }
 
     template <class Team>

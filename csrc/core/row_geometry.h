@@ -58,7 +58,7 @@ struct RowGeometry {
         const double terms =
             team.sum(m, [&](int i) { return std::fabs(set.coef[i]) * std::sqrt(c.norm2[set.index[i]]); });
         const double rounding = kRounding * (std::sqrt(c.norm2[p]) + terms);
-        return {distance2 > rounding * rounding ? distance2 : 0.0, false};
+        return {m < head.dim && distance2 > rounding * rounding ? distance2 : 0.0, false};
     }
 
     template <class Team>
