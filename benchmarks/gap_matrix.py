@@ -1,6 +1,6 @@
 """Time the CPU gap matrix, and its trimmed form, against the same computation in torch.
 
-    python benchmarks/gap_matrix.py --classes 200 --n 100000 --threads 1 --out benchmarks/results/gap_matrix.json
+python benchmarks/gap_matrix.py --classes 200 --n 100000 --threads 1 --out benchmarks/results/gap_matrix.json
 """
 
 from __future__ import annotations
@@ -68,8 +68,7 @@ def main() -> None:
             lambda trim=trim, gaps=gaps: trimmed_gaps(gaps, [logits], trim), args.repeats
         )
     rows = [
-        {"method": name, "ms": 1e3 * time, "times tacfast": time / seconds["tacfast"]}
-        for name, time in seconds.items()
+        {"method": name, "ms": 1e3 * time, "times tacfast": time / seconds["tacfast"]} for name, time in seconds.items()
     ]
     print(markdown_table(rows))
     if args.out:

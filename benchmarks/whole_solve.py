@@ -1,6 +1,6 @@
 """The whole of ``solve_tac`` against the one matrix product that nobody can avoid: ``torch.mm(latents, W.T)``.
 
-    python benchmarks/whole_solve.py [--classes 200] [--n 100000] [--dim 512] [--threads ALL] [--repeats 9]
+python benchmarks/whole_solve.py [--classes 200] [--n 100000] [--dim 512] [--threads ALL] [--repeats 9]
 """
 
 from __future__ import annotations

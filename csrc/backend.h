@@ -26,28 +26,28 @@ struct GapUpdate {
 // Replaces the maximum by an order statistic: the (floor(trim * n_j) + 1)-th largest of L[i, j] - L[i, k] over all i,
 // with n_j the number of rows whose largest logit is j (the first such j on a tie).
 struct TrimmedGaps {
-    Scalar scalar;             // of the rows and of gaps
-    const int64_t* rows;       // (n,) addresses of rows of C logits each
-    int64_t n;                 //
-    int64_t classes;           // C
-    double trim;               // in [0, 1)
-    void* gaps;                // (C, C), in: the untrimmed gaps as of GapUpdate; out: the trimmed ones, same layout
-    void* workspace;           // trim_workspace_bytes(...) bytes, 64-byte aligned
-    int threads;               // at most so many
+    Scalar scalar;        // of the rows and of gaps
+    const int64_t* rows;  // (n,) addresses of rows of C logits each
+    int64_t n;            //
+    int64_t classes;      // C
+    double trim;          // in [0, 1)
+    void* gaps;           // (C, C), in: the untrimmed gaps as of GapUpdate; out: the trimmed ones, same layout
+    void* workspace;      // trim_workspace_bytes(...) bytes, 64-byte aligned
+    int threads;          // at most so many
 };
 
 // What depends on W alone.
 struct HeadPreparation {
-    Scalar scalar;           // of W
-    const void* W;           // (C, d), unit column stride
-    int64_t classes;         // C
-    int64_t dim;             // d
-    int64_t row_stride;      // of W
-    double* rows;            // (C, padded_dim(d)), out: W; zeros in the padding
-    double* centred;         // (C, padded_dim(d)), out: W minus its mean row; zeros in the padding
-    double* gram;            // (C, C), out: centred * centred'
-    double longest = 0;      // out: the largest |w_j|
-    int threads;             // at most so many
+    Scalar scalar;       // of W
+    const void* W;       // (C, d), unit column stride
+    int64_t classes;     // C
+    int64_t dim;         // d
+    int64_t row_stride;  // of W
+    double* rows;        // (C, padded_dim(d)), out: W; zeros in the padding
+    double* centred;     // (C, padded_dim(d)), out: W minus its mean row; zeros in the padding
+    double* gram;        // (C, C), out: centred * centred'
+    double longest = 0;  // out: the largest |w_j|
+    int threads;         // at most so many
 };
 
 // Rows of float64 matrices start on 64-byte boundaries.
@@ -67,56 +67,56 @@ enum StatusCode : int8_t {
 
 // The class-wise QPs from the gap matrix.
 struct ClassSolve {
-    Scalar scalar;            // of gaps, perturbations, norms and duals
-    const double* rows;       // as HeadPreparation left them
-    const double* centred;    //
-    const double* gram;       //
-    double longest;           //
-    int64_t classes;          // C
-    int64_t dim;              // d
-    const double* bias;       // (C,) or null
-    double same;              // rows of W closer than this are equal
-    const void* gaps;         // R[k, j] at k * gap_strides[0] + j * gap_strides[1]
-    int64_t gap_strides[2];   //
-    const int64_t* targets;   // (K,) the classes to solve for
-    int64_t count;            // K
-    double margin;            //
-    double tol;               // on the certificate
-    int max_iter;             // adds and drops per class
-    int max_active;           // size of the active set at which to give up as kCrowded
-    const double* guess;      // (K, C) multipliers to try first and to take the support of, or null
-    void* perturbations;      // (K, d), out
-    void* norms;              // (K,), out
-    int8_t* status;           // (K,), out
-    void* duals;              // (K, C), out
-    double* certificate;      // (kCertificateFields, K), out
-    void* workspace;          // solve_workspace_bytes(...) bytes, 64-byte aligned
-    int threads;              // at most so many
+    Scalar scalar;           // of gaps, perturbations, norms and duals
+    const double* rows;      // as HeadPreparation left them
+    const double* centred;   //
+    const double* gram;      //
+    double longest;          //
+    int64_t classes;         // C
+    int64_t dim;             // d
+    const double* bias;      // (C,) or null
+    double same;             // rows of W closer than this are equal
+    const void* gaps;        // R[k, j] at k * gap_strides[0] + j * gap_strides[1]
+    int64_t gap_strides[2];  //
+    const int64_t* targets;  // (K,) the classes to solve for
+    int64_t count;           // K
+    double margin;           //
+    double tol;              // on the certificate
+    int max_iter;            // adds and drops per class
+    int max_active;          // size of the active set at which to give up as kCrowded
+    const double* guess;     // (K, C) multipliers to try first and to take the support of, or null
+    void* perturbations;     // (K, d), out
+    void* norms;             // (K,), out
+    int8_t* status;          // (K,), out
+    void* duals;             // (K, C), out
+    double* certificate;     // (kCertificateFields, K), out
+    void* workspace;         // solve_workspace_bytes(...) bytes, 64-byte aligned
+    int threads;             // at most so many
 };
 
 // One QP for every sample and class.
 struct SampleSolve {
-    Scalar scalar;          // of logits, norms and perturbations
-    const double* rows;     // as HeadPreparation left them
-    const double* gram;     //
-    double longest;         //
-    int64_t classes;        // C
-    int64_t dim;            // d
-    const double* bias;     // (C,) or null
-    double same;            // rows of W closer than this are equal
-    const void* logits;     // (n, C), contiguous
-    int64_t n;              //
-    const int64_t* targets; // (K,)
-    int64_t count;          // K
-    double margin;          //
-    double tol;             //
-    int max_iter;           //
-    void* norms;            // (n, K), out
-    int8_t* status;         // (n, K), out
-    void* perturbations;    // (n, K, d), out, or null
-    double* certificate;    // (kCertificateFields, K), in and out: the worst so far
-    void* workspace;        // sample_workspace_bytes(...) bytes, 64-byte aligned
-    int threads;            // at most so many
+    Scalar scalar;           // of logits, norms and perturbations
+    const double* rows;      // as HeadPreparation left them
+    const double* gram;      //
+    double longest;          //
+    int64_t classes;         // C
+    int64_t dim;             // d
+    const double* bias;      // (C,) or null
+    double same;             // rows of W closer than this are equal
+    const void* logits;      // (n, C), contiguous
+    int64_t n;               //
+    const int64_t* targets;  // (K,)
+    int64_t count;           // K
+    double margin;           //
+    double tol;              //
+    int max_iter;            //
+    void* norms;             // (n, K), out
+    int8_t* status;          // (n, K), out
+    void* perturbations;     // (n, K, d), out, or null
+    double* certificate;     // (kCertificateFields, K), in and out: the worst so far
+    void* workspace;         // sample_workspace_bytes(...) bytes, 64-byte aligned
+    int threads;             // at most so many
 };
 
 namespace cpu {

@@ -15,7 +15,7 @@ T* at(uintptr_t address) {
 }
 
 double prepare_head(int scalar, uintptr_t W, int64_t classes, int64_t dim, int64_t row_stride, uintptr_t rows,
-                       uintptr_t centred, uintptr_t gram, int threads) {
+                    uintptr_t centred, uintptr_t gram, int threads) {
     tacfast::HeadPreparation args;
     args.scalar = Scalar(scalar);
     args.W = at<void>(W);
@@ -47,15 +47,15 @@ int64_t update_gaps(int scalar, uintptr_t logits, int64_t n, int64_t classes, in
 
 void trimmed_gaps(int scalar, uintptr_t rows, int64_t n, int64_t classes, double trim, uintptr_t gaps,
                   uintptr_t workspace, int threads) {
-    tacfast::cpu::trimmed_gaps({Scalar(scalar), at<int64_t>(rows), n, classes, trim, at<void>(gaps),
-                                at<void>(workspace), threads});
+    tacfast::cpu::trimmed_gaps(
+        {Scalar(scalar), at<int64_t>(rows), n, classes, trim, at<void>(gaps), at<void>(workspace), threads});
 }
 
-void solve_classes(int scalar, uintptr_t rows, uintptr_t centred, uintptr_t gram, double longest, int64_t classes, int64_t dim, uintptr_t bias,
-                   double same, uintptr_t gaps, int64_t gap_stride_k, int64_t gap_stride_j, uintptr_t targets,
-                   int64_t count, double margin, double tol, int max_iter, int max_active, uintptr_t guess,
-                   uintptr_t perturbations, uintptr_t norms, uintptr_t status, uintptr_t duals, uintptr_t certificate,
-                   uintptr_t workspace, int threads) {
+void solve_classes(int scalar, uintptr_t rows, uintptr_t centred, uintptr_t gram, double longest, int64_t classes,
+                   int64_t dim, uintptr_t bias, double same, uintptr_t gaps, int64_t gap_stride_k, int64_t gap_stride_j,
+                   uintptr_t targets, int64_t count, double margin, double tol, int max_iter, int max_active,
+                   uintptr_t guess, uintptr_t perturbations, uintptr_t norms, uintptr_t status, uintptr_t duals,
+                   uintptr_t certificate, uintptr_t workspace, int threads) {
     tacfast::cpu::solve_classes({Scalar(scalar),
                                  at<double>(rows),
                                  at<double>(centred),
@@ -83,14 +83,31 @@ void solve_classes(int scalar, uintptr_t rows, uintptr_t centred, uintptr_t gram
                                  threads});
 }
 
-void solve_samples(int scalar, uintptr_t rows, uintptr_t gram, double longest, int64_t classes, int64_t dim, uintptr_t bias,
-                   double same, uintptr_t logits, int64_t n, uintptr_t targets, int64_t count, double margin,
-                   double tol, int max_iter, uintptr_t norms, uintptr_t status, uintptr_t perturbations,
+void solve_samples(int scalar, uintptr_t rows, uintptr_t gram, double longest, int64_t classes, int64_t dim,
+                   uintptr_t bias, double same, uintptr_t logits, int64_t n, uintptr_t targets, int64_t count,
+                   double margin, double tol, int max_iter, uintptr_t norms, uintptr_t status, uintptr_t perturbations,
                    uintptr_t certificate, uintptr_t workspace, int threads) {
-    tacfast::cpu::solve_samples({Scalar(scalar), at<double>(rows), at<double>(gram), longest, classes, dim, at<double>(bias),
-                                 same, at<void>(logits), n, at<int64_t>(targets), count, margin, tol, max_iter,
-                                 at<void>(norms), at<int8_t>(status), at<void>(perturbations),
-                                 at<double>(certificate), at<void>(workspace), threads});
+    tacfast::cpu::solve_samples({Scalar(scalar),
+                                 at<double>(rows),
+                                 at<double>(gram),
+                                 longest,
+                                 classes,
+                                 dim,
+                                 at<double>(bias),
+                                 same,
+                                 at<void>(logits),
+                                 n,
+                                 at<int64_t>(targets),
+                                 count,
+                                 margin,
+                                 tol,
+                                 max_iter,
+                                 at<void>(norms),
+                                 at<int8_t>(status),
+                                 at<void>(perturbations),
+                                 at<double>(certificate),
+                                 at<void>(workspace),
+                                 threads});
 }
 
 py::dict build_info() {

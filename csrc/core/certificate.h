@@ -98,13 +98,12 @@ TACFAST_HD DualSums sum_duals(const Team& team, const Head& head, const Constrai
     sums.terms = team.sum(C, [&](int j) { return std::fabs(double(lambda[j])) * std::sqrt(c.norm2[j]); });
     sums.value = team.sum(C, [&](int j) { return double(lambda[j]) * c.rho[j]; });
     sums.size = team.sum(C, [&](int j) { return std::fabs(double(lambda[j]) * c.rho[j]); });
-    sums.lowest =
-        maximum(team, C, [&](int j) { return positive(-double(lambda[j])) * std::sqrt(c.norm2[j]); });
+    sums.lowest = maximum(team, C, [&](int j) { return positive(-double(lambda[j])) * std::sqrt(c.norm2[j]); });
     return sums;
 }
 
-// s has d entries, lambda C, u = W s (W centred) C; `combined` (d) and `low` (C) are scratch. The constraint values are widened by
-// what their own rounding can amount to, so that the bounds hold as printed.
+// s has d entries, lambda C, u = W s (W centred) C; `combined` (d) and `low` (C) are scratch. The constraint values are
+// widened by what their own rounding can amount to, so that the bounds hold as printed.
 template <class Team, class T>
 TACFAST_HD Certificate certify(const Team& team, const Head& head, const Constraints& c, const T* s, const T* lambda,
                                const double* u, double* combined, double* low) {

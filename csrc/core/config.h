@@ -13,8 +13,8 @@
 #define TACFAST_ISA portable
 #endif
 
-#define TACFAST_CORE_BEGIN       \
-    namespace tacfast::core {    \
+#define TACFAST_CORE_BEGIN    \
+    namespace tacfast::core { \
     inline namespace TACFAST_ISA {
 #define TACFAST_CORE_END \
     }                    \

@@ -125,8 +125,7 @@ struct GramGeometry {
             const double* TACFAST_RESTRICT g2 = head.gram + set.index[i + 2] * C;
             const double* TACFAST_RESTRICT g3 = head.gram + set.index[i + 3] * C;
             const double l0 = set.lambda[i], l1 = set.lambda[i + 1], l2 = set.lambda[i + 2], l3 = set.lambda[i + 3];
-            team.each(head.classes,
-                      [=](int j) { u[j] += (l0 * g0[j] + l1 * g1[j]) + (l2 * g2[j] + l3 * g3[j]); });
+            team.each(head.classes, [=](int j) { u[j] += (l0 * g0[j] + l1 * g1[j]) + (l2 * g2[j] + l3 * g3[j]); });
         }
         for (; i < m; ++i) {
             const double* TACFAST_RESTRICT g0 = head.gram + set.index[i] * C;

@@ -38,11 +38,11 @@ struct Screening {
     bool hard;  // some |a_j| is so much shorter than the rows that the Gram matrix loses its direction
 };
 
-// Fills in norm2, weight and rho = gap + margin, where gap(j) is R[k, j]. Rows closer than `same` to w_k are equal to it
-// as far as their type can tell: their constraint is decided here, from the bias, and then left out.
+// Fills in norm2, weight and rho = gap + margin, where gap(j) is R[k, j]. Rows closer than `same` to w_k are equal to
+// it as far as their type can tell: their constraint is decided here, from the bias, and then left out.
 template <class Team, class Gap>
-TACFAST_HD Screening screen(const Team& team, const Head& head, const Constraints& c, const double* bias,
-                            double margin, double same, const Gap& gap) {
+TACFAST_HD Screening screen(const Team& team, const Head& head, const Constraints& c, const double* bias, double margin,
+                            double same, const Gap& gap) {
     const int k = c.target;
     const int64_t C = head.classes;
     const double* TACFAST_RESTRICT own = head.gram + k * C;

@@ -128,8 +128,8 @@ struct RowGeometry {
   private:
     // x -= sum_i factor_i a_i over the active rows.
     template <class Team>
-    TACFAST_HD void subtract_active(const Team& team, const Constraints& c, const ActiveSet& set,
-                                    const double* factor, double* x) const {
+    TACFAST_HD void subtract_active(const Team& team, const Constraints& c, const ActiveSet& set, const double* factor,
+                                    double* x) const {
         const double* wk = row(c.target);
         for (int i = 0; i < set.size; ++i) {
             const double f = factor[i];

@@ -28,8 +28,7 @@ void centre(const T* W, HeadPreparation& args) {
             for (int l = 0; l < 8; ++l) mean[l] += args.rows[j * stride + x + l];
         for (double& m : mean) m /= static_cast<double>(C);
         for (int64_t j = 0; j < C; ++j)
-            for (int l = 0; l < 8; ++l)
-                args.centred[j * stride + x + l] = args.rows[j * stride + x + l] - mean[l];
+            for (int l = 0; l < 8; ++l) args.centred[j * stride + x + l] = args.rows[j * stride + x + l] - mean[l];
     }
 }
 

@@ -23,10 +23,10 @@ int64_t worker_size(int64_t classes, int64_t dim) {
 
 struct Slot {
     Constraints constraints;
-    double* duals;   // (C) before rounding
+    double* duals;  // (C) before rounding
     Outcome outcome;
-    bool invalid;    // the right-hand sides are not finite
-    bool clash;      // infeasible because of a row equal to the target's
+    bool invalid;  // the right-hand sides are not finite
+    bool clash;    // infeasible because of a row equal to the target's
 };
 
 template <class T>

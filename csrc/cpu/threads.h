@@ -14,8 +14,8 @@ void parallel_for(int threads, int64_t tasks, void (*body)(void* context, int wo
 template <class Body>
 void parallel_for(int threads, int64_t tasks, Body& body) {
     parallel_for(
-        threads, tasks,
-        [](void* context, int worker, int64_t task) { (*static_cast<Body*>(context))(worker, task); }, &body);
+        threads, tasks, [](void* context, int worker, int64_t task) { (*static_cast<Body*>(context))(worker, task); },
+        &body);
 }
 
 }  // namespace tacfast::cpu

@@ -39,7 +39,8 @@ void test_head(const std::vector<T>& W, int64_t C, int64_t d) {
     const PreparedHead<T> head(W, C, d, 1);
     for (int threads : kThreads) {
         const PreparedHead<T> again(W, C, d, threads);
-        check(again.rows == head.rows && again.centred == head.centred && again.gram == head.gram && same_bits(again.longest, head.longest),
+        check(again.rows == head.rows && again.centred == head.centred && again.gram == head.gram &&
+                  same_bits(again.longest, head.longest),
               "head: the same bits on %d threads, C=%d d=%d", threads, int(C), int(d));
     }
     const double *rows = head.rows.doubles(), *middle = head.centred.doubles(), *gram = head.gram.doubles();
@@ -60,8 +61,8 @@ void test_head(const std::vector<T>& W, int64_t C, int64_t d) {
             for (int64_t x = 0; x < d; ++x) sum += Real(middle[i * head.stride + x]) * middle[j * head.stride + x];
             gram_off = std::fmax(gram_off, std::fabs(sum - gram[i * C + j]) / Real(d));
         }
-    check(copied && sum_off < 1e-14L && gram_off < 1e-14L, "head: C=%d d=%d off by %g, %g", int(C), int(d), double(sum_off),
-          double(gram_off));
+    check(copied && sum_off < 1e-14L && gram_off < 1e-14L, "head: C=%d d=%d off by %g, %g", int(C), int(d),
+          double(sum_off), double(gram_off));
 }
 
 // One class against the definition, by its status.
