@@ -56,7 +56,7 @@ MUTATIONS = [
     Mutation("all classes of a group are certified by the products of the first", "csrc/cpu/solve.cpp",
              "duals(r), image(i), work.combined", "duals(r), image(0), work.combined", SOLVE),
     Mutation("every ray counts as proof", "csrc/cpu/solve.cpp",
-             "exact.stationarity <= kExact && exact.dual == 0 && exact.lower > 0", "true", SOLVE),
+             "exact.proves(kExact) ? kInfeasible", "true ? kInfeasible", SOLVE),
     Mutation("per sample: a start within the margin counts as solved", "csrc/cpu/per_sample.cpp",
              "satisfied &= rho <= 0", "satisfied &= rho <= args.margin", "per_sample"),
     Mutation("the last thread's gaps are not merged", "csrc/cpu/gap_matrix.cpp",

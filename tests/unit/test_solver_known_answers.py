@@ -84,7 +84,7 @@ def test_dense_regime(dtype, method, classes):
     torch.testing.assert_close(sol.perturbations[7].double(), expected, rtol=1e-6, atol=atol)
 
 
-@pytest.mark.parametrize(("classes", "dim"), [(2, 3), (10, 16), (30, 12), (100, 110)])
+@pytest.mark.parametrize(("classes", "dim"), [(2, 3), (10, 16), (30, 12), (60, 70)])
 @pytest.mark.parametrize("margin", [0.0, 0.5])
 def test_the_reference_agrees(classes, dim, margin):
     p = plain(7, classes, dim, 50).to(torch.float64)
