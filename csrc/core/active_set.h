@@ -19,13 +19,17 @@ enum class Outcome : int {
     ambiguous,   // this geometry cannot tell whether a constraint depends on the active ones
 };
 
-// Arrays of one solve, owned by the caller. `capacity` = min(C - 1, d) + 1.
+// Arrays of one solve, owned by the caller. `capacity` = min(C - 1, d) + 1, rounded up to a multiple of kPack.
+// Loops over the active set may run on to a multiple of this, so that vectors have no remainder: arrays of its size
+// have room, and what they hold there is never looked at.
+constexpr int kPack = 8;
+TACFAST_HD constexpr int packed(int count) { return (count + kPack - 1) / kPack * kPack; }
+
 struct ActiveSet {
     int* index;        // (capacity) the active constraints, in any order
     double* lambda;    // (capacity) their multipliers
     double* coef;      // (capacity) scratch: coefficients of a constraint in the active ones
     double* products;  // (C) a_j's
-    double* scores;    // (C) scratch: how much each constraint is violated
     int size;          //
     int iterations;    // adds and drops so far
     double norm;       // |s|
@@ -52,12 +56,10 @@ TACFAST_HD Best most_violated(const Team& team, const Head& head, const Constrai
     const double* TACFAST_RESTRICT rho = c.rho;
     const double* TACFAST_RESTRICT weight = c.weight;
     const double* TACFAST_RESTRICT products = set.products;
-    double* TACFAST_RESTRICT scores = set.scores;
     const double rounding = kViolation * set.norm;
-    team.each(head.classes, [=](int j) {  // a constraint of weight 0 scores at most 0
-        scores[j] = (rho[j] - products[j] - kViolation * std::fabs(rho[j])) * weight[j] - rounding;
+    const Best worst = team.largest(head.classes, [=](int j) {  // a constraint of weight 0 scores at most 0
+        return (rho[j] - products[j] - kViolation * std::fabs(rho[j])) * weight[j] - rounding;
     });
-    const Best worst = team.largest(head.classes, [=](int j) { return scores[j]; });
     return worst.value > 0 ? worst : no_best();
 }
 
@@ -67,7 +69,7 @@ template <class Team>
 TACFAST_HD Best first_blocking(const Team& team, const Constraints& c, const ActiveSet& set, double length) {
     return team.largest(set.size, [&](int i) {
         const double r = set.coef[i];
-        const bool counts = r > 0 && r * std::sqrt(c.norm2[set.index[i]]) > 1e-13 * length;
+        const bool counts = r > 0 && r * c.length[set.index[i]] > 1e-13 * length;
         return counts ? (set.lambda[i] > 0 ? -set.lambda[i] / r : 0.0) : -INFINITY;
     });
 }
@@ -88,7 +90,7 @@ TACFAST_HD void drop(const Team& team, Geometry& geometry, const Constraints& c,
     team.sync();
     if (team.rank() == 0) {
         const int j = set.index[q];
-        c.weight[j] = 1 / std::sqrt(c.norm2[j]);
+        c.weight[j] = 1 / c.length[j];
         set.index[q] = set.index[last];
         set.lambda[q] = set.lambda[last];
     }
@@ -126,7 +128,7 @@ TACFAST_HD void store_ray(const Team& team, ActiveSet& set, int p) {
 template <class Team, class Geometry>
 TACFAST_HD Outcome enforce(const Team& team, Geometry& geometry, const Constraints& c, ActiveSet& set, int p,
                            const Limits& limits) {
-    const double length = std::sqrt(c.norm2[p]);
+    const double length = c.length[p];
     double violation = c.rho[p] - set.products[p];
     double lambda = 0;
     for (;;) {
@@ -211,7 +213,7 @@ TACFAST_HD void sort_active(const Team& team, const Constraints& c, ActiveSet& s
     if (team.rank() == 0) {
         for (int i = 0; i < set.size; ++i) {
             const int j = set.index[i];
-            c.weight[j] = 1 / std::sqrt(c.norm2[j]);
+            c.weight[j] = 1 / c.length[j];
             int at = i;
             for (; at > 0 && set.index[at - 1] > j; --at) set.index[at] = set.index[at - 1];
             set.index[at] = j;

@@ -29,7 +29,7 @@ TACFAST_HD double ratio(double a, double b) { return a == 0 ? 0.0 : a / b; }
 TACFAST_HD double positive(double x) { return x > 0 ? x : 0.0; }
 
 // What the rounding of a sum over the constraints or the latent dimension can amount to, relative to its terms. The
-// constant covers the centring of rows up to ten times as long as the constraint (see along_constraint).
+// constant covers the centring of rows up to ten times as long as the constraint (see along_constraints).
 TACFAST_HD double relative_rounding(const Head& head) {
     return 4 * 2.220446049250313e-16 * (head.dim + head.classes + 32);
 }
@@ -40,26 +40,36 @@ TACFAST_HD double maximum(const Team& team, int n, const F& f) {
     return best.index < 0 ? 0.0 : best.value;
 }
 
-// a_j's, given u = W s for the centred W. Where w_k - w_j cancels, the difference is taken first.
-template <class T>
-TACFAST_HD double along_constraint(const Head& head, const Constraints& c, const T* s, const double* u, int j) {
-    const int k = c.target;
-    if (c.norm2[j] > 1e-2 * head.longest * head.longest) return u[k] - u[j];
-    const double* wk = head.rows + k * int64_t(head.stride);
-    const double* wj = head.rows + j * int64_t(head.stride);
-    return SerialTeam{}.sum(head.dim, [&](int x) { return (wk[x] - wj[x]) * double(s[x]); });
+// values[j] = a_j's, or 0 for a constraint that is left out, given u = W s for the centred W. Where w_k - w_j cancels,
+// the difference is taken first.
+template <class Team, class T>
+TACFAST_HD void along_constraints(const Team& team, const Head& head, const Constraints& c, const T* s,
+                                  const double* TACFAST_RESTRICT u, double* TACFAST_RESTRICT values) {
+    const double* TACFAST_RESTRICT norm2 = c.norm2;
+    const double* wk = head.rows + c.target * int64_t(head.stride);
+    const double at_target = u[c.target], cancels = 1e-2 * head.longest * head.longest;
+    team.each(head.classes, [=](int j) { values[j] = norm2[j] > 0 ? at_target - u[j] : 0.0; });
+    team.each(head.classes, [&](int j) {
+        if (norm2[j] > cancels || norm2[j] == 0) return;
+        const double* wj = head.rows + j * int64_t(head.stride);
+        values[j] = SerialTeam{}.sum(head.dim, [&](int x) { return (wk[x] - wj[x]) * double(s[x]); });
+    });
+    team.sync();
 }
 
 // The factor t of the upper bound; infinite if no multiple of s is known to be feasible. `low[j]` is a lower bound of
 // a_j's.
 template <class Team>
 TACFAST_HD double feasible_multiple(const Team& team, const Head& head, const Constraints& c, const double* low) {
-    const double t = maximum(team, head.classes, [&](int j) {
-        if (c.norm2[j] == 0 || c.rho[j] <= 0) return 0.0;
-        return low[j] > 0 ? c.rho[j] / low[j] : INFINITY;
+    const double* TACFAST_RESTRICT rho = c.rho;
+    const double* TACFAST_RESTRICT norm2 = c.norm2;
+    const double t = maximum(team, head.classes, [=](int j) {
+        const double multiple = low[j] > 0 ? rho[j] / low[j] : INFINITY;
+        return (norm2[j] > 0) & (rho[j] > 0) ? multiple : 0.0;
     });
-    const Best missed = team.largest(head.classes, [&](int j) {
-        return c.norm2[j] > 0 && c.rho[j] <= 0 && t * low[j] < c.rho[j] ? 1.0 : -INFINITY;
+    const Best missed = team.largest(head.classes, [=](int j) {
+        const bool holds = (norm2[j] == 0) | (rho[j] > 0) | (t * low[j] >= rho[j]);
+        return holds ? -INFINITY : 1.0;
     });
     return missed.index < 0 ? t : INFINITY;
 }
@@ -79,50 +89,51 @@ struct DualSums {
     double lowest;  // max_j (-lambda_j)+ |a_j|
 };
 
-// Leaves A'lambda in `combined`, of d entries.
+// Leaves A'lambda in `combined`, of d entries; `support` has C entries, for the constraints that it is summed over.
 template <class Team, class T>
 TACFAST_HD DualSums sum_duals(const Team& team, const Head& head, const Constraints& c, const T* lambda,
-                              double* combined) {
-    const double* wk = head.rows + c.target * int64_t(head.stride);
-    team.each(head.dim, [&](int x) { combined[x] = 0; });
-    for (int j = 0; j < head.classes; ++j) {
-        const double factor = double(lambda[j]);
-        if (factor == 0 || c.norm2[j] == 0) continue;
-        const double* wj = head.rows + j * int64_t(head.stride);
-        team.each(head.dim, [&](int x) { combined[x] += factor * (wk[x] - wj[x]); });
-    }
+                              double* combined, int* support) {
+    auto counts = [&](int j) { return lambda[j] != 0 && c.norm2[j] > 0; };
+    const int count = int(team.sum(head.classes, [&](int j) { return counts(j) ? 1.0 : 0.0; }));
+    if (team.rank() == 0)
+        for (int j = 0, i = 0; i < count; ++j)
+            if (counts(j)) support[i++] = j;
     team.sync();
+    combine_rows(team, head, c, support, count, [=](int i) { return double(lambda[support[i]]); }, combined);
     const int C = head.classes, d = head.dim;
+    const double* TACFAST_RESTRICT rho = c.rho;
+    const double* TACFAST_RESTRICT length = c.length;
     DualSums sums;
-    sums.length = std::sqrt(team.sum(d, [&](int x) { return combined[x] * combined[x]; }));
-    sums.terms = team.sum(C, [&](int j) { return std::fabs(double(lambda[j])) * std::sqrt(c.norm2[j]); });
-    sums.value = team.sum(C, [&](int j) { return double(lambda[j]) * c.rho[j]; });
-    sums.size = team.sum(C, [&](int j) { return std::fabs(double(lambda[j]) * c.rho[j]); });
-    sums.lowest = maximum(team, C, [&](int j) { return positive(-double(lambda[j])) * std::sqrt(c.norm2[j]); });
+    sums.length = std::sqrt(team.sum(d, [=](int x) { return combined[x] * combined[x]; }));
+    sums.terms = team.sum(C, [=](int j) { return std::fabs(double(lambda[j])) * length[j]; });
+    sums.value = team.sum(C, [=](int j) { return double(lambda[j]) * rho[j]; });
+    sums.size = team.sum(C, [=](int j) { return std::fabs(double(lambda[j]) * rho[j]); });
+    sums.lowest = maximum(team, C, [=](int j) { return positive(-double(lambda[j])) * length[j]; });
     return sums;
 }
 
-// s has d entries, lambda C, u = W s (W centred) C; `combined` (d) and `low` (C) are scratch. The constraint values are
-// widened by what their own rounding can amount to, so that the bounds hold as printed.
+// s has d entries, lambda C, u = W s (W centred) C; `combined` (d), `low` (C) and `support` (C) are scratch. The
+// constraint values are widened by what their own rounding can amount to, so that the bounds hold as printed.
 template <class Team, class T>
 TACFAST_HD Certificate certify(const Team& team, const Head& head, const Constraints& c, const T* s, const T* lambda,
-                               const double* u, double* combined, double* low) {
-    const DualSums sums = sum_duals(team, head, c, lambda, combined);
+                               const double* u, double* combined, double* low, int* support) {
+    const DualSums sums = sum_duals(team, head, c, lambda, combined, support);
     const double rounding = relative_rounding(head);
-    const double norm2 = team.sum(head.dim, [&](int x) { return double(s[x]) * double(s[x]); });
+    const double norm2 = team.sum(head.dim, [=](int x) { return double(s[x]) * double(s[x]); });
     const double norm = std::sqrt(norm2);
-    team.each(head.classes, [&](int j) { low[j] = c.norm2[j] > 0 ? along_constraint(head, c, s, u, j) : 0.0; });
-    team.sync();
+    along_constraints(team, head, c, s, u, low);
     Certificate result;
+    const double* TACFAST_RESTRICT rho = c.rho;
+    const double* TACFAST_RESTRICT norm2s = c.norm2;
+    const double* TACFAST_RESTRICT length = c.length;
     // A NaN must not hide behind a comparison that is false.
-    const Best worst = team.largest(head.classes, [&](int j) {
-        if (c.norm2[j] == 0) return 0.0;
-        const double violation = ratio(positive(c.rho[j] - low[j]), std::fabs(c.rho[j]) + std::sqrt(c.norm2[j]) * norm);
-        return low[j] == low[j] ? violation : INFINITY;
+    const Best worst = team.largest(head.classes, [=](int j) {
+        const double violation = ratio(positive(rho[j] - low[j]), std::fabs(rho[j]) + length[j] * norm);
+        return norm2s[j] == 0 ? 0.0 : low[j] == low[j] ? violation : INFINITY;
     });
     result.primal = worst.value;
     result.dual = ratio(sums.lowest, sums.terms);
-    const double missing2 = team.sum(head.dim, [&](int x) {
+    const double missing2 = team.sum(head.dim, [=](int x) {
         const double missing = double(s[x]) - combined[x];
         return missing * missing;
     });
@@ -130,7 +141,7 @@ TACFAST_HD Certificate certify(const Team& team, const Head& head, const Constra
     result.gap = ratio(std::fabs(norm2 - sums.value), norm2 + sums.size);
     const double value = sums.value - rounding * sums.size;
     result.lower = sums.lowest > 0 || !(value > 0) ? 0.0 : value / (sums.length + rounding * sums.terms);
-    team.each(head.classes, [&](int j) { low[j] -= rounding * std::sqrt(c.norm2[j]) * norm; });
+    team.each(head.classes, [=](int j) { low[j] -= rounding * length[j] * norm; });
     team.sync();
     const double t = feasible_multiple(team, head, c, low);
     result.upper = upper_bound(t, norm, rounding);
@@ -140,8 +151,8 @@ TACFAST_HD Certificate certify(const Team& team, const Head& head, const Constra
 // What remains of the certificate when there is no point: the multipliers are a ray, A'lambda = 0 and rho'lambda > 0.
 template <class Team, class T>
 TACFAST_HD Certificate certify_ray(const Team& team, const Head& head, const Constraints& c, const T* lambda,
-                                   double* combined) {
-    const DualSums sums = sum_duals(team, head, c, lambda, combined);
+                                   double* combined, int* support) {
+    const DualSums sums = sum_duals(team, head, c, lambda, combined, support);
     const double rounding = relative_rounding(head);
     const double value = sums.value - rounding * sums.size;
     const double reach = value > 0 ? value / (sums.length + rounding * sums.terms) : 0.0;

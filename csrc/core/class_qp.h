@@ -16,19 +16,20 @@ struct Work {
     double* normal;    // (stride)
     double* combined;  // (stride)
     double* low;       // (C)
+    int* support;      // (C)
 
-    static TACFAST_HD int capacity(int classes, int dim) { return (classes - 1 < dim ? classes - 1 : dim) + 1; }
+    static TACFAST_HD int capacity(int classes, int dim) { return packed((classes - 1 < dim ? classes - 1 : dim) + 1); }
     static TACFAST_HD int64_t basis_size(int classes, int dim, int stride) {
         const int64_t most = capacity(classes, dim), side = GramGeometry::side(most);
         return side * side > most * stride ? side * side : most * stride;
     }
     // Doubles that carve() takes from its memory.
     static TACFAST_HD int64_t size(int classes, int dim, int stride) {
-        const int64_t most = (capacity(classes, dim) + 7) / 8 * 8, all = (classes + 7) / 8 * 8;
+        const int64_t most = capacity(classes, dim), all = packed(classes);
         return 4 * most + 3 * all + 3 * stride + basis_size(classes, dim, stride);
     }
     static TACFAST_HD Work carve(double* memory, int classes, int dim, int stride) {
-        const int64_t most = (capacity(classes, dim) + 7) / 8 * 8, all = (classes + 7) / 8 * 8;
+        const int64_t most = capacity(classes, dim), all = packed(classes);
         auto next = [&](int64_t length) {
             double* start = memory;
             memory += length;
@@ -40,8 +41,8 @@ struct Work {
         work.set.coef = next(most);
         work.scratch = next(most);
         work.set.products = next(all);
-        work.set.scores = next(all);
         work.low = next(all);
+        work.support = reinterpret_cast<int*>(next(all));
         work.point = next(stride);
         work.normal = next(stride);
         work.combined = next(stride);
@@ -56,21 +57,14 @@ struct Work {
 // s = A'lambda over the active set.
 template <class Team>
 TACFAST_HD void combine_active(const Team& team, const Head& head, const Constraints& c, const Work& work) {
-    const double* wk = head.rows + c.target * int64_t(head.stride);
-    team.each(head.dim, [&](int x) { work.point[x] = 0; });
-    for (int i = 0; i < work.set.size; ++i) {
-        const double* wi = head.rows + work.set.index[i] * int64_t(head.stride);
-        const double factor = work.set.lambda[i];
-        team.each(head.dim, [&](int x) { work.point[x] += factor * (wk[x] - wi[x]); });
-    }
-    team.sync();
+    combine_rows(team, head, c, work.set.index, work.set.size, [&](int i) { return work.set.lambda[i]; }, work.point);
 }
 
 // Undoes what a solve did to the weights, so that another can start.
 template <class Team>
 TACFAST_HD void restore_weights(const Team& team, const Head& head, const Constraints& c) {
     team.sync();
-    team.each(head.classes, [&](int j) { c.weight[j] = c.norm2[j] > 0 ? 1 / std::sqrt(c.norm2[j]) : 0.0; });
+    team.each(head.classes, [&](int j) { c.weight[j] = c.norm2[j] > 0 ? 1 / c.length[j] : 0.0; });
     team.sync();
 }
 
@@ -111,7 +105,7 @@ TACFAST_HD void scatter_duals(const Team& team, const Head& head, const ActiveSe
 template <class Team>
 TACFAST_HD void adopt_support(const Team& team, const Head& head, const Constraints& c, const double* guess,
                               ActiveSet& set) {
-    const int most = Work::capacity(head.classes, head.dim) - 1;
+    const int most = head.classes - 1 < head.dim ? head.classes - 1 : head.dim;
     int size = 0;
     for (int j = 0; j < head.classes && size < most; ++j) {
         if (!(guess[j] > 0) || c.norm2[j] == 0) continue;

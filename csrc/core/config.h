@@ -27,3 +27,22 @@
 #endif
 
 #define TACFAST_RESTRICT __restrict__
+
+TACFAST_CORE_BEGIN
+
+// Vectors of a CPU lane, as wide as the instruction set allows. Device code has none.
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+#ifdef __CUDACC__
+using Doubles = double;
+#else
+using Doubles = double __attribute__((vector_size(kVectorBytes)));
+#endif
+constexpr int kDoubles = static_cast<int>(sizeof(Doubles) / sizeof(double));
+
+TACFAST_CORE_END

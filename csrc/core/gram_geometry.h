@@ -15,9 +15,9 @@ constexpr int kFirstStride = 32;
 
 struct GramGeometry {
     Head head;
-    double* inverse;  // H, as many rows and columns as the active set, row-major with `stride`
-    double* scratch;  // (capacity)
-    int stride = kFirstStride;
+    double* inverse;            // H, as many rows and columns as the active set, row-major with `stride`
+    double* scratch;            // (capacity)
+    int stride = kFirstStride;  // a multiple of kPack
 
     // The side of the square that `inverse` must have room for.
     static TACFAST_HD int64_t side(int64_t capacity) {
@@ -62,12 +62,16 @@ struct GramGeometry {
         const int m = set.size;
         if (m == stride) widen(team, m);
         const double scale = 1 / distance2;
-        team.each(m + 1, [&](int i) {
-            double* row = inverse + i * int64_t(stride);
-            const double r = i < m ? -set.coef[i] : 1.0;
-            for (int j = 0; j < m; ++j) row[j] = (i < m ? row[j] : 0.0) - r * scale * set.coef[j];
-            row[m] = r * scale;
+        const double* TACFAST_RESTRICT coef = set.coef;
+        team.each(m, [=, *this](int i) {
+            double* TACFAST_RESTRICT row = inverse + i * int64_t(stride);
+            const double factor = scale * coef[i];
+            for (int j = 0; j < packed(m); ++j) row[j] += factor * coef[j];
+            row[m] = -factor;
         });
+        double* TACFAST_RESTRICT added = inverse + m * int64_t(stride);
+        team.each(m, [=](int j) { added[j] = -scale * coef[j]; });
+        if (team.rank() == 0) added[m] = scale;
         team.sync();
     }
 
@@ -78,8 +82,9 @@ struct GramGeometry {
         team.sync();
         const double scale = 1 / scratch[q];
         team.each(set.size, [&](int i) {
-            double* row = inverse + i * int64_t(stride);
-            for (int j = 0; j < set.size; ++j) row[j] -= scratch[i] * scale * scratch[j];
+            double* TACFAST_RESTRICT row = inverse + i * int64_t(stride);
+            const double factor = scratch[i] * scale;
+            for (int j = 0; j < packed(last + 1); ++j) row[j] -= factor * scratch[j];
             row[q] = row[last];
         });
         team.sync();
@@ -108,31 +113,20 @@ struct GramGeometry {
         team.sync();
     }
 
-    // products[j] = a_j's = u_k - u_j with u = M v, v = (sum of lambda) e_k - lambda; -u_j is built up in place.
+    // products[j] = a_j's, the sum of lambda_i G[i, j] over the active i.
     template <class Team>
     TACFAST_HD void evaluate(const Team& team, const Constraints& c, ActiveSet& set) {
         const int64_t C = head.classes;
         const int m = set.size, k = c.target;
         const double* own = head.gram + k * C;
-        const double total = team.sum(m, [&](int i) { return set.lambda[i]; });
-        const double at_target = total * own[k] - team.sum(m, [&](int i) { return set.lambda[i] * own[set.index[i]]; });
-        double* u = set.products;
-        team.each(head.classes, [=](int j) { u[j] = at_target - total * own[j]; });
-        int i = 0;
-        for (; i + 4 <= m; i += 4) {  // four rows at a time: u is read and written a quarter as often
-            const double* TACFAST_RESTRICT g0 = head.gram + set.index[i] * C;
-            const double* TACFAST_RESTRICT g1 = head.gram + set.index[i + 1] * C;
-            const double* TACFAST_RESTRICT g2 = head.gram + set.index[i + 2] * C;
-            const double* TACFAST_RESTRICT g3 = head.gram + set.index[i + 3] * C;
-            const double l0 = set.lambda[i], l1 = set.lambda[i + 1], l2 = set.lambda[i + 2], l3 = set.lambda[i + 3];
-            team.each(head.classes, [=](int j) { u[j] += (l0 * g0[j] + l1 * g1[j]) + (l2 * g2[j] + l3 * g3[j]); });
-        }
-        for (; i < m; ++i) {
-            const double* TACFAST_RESTRICT g0 = head.gram + set.index[i] * C;
-            const double l0 = set.lambda[i];
-            team.each(head.classes, [=](int j) { u[j] += l0 * g0[j]; });
-        }
+        const double at_target = team.sum(m, [&](int i) { return set.lambda[i] * (own[k] - own[set.index[i]]); });
+        const double* gram = head.gram;
+        const double* TACFAST_RESTRICT lambda = set.lambda;
+        const int* TACFAST_RESTRICT index = set.index;
+        auto term = [=](int i, auto at) { return lambda[i] * (at(gram + index[i] * C) - at(own)); };
+        team.combine(head.classes, m, at_target, term, set.products);
         team.sync();
+        const double* u = set.products;
         const double norm2 = team.sum(m, [&](int a) { return set.lambda[a] * u[set.index[a]]; });
         set.norm = norm2 > 0 ? std::sqrt(norm2) : 0.0;
     }
@@ -140,13 +134,10 @@ struct GramGeometry {
   private:
     // y = H x; by columns, which are rows, since a vector of sums beats a sum of vectors.
     template <class Team>
-    TACFAST_HD void multiply(const Team& team, int m, const double* x, double* y) const {
-        team.each(m, [&](int i) { y[i] = 0; });
-        for (int j = 0; j < m; ++j) {
-            const double* TACFAST_RESTRICT column = inverse + j * int64_t(stride);
-            const double factor = x[j];
-            team.each(m, [=](int i) { y[i] += factor * column[i]; });
-        }
+    TACFAST_HD void multiply(const Team& team, int m, const double* TACFAST_RESTRICT x, double* y) const {
+        const double* columns = inverse;
+        const int64_t step = stride;
+        team.combine(packed(m), m, 0, [=](int j, auto at) { return x[j] * at(columns + j * step); }, y);
     }
 
     // Spreads the rows of H to twice the stride, from the last to the first, so that none is overwritten.

@@ -22,6 +22,7 @@ struct Constraints {
     int target;      // k
     double* rho;     // right-hand sides
     double* norm2;   // |a_j|^2; 0 for k itself and for constraints that are left out
+    double* length;  // |a_j|
     double* weight;  // 1 / |a_j|, or 0: not to be chosen now
 };
 
@@ -30,6 +31,18 @@ TACFAST_HD double direct_norm2(const Head& head, int k, int j) {
     const double* wk = head.rows + k * int64_t(head.stride);
     const double* wj = head.rows + j * int64_t(head.stride);
     return SerialTeam{}.sum(head.dim, [&](int x) { return (wk[x] - wj[x]) * (wk[x] - wj[x]); });
+}
+
+// out = the sum of factor(i) a_j over the constraints j = index[i], i in [0, count). Synchronises.
+template <class Team, class Factor>
+TACFAST_HD void combine_rows(const Team& team, const Head& head, const Constraints& c,
+                             const int* TACFAST_RESTRICT index, int count, const Factor& factor, double* out) {
+    const double* rows = head.rows;
+    const int64_t stride = head.stride;
+    const double* wk = rows + c.target * stride;
+    auto term = [=](int i, auto at) { return factor(i) * (at(wk) - at(rows + index[i] * stride)); };
+    team.combine(head.dim, count, 0, term, out);
+    team.sync();
 }
 
 // How the rows of W constrain a class before any sample is looked at.
@@ -47,6 +60,7 @@ TACFAST_HD Screening screen(const Team& team, const Head& head, const Constraint
     const int64_t C = head.classes;
     const double* TACFAST_RESTRICT own = head.gram + k * C;
     double* TACFAST_RESTRICT norm2 = c.norm2;
+    double* TACFAST_RESTRICT length = c.length;
     double* TACFAST_RESTRICT weight = c.weight;
     const double corner = own[k];
     // Three passes, of which the first and the last have no branch.
@@ -58,7 +72,10 @@ TACFAST_HD Screening screen(const Team& team, const Head& head, const Constraint
         if (!kept) norm2[j] = 0;
         c.rho[j] = kept ? gap(j) + margin : (j == k ? 0.0 : margin - (bias ? bias[k] - bias[j] : 0.0));
     });
-    team.each(head.classes, [=](int j) { weight[j] = norm2[j] > 0 ? 1 / std::sqrt(norm2[j]) : 0.0; });
+    team.each(head.classes, [=](int j) {
+        length[j] = std::sqrt(norm2[j]);
+        weight[j] = norm2[j] > 0 ? 1 / length[j] : 0.0;
+    });
     team.sync();
     const Best clash =
         team.largest(head.classes, [&](int j) { return c.norm2[j] == 0 && c.rho[j] > 0 ? 1.0 : -INFINITY; });

@@ -55,9 +55,8 @@ struct RowGeometry {
             team.sync();
         }
         const double distance2 = team.sum(head.dim, [&](int x) { return normal[x] * normal[x]; });
-        const double terms =
-            team.sum(m, [&](int i) { return std::fabs(set.coef[i]) * std::sqrt(c.norm2[set.index[i]]); });
-        const double rounding = kRounding * (std::sqrt(c.norm2[p]) + terms);
+        const double terms = team.sum(m, [&](int i) { return std::fabs(set.coef[i]) * c.length[set.index[i]]; });
+        const double rounding = kRounding * (c.length[p] + terms);
         return {m < head.dim && distance2 > rounding * rounding ? distance2 : 0.0, false};
     }
 
@@ -104,7 +103,7 @@ struct RowGeometry {
             const double norm = std::sqrt(team.sum(head.dim, [&](int x) { return point[x] * point[x]; }));
             const Best worst = team.largest(set.size, [&](int i) {
                 const int j = set.index[i];
-                return std::fabs(set.coef[i]) - kRounding * (std::fabs(c.rho[j]) + std::sqrt(c.norm2[j]) * norm);
+                return std::fabs(set.coef[i]) - kRounding * (std::fabs(c.rho[j]) + c.length[j] * norm);
             });
             if (!(worst.value > 0)) break;
             for (int i = 0; i < set.size; ++i) {

@@ -12,7 +12,7 @@ constexpr SerialTeam team;
 constexpr int64_t kBlock = 1024;  // samples of one class in one task
 
 int64_t worker_size(int64_t classes, int64_t dim, int64_t count) {
-    return Work::size(int(classes), int(dim), int(padded_dim(dim))) + 3 * padded_dim(classes) +
+    return Work::size(int(classes), int(dim), int(padded_dim(dim))) + 4 * padded_dim(classes) +
            padded_dim(kCertificateFields * count);
 }
 
@@ -43,8 +43,8 @@ class SampleWorker {
         double* memory =
             static_cast<double*>(args.workspace) + worker * worker_size(args.classes, args.dim, args.count);
         const int64_t C = padded_dim(args.classes);
-        constraints = {0, memory, memory + C, memory + 2 * C};
-        summary = memory + 3 * C;
+        constraints = {0, memory, memory + C, memory + 2 * C, memory + 3 * C};
+        summary = memory + 4 * C;
         work = Work::carve(summary + padded_dim(kCertificateFields * args.count), head.classes, head.dim, head.stride);
     }
 
@@ -109,7 +109,7 @@ class SampleWorker {
     // As for the shared shifts: the word is used only for a ray that holds up. There is no point to have residuals.
     void finish_ray(int64_t r, int64_t i) {
         scatter_duals(team, head, work.set, work.low);
-        const Certificate ray = certify_ray(team, head, constraints, work.low, work.combined);
+        const Certificate ray = certify_ray(team, head, constraints, work.low, work.combined, work.support);
         finish(r, i, ray.proves(kExact) ? kInfeasible : kInaccurate, INFINITY, {0, 0, 0, 0, ray.lower, INFINITY});
     }
 
@@ -124,7 +124,7 @@ class SampleWorker {
         }
         Certificate certificate{0, 0, 0, 0, 0, INFINITY};
         for (int j = 0; j < head.classes; ++j) {
-            const double length = std::sqrt(constraints.norm2[j]) * set.norm;
+            const double length = constraints.length[j] * set.norm;
             work.low[j] = set.products[j] - rounding * length;
             if (constraints.norm2[j] == 0) continue;
             const double missing = positive(constraints.rho[j] - set.products[j]);

@@ -4,18 +4,9 @@
 
 #include "core/config.h"
 
-#ifdef __AVX512F__
-#define TACFAST_VECTOR_BYTES 64
-#elif defined(__AVX2__)
-#define TACFAST_VECTOR_BYTES 32
-#else
-#define TACFAST_VECTOR_BYTES 16
-#endif
-
 namespace tacfast::cpu::TACFAST_ISA {
 
-using Doubles = double __attribute__((vector_size(TACFAST_VECTOR_BYTES)));
-constexpr int kDoubles = TACFAST_VECTOR_BYTES / 8;
+using core::Doubles, core::kDoubles;
 
 inline double horizontal_sum(const Doubles& lanes) {
     double sum = 0;
@@ -42,7 +33,7 @@ inline void product_tile(const double* x, const double* y, int64_t stride, doubl
 // out (count_x, count_y) = x y'.
 inline void row_products(const double* x, int64_t count_x, const double* y, int64_t count_y, int64_t stride,
                          double* out, int64_t out_stride) {
-    constexpr int M = 4, N = TACFAST_VECTOR_BYTES == 64 ? 4 : 2;
+    constexpr int M = 4, N = core::kVectorBytes == 64 ? 4 : 2;
     for (int64_t r = 0; r < count_x; r += M) {
         const bool full = r + M <= count_x;
         int64_t q = 0;

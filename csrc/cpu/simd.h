@@ -13,13 +13,7 @@
 
 namespace tacfast::cpu::TACFAST_ISA {
 
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;
-#endif
+using core::kVectorBytes;
 
 // A vector of any number of bytes, and the integer vector of the same shape that its comparisons give.
 template <class T, int bytes>

@@ -14,8 +14,10 @@ constexpr SerialTeam team;
 
 int64_t padded(int64_t count) { return padded_dim(count); }
 
-// Doubles of one class in flight: rho, norm2, weight, u = W s, the double duals, and s as handed out.
-int64_t slot_size(int64_t classes, int64_t dim) { return 5 * padded(classes) + padded(dim); }
+constexpr int kClassArrays = 5;  // of a slot: rho, norm2, length, weight, and the duals before rounding
+
+// Doubles of one class in flight: those, u = W s, and s as handed out.
+int64_t slot_size(int64_t classes, int64_t dim) { return (kClassArrays + 1) * padded(classes) + padded(dim); }
 
 int64_t worker_size(int64_t classes, int64_t dim) {
     return Work::size(int(classes), int(dim), int(padded_dim(dim))) + kGroup * slot_size(classes, dim);
@@ -41,7 +43,7 @@ class Worker {
         points = memory;
         images = points + kGroup * head.stride;
         slot_memory = images + kGroup * C;
-        work = Work::carve(slot_memory + kGroup * 4 * C, head.classes, head.dim, head.stride);
+        work = Work::carve(slot_memory + kGroup * kClassArrays * C, head.classes, head.dim, head.stride);
     }
 
     void group(int64_t first, int count) {
@@ -62,7 +64,7 @@ class Worker {
     Work work;
     double* points;       // (kGroup, stride) s as handed out
     double* images;       // (kGroup, padded C) u = W s, of the centred W
-    double* slot_memory;  // (kGroup, 4, padded C)
+    double* slot_memory;  // (kGroup, kClassArrays, padded C)
 
     T* perturbation(int64_t r) const { return static_cast<T*>(args.perturbations) + r * args.dim; }
     T* duals(int64_t r) const { return static_cast<T*>(args.duals) + r * args.classes; }
@@ -71,13 +73,18 @@ class Worker {
 
     Slot open(int i, int64_t r) {
         const int64_t C = padded(args.classes);
-        double* memory = slot_memory + i * 4 * C;
+        double* memory = slot_memory + i * kClassArrays * C;
         const int64_t k = args.targets[r];
         const T* gaps = static_cast<const T*>(args.gaps) + k * args.gap_strides[0];
-        Slot slot{{int(k), memory, memory + C, memory + 2 * C}, memory + 3 * C, Outcome::settled, false, false};
+        Slot slot{{int(k), memory, memory + C, memory + 2 * C, memory + 3 * C},
+                  memory + 4 * C,
+                  Outcome::settled,
+                  false,
+                  false};
         const Screening screening = screen(team, head, slot.constraints, args.bias, args.margin, args.same,
                                            [&](int j) { return double(gaps[j * args.gap_strides[1]]); });
-        for (int j = 0; j < head.classes; ++j) slot.invalid |= !std::isfinite(slot.constraints.rho[j]);
+        const double* rho = slot.constraints.rho;
+        slot.invalid = !(team.sum(head.classes, [=](int j) { return 0 * rho[j]; }) == 0);
         work.set.size = 0;
         if (screening.clash >= 0) {
             work.set.size = 1;
@@ -107,7 +114,8 @@ class Worker {
         scatter_duals(team, head, work.set, slot.duals);
         for (int x = head.dim; x < head.stride; ++x) work.point[x] = 0;
         row_products(work.point, 1, args.centred, head.classes, head.stride, image(i), padded(args.classes));
-        return certify(team, head, slot.constraints, work.point, slot.duals, image(i), work.combined, work.low)
+        return certify(team, head, slot.constraints, work.point, slot.duals, image(i), work.combined, work.low,
+                       work.support)
             .within(kExact);
     }
 
@@ -143,14 +151,15 @@ class Worker {
     }
 
     Certificate evaluate(const Slot& slot, int i, int64_t r) {
-        return certify(team, head, slot.constraints, perturbation(r), duals(r), image(i), work.combined, work.low);
+        return certify(team, head, slot.constraints, perturbation(r), duals(r), image(i), work.combined, work.low,
+                       work.support);
     }
 
     // The word "infeasible" is used only for a ray that holds up in float64; the certificate is of the rounded one.
     void finish_ray(const Slot& slot, int64_t r) {
-        const Certificate exact = certify_ray(team, head, slot.constraints, slot.duals, work.combined);
+        const Certificate exact = certify_ray(team, head, slot.constraints, slot.duals, work.combined, work.support);
         finish(r, exact.proves(kExact) ? kInfeasible : kInaccurate,
-               certify_ray(team, head, slot.constraints, duals(r), work.combined));
+               certify_ray(team, head, slot.constraints, duals(r), work.combined, work.support));
     }
 
     void finish(int64_t r, int8_t status, const Certificate& certificate) {

@@ -37,6 +37,11 @@ class BlockTeam {
         for (int i = lane; i < n; i += shared->lanes) f(i);
     }
 
+    template <class Term>
+    void combine(int n, int m, double start, const Term& term, double* out) const {
+        core::combine_each(*this, n, m, start, term, out);
+    }
+
     template <class F>
     double sum(int n, const F& f) const {
         double part = 0;
@@ -95,6 +100,11 @@ struct ReversedTeam {
     template <class F>
     void each(int n, const F& f) const {
         for (int i = n - 1; i >= 0; --i) f(i);
+    }
+
+    template <class Term>
+    void combine(int n, int m, double start, const Term& term, double* out) const {
+        core::combine_each(*this, n, m, start, term, out);
     }
 
     template <class F>

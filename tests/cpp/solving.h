@@ -48,16 +48,17 @@ struct Arrays {
     static constexpr double kGarbage = std::numeric_limits<double>::quiet_NaN();
     using Doubles = std::vector<double>;
 
-    std::vector<int> index;
-    Doubles lambda, coef, scratch, products, scores, low, point, normal, combined, basis, rho, norm2, weight, image,
+    std::vector<int> index, support;
+    Doubles lambda, coef, scratch, products, low, point, normal, combined, basis, rho, norm2, length, weight, image,
         duals;
     Answer answer{};
 
     explicit Arrays(const Problem& p) {
         const size_t all = p.classes, most = core::Work::capacity(p.classes, p.dim);
         index.assign(most, 1 << 28);
+        support.assign(all, 1 << 28);
         for (Doubles* x : {&lambda, &coef, &scratch}) x->assign(most, kGarbage);
-        for (Doubles* x : {&products, &scores, &low, &rho, &norm2, &weight, &image, &duals}) x->assign(all, kGarbage);
+        for (Doubles* x : {&products, &low, &rho, &norm2, &length, &weight, &image, &duals}) x->assign(all, kGarbage);
         for (Doubles* x : {&point, &normal, &combined}) x->assign(p.dim, kGarbage);
         basis.assign(core::Work::basis_size(p.classes, p.dim, p.stride), kGarbage);
     }
@@ -68,13 +69,13 @@ struct Arrays {
         w.set.lambda = lambda.data();
         w.set.coef = coef.data();
         w.set.products = products.data();
-        w.set.scores = scores.data();
         w.scratch = scratch.data();
         w.basis = basis.data();
         w.point = point.data();
         w.normal = normal.data();
         w.combined = combined.data();
         w.low = low.data();
+        w.support = support.data();
         return w;
     }
 
@@ -93,7 +94,8 @@ template <class Team>
 __attribute__((noinline)) Answer run_lane(const Team& team, const Problem& p, Arrays& arrays, Route route,
                                           const Limits& limits, const double* guess) {
     const core::Head head = p.head();
-    const core::Constraints c{p.target, arrays.rho.data(), arrays.norm2.data(), arrays.weight.data()};
+    const core::Constraints c{p.target, arrays.rho.data(), arrays.norm2.data(), arrays.length.data(),
+                              arrays.weight.data()};
     core::Work work = arrays.work();
     const core::Screening screening =
         core::screen(team, head, c, p.bias.data(), p.margin, p.same, [&](int j) { return p.gaps[j]; });
@@ -108,7 +110,7 @@ __attribute__((noinline)) Answer run_lane(const Team& team, const Problem& p, Ar
     double* duals = arrays.duals.data();
     core::scatter_duals(team, head, work.set, duals);
     if (answer.outcome == Outcome::infeasible) {
-        answer.certificate = core::certify_ray(team, head, c, duals, work.combined);
+        answer.certificate = core::certify_ray(team, head, c, duals, work.combined, work.support);
     } else {
         team.each(head.classes, [&](int j) {
             double sum = 0;
@@ -117,7 +119,7 @@ __attribute__((noinline)) Answer run_lane(const Team& team, const Problem& p, Ar
         });
         team.sync();
         answer.certificate =
-            core::certify(team, head, c, work.point, duals, arrays.image.data(), work.combined, work.low);
+            core::certify(team, head, c, work.point, duals, arrays.image.data(), work.combined, work.low, work.support);
     }
     return answer;
 }

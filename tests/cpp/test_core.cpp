@@ -186,7 +186,7 @@ void test_certify(unsigned seed) {
     for (const Problem& p : families(seed)) {
         Arrays a(p);
         const core::Head head = p.head();
-        const core::Constraints c{p.target, a.rho.data(), a.norm2.data(), a.weight.data()};
+        const core::Constraints c{p.target, a.rho.data(), a.norm2.data(), a.length.data(), a.weight.data()};
         const core::SerialTeam team;
         core::screen(team, head, c, p.bias.data(), p.margin, p.same, [&](int j) { return p.gaps[j]; });
         for (double& s : a.point) s = random.normal();
@@ -194,7 +194,7 @@ void test_certify(unsigned seed) {
         for (int j = 0; j < p.classes; ++j)
             a.image[j] = core::SerialTeam{}.sum(p.dim, [&](int x) { return p.rows[j * p.stride + x] * a.point[x]; });
         a.answer.certificate = core::certify(team, head, c, a.point.data(), a.duals.data(), a.image.data(),
-                                             a.combined.data(), a.low.data());
+                                             a.combined.data(), a.low.data(), a.support.data());
         const Residuals r = residuals(p.definition(), a.point.data(), a.duals.data());
         check_certificate(p, kSerial, Route::both, a.answer.certificate, r);
     }
