@@ -26,7 +26,7 @@ constexpr int kPack = 8;
 TACFAST_HD constexpr int packed(int count) { return (count + kPack - 1) / kPack * kPack; }
 
 struct ActiveSet {
-    int* index;        // (capacity) the active constraints, in any order
+    int* index;        // (capacity) the active constraints, in the order in which they came
     double* lambda;    // (capacity) their multipliers
     double* coef;      // (capacity) scratch: coefficients of a constraint in the active ones
     double* products;  // (C) a_j's
@@ -82,7 +82,7 @@ TACFAST_HD bool is_ray(const Team& team, const Constraints& c, const ActiveSet& 
     return violation > kRay * (terms + std::fabs(c.rho[p]));
 }
 
-// Lets go of the constraint at position q.
+// Lets go of the constraint at position q; the others keep their order.
 template <class Team, class Geometry>
 TACFAST_HD void drop(const Team& team, Geometry& geometry, const Constraints& c, ActiveSet& set, int q) {
     geometry.remove(team, set, q);
@@ -91,8 +91,10 @@ TACFAST_HD void drop(const Team& team, Geometry& geometry, const Constraints& c,
     if (team.rank() == 0) {
         const int j = set.index[q];
         c.weight[j] = 1 / c.length[j];
-        set.index[q] = set.index[last];
-        set.lambda[q] = set.lambda[last];
+        for (int i = q; i < last; ++i) {
+            set.index[i] = set.index[i + 1];
+            set.lambda[i] = set.lambda[i + 1];
+        }
     }
     team.sync();
     set.size = last;

@@ -21,7 +21,8 @@ struct Work {
     static TACFAST_HD int capacity(int classes, int dim) { return packed((classes - 1 < dim ? classes - 1 : dim) + 1); }
     static TACFAST_HD int64_t basis_size(int classes, int dim, int stride) {
         const int64_t most = capacity(classes, dim), side = GramGeometry::side(most);
-        return side * side > most * stride ? side * side : most * stride;
+        const int64_t by_gram = side * side, by_rows = most * (stride + most);
+        return by_gram > by_rows ? by_gram : by_rows;
     }
     // Doubles that carve() takes from its memory.
     static TACFAST_HD int64_t size(int classes, int dim, int stride) {
@@ -72,7 +73,9 @@ TACFAST_HD void restore_weights(const Team& team, const Head& head, const Constr
 template <class Team>
 TACFAST_HD Outcome solve_by_rows(const Team& team, const Head& head, const Constraints& c, Work& work,
                                  const Limits& limits) {
-    RowGeometry geometry{head, work.basis, work.point, work.normal};
+    const int most = Work::capacity(head.classes, head.dim);
+    double* factor = work.basis + most * int64_t(head.stride);
+    RowGeometry geometry{head, work.basis, factor, work.point, work.normal, work.scratch, most};
     restore_weights(team, head, c);
     return solve_active_set(team, head, geometry, c, work.set, limits);
 }

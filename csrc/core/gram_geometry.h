@@ -85,12 +85,13 @@ struct GramGeometry {
             double* TACFAST_RESTRICT row = inverse + i * int64_t(stride);
             const double factor = scratch[i] * scale;
             for (int j = 0; j < packed(last + 1); ++j) row[j] -= factor * scratch[j];
-            row[q] = row[last];
+            for (int j = q; j < last; ++j) row[j] = row[j + 1];
         });
         team.sync();
-        const double* from = inverse + last * int64_t(stride);
-        double* to = inverse + q * int64_t(stride);
-        if (q != last) team.each(last, [&](int j) { to[j] = from[j]; });
+        team.each(last, [&](int j) {
+            double* entry = inverse + j;
+            for (int i = q; i < last; ++i) entry[i * int64_t(stride)] = entry[(i + 1) * int64_t(stride)];
+        });
         team.sync();
     }
 

@@ -1,8 +1,9 @@
 // The active set seen through the rows of W themselves: slower, and accurate up to condition numbers that the Gram
 // matrix squares out of reach (a class within 1e-9 of the hull of the others, rows that differ in the last digits).
 //
-// It keeps the dual basis N of the active rows: N_i lies in their span and N_i'a_j = 1 if i = j, else 0. A new row is
-// made orthogonal to the active ones in several passes, so that the rounding of N does not add up.
+// It keeps a QR factorisation of the active rows, a_i = sum of R[j, i] q_j over j <= i. Rows are made orthogonal in
+// several passes when they come and turned by Givens rotations when one goes, so that Q stays orthonormal to the last
+// digits whatever the rows are, and every product with it is backward stable.
 #pragma once
 
 #include "core/active_set.h"
@@ -11,23 +12,23 @@ TACFAST_CORE_BEGIN
 
 struct RowGeometry {
     Head head;
-    double* basis;   // N, as many rows as the active set, of head.stride
-    double* point;   // (d) s
-    double* normal;  // (d) the part of a_p outside the span of the active rows
+    double* basis;    // Q, as many rows as the active set and one more, of head.stride
+    double* factor;   // R by columns of `capacity`, as many as the active set and one more
+    double* point;    // (d) s
+    double* normal;   // (d) the part of a_p outside the span of the active rows
+    double* scratch;  // (capacity)
+    int capacity;
 
-    static constexpr int kCorrections = 3;
+    static constexpr int kPasses = 3;
     // What is left of a row after its projection is rounding below this share of the terms.
     static constexpr double kRounding = 64 * 2.220446049250313e-16;
 
     TACFAST_HD const double* row(int j) const { return head.rows + j * int64_t(head.stride); }
-    TACFAST_HD double* dual(int i) const { return basis + i * int64_t(head.stride); }
+    TACFAST_HD double* unit(int i) const { return basis + i * int64_t(head.stride); }
+    TACFAST_HD double* column(int i) const { return factor + i * int64_t(capacity); }
 
-    TACFAST_HD double along(const double* wk, int j, const double* x) const {
-        const double* wj = row(j);
-        return SerialTeam{}.sum(head.dim, [&](int t) { return (wk[t] - wj[t]) * x[t]; });
-    }
     TACFAST_HD double dot(const double* x, const double* y) const {
-        return SerialTeam{}.sum(head.dim, [&](int t) { return x[t] * y[t]; });
+        return SerialTeam{}.sum(head.dim, [=](int t) { return x[t] * y[t]; });
     }
 
     template <class Team>
@@ -36,24 +37,31 @@ struct RowGeometry {
         team.sync();
     }
 
+    // Leaves what insert() needs in normal and in the next column of R.
     template <class Team>
     TACFAST_HD Projection project(const Team& team, const Constraints& c, ActiveSet& set, int p) {
         const int m = set.size;
         const double* wk = row(c.target);
         const double* wp = row(p);
-        team.each(m, [&](int i) { set.coef[i] = 0; });
+        double* along = column(m);
+        team.each(m, [&](int i) { along[i] = 0; });
         team.each(head.dim, [&](int x) { normal[x] = wk[x] - wp[x]; });
         team.sync();
-        double* correction = dual(m);  // the row that insert() will fill
-        for (int pass = 0; pass < kCorrections && m > 0; ++pass) {
+        for (int pass = 0; pass < kPasses && m > 0; ++pass) {
             team.each(m, [&](int i) {
-                correction[i] = dot(dual(i), normal);
-                set.coef[i] += correction[i];
+                scratch[i] = dot(unit(i), normal);
+                along[i] += scratch[i];
             });
             team.sync();
-            subtract_active(team, c, set, correction, normal);
+            team.each(head.dim, [&](int x) {
+                double rest = normal[x];
+                for (int i = 0; i < m; ++i) rest -= scratch[i] * unit(i)[x];
+                normal[x] = rest;
+            });
             team.sync();
         }
+        team.each(m, [&](int i) { scratch[i] = along[i]; });
+        substitute_back(team, m, set.coef);
         const double distance2 = team.sum(head.dim, [&](int x) { return normal[x] * normal[x]; });
         const double terms = team.sum(m, [&](int i) { return std::fabs(set.coef[i]) * c.length[set.index[i]]; });
         const double rounding = kRounding * (c.length[p] + terms);
@@ -69,72 +77,82 @@ struct RowGeometry {
     template <class Team>
     TACFAST_HD void insert(const Team& team, ActiveSet& set, int, double distance2) {
         const int m = set.size;
-        double* added = dual(m);
-        team.each(head.dim, [&](int x) {
-            added[x] = normal[x] / distance2;
-            for (int i = 0; i < m; ++i) dual(i)[x] -= set.coef[i] * added[x];
-        });
+        const double length = std::sqrt(distance2);
+        team.each(head.dim, [&](int x) { unit(m)[x] = normal[x] / length; });
+        if (team.rank() == 0) column(m)[m] = length;
         team.sync();
     }
 
+    // Without column q the rest of R has entries below its diagonal, which rotations of neighbouring rows remove.
     template <class Team>
     TACFAST_HD void remove(const Team& team, ActiveSet& set, int q) {
         const int last = set.size - 1;
-        const double* gone = dual(q);
-        const double norm2 = team.sum(head.dim, [&](int x) { return gone[x] * gone[x]; });
-        team.each(set.size, [&](int i) { set.coef[i] = dot(dual(i), gone) / norm2; });
-        team.sync();
-        team.each(head.dim, [&](int x) {
-            const double removed = dual(q)[x];
-            for (int i = 0; i <= last; ++i) dual(i)[x] -= set.coef[i] * removed;
-            dual(q)[x] = dual(last)[x];
+        team.each(set.size, [&](int i) {
+            for (int j = q; j < last; ++j)
+                if (i <= j + 1) column(j)[i] = column(j + 1)[i];
         });
+        for (int i = q; i < last; ++i) {
+            team.sync();
+            const double a = column(i)[i], b = column(i)[i + 1], length = std::sqrt(a * a + b * b);
+            const double cosine = a / length, sine = b / length;
+            team.sync();
+            team.each(last - i, [&](int t) {
+                double* entries = column(i + t) + i;
+                turn(cosine, sine, entries[0], entries[1]);
+            });
+            team.each(head.dim, [&](int x) { turn(cosine, sine, unit(i)[x], unit(i + 1)[x]); });
+        }
         team.sync();
     }
 
-    // The point s = N'rho and its multipliers N s. A residual that is rounding, on the scale of |a||s|, is left alone:
-    // this way |s|^2 = rho'lambda to the last digits, however large N is.
+    // The point s = Q y with R'y = rho, and its multipliers, R lambda = y.
     template <class Team>
     TACFAST_HD void solve(const Team& team, const Constraints& c, ActiveSet& set) {
-        const double* wk = row(c.target);
-        reset(team);
-        for (int pass = 0; pass <= kCorrections; ++pass) {
-            team.each(set.size, [&](int i) { set.coef[i] = c.rho[set.index[i]] - along(wk, set.index[i], point); });
-            const double norm = std::sqrt(team.sum(head.dim, [&](int x) { return point[x] * point[x]; }));
-            const Best worst = team.largest(set.size, [&](int i) {
-                const int j = set.index[i];
-                return std::fabs(set.coef[i]) - kRounding * (std::fabs(c.rho[j]) + c.length[j] * norm);
-            });
-            if (!(worst.value > 0)) break;
-            for (int i = 0; i < set.size; ++i) {
-                const double residual = set.coef[i];
-                team.each(head.dim, [&](int x) { point[x] += residual * dual(i)[x]; });
-            }
+        const int m = set.size;
+        for (int i = 0; i < m; ++i) {
+            const double* entries = column(i);
+            const double sum = team.sum(i, [&](int j) { return entries[j] * scratch[j]; });
+            if (team.rank() == 0) scratch[i] = (c.rho[set.index[i]] - sum) / entries[i];
             team.sync();
         }
-        team.each(set.size, [&](int i) { set.lambda[i] = dot(dual(i), point); });
+        const double* rows = basis;
+        const int64_t stride = head.stride;
+        const double* share = scratch;
+        team.combine(head.dim, m, 0, [=](int i, auto at) { return share[i] * at(rows + i * stride); }, point);
         team.sync();
+        substitute_back(team, m, set.lambda);
     }
 
     template <class Team>
     TACFAST_HD void evaluate(const Team& team, const Constraints& c, ActiveSet& set) {
         const double* wk = row(c.target);
-        team.each(head.classes, [&](int j) { set.products[j] = along(wk, j, point); });
-        set.norm = std::sqrt(team.sum(head.dim, [&](int x) { return point[x] * point[x]; }));
+        const double* s = point;
+        team.each(head.classes, [&](int j) {
+            const double* wj = row(j);
+            set.products[j] = SerialTeam{}.sum(head.dim, [=](int t) { return (wk[t] - wj[t]) * s[t]; });
+        });
+        set.norm = std::sqrt(team.sum(head.dim, [=](int x) { return s[x] * s[x]; }));
         team.sync();
     }
 
   private:
-    // x -= sum_i factor_i a_i over the active rows.
+    TACFAST_HD static void turn(double cosine, double sine, double& first, double& second) {
+        const double turned = cosine * first + sine * second;
+        second = cosine * second - sine * first;
+        first = turned;
+    }
+
+    // R x = scratch, which it uses up.
     template <class Team>
-    TACFAST_HD void subtract_active(const Team& team, const Constraints& c, const ActiveSet& set, const double* factor,
-                                    double* x) const {
-        const double* wk = row(c.target);
-        for (int i = 0; i < set.size; ++i) {
-            const double f = factor[i];
-            const double* wi = row(set.index[i]);
-            team.each(head.dim, [&](int t) { x[t] -= f * (wk[t] - wi[t]); });
+    TACFAST_HD void substitute_back(const Team& team, int m, double* x) const {
+        for (int i = m - 1; i >= 0; --i) {
+            team.sync();
+            const double* entries = column(i);
+            const double value = scratch[i] / entries[i];
+            if (team.rank() == 0) x[i] = value;
+            team.each(i, [&](int j) { scratch[j] -= entries[j] * value; });
         }
+        team.sync();
     }
 };
 
