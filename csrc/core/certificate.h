@@ -93,11 +93,14 @@ struct DualSums {
 template <class Team, class T>
 TACFAST_HD DualSums sum_duals(const Team& team, const Head& head, const Constraints& c, const T* lambda,
                               double* combined, int* support) {
-    auto counts = [&](int j) { return lambda[j] != 0 && c.norm2[j] > 0; };
-    const int count = int(team.sum(head.classes, [&](int j) { return counts(j) ? 1.0 : 0.0; }));
+    const double* TACFAST_RESTRICT norm2 = c.norm2;
+    auto counts = [=](int j) { return int(lambda[j] != 0) & int(norm2[j] > 0); };
+    const int count = int(team.sum(head.classes, [=](int j) { return double(counts(j)); }));
     if (team.rank() == 0)
-        for (int j = 0, i = 0; i < count; ++j)
-            if (counts(j)) support[i++] = j;
+        for (int j = 0, i = 0; i < count; ++j) {  // no branch: a value that does not count is overwritten
+            support[i] = j;
+            i += counts(j);
+        }
     team.sync();
     combine_rows(team, head, c, support, count, [=](int i) { return double(lambda[support[i]]); }, combined);
     const int C = head.classes, d = head.dim;

@@ -114,18 +114,25 @@ struct GramGeometry {
         team.sync();
     }
 
-    // products[j] = a_j's, the sum of lambda_i G[i, j] over the active i.
+    // products[j] = a_j's = u_k - u_j with u = M v, v = (sum of lambda) e_k - lambda. The target takes the place behind
+    // the active constraints for it.
     template <class Team>
     TACFAST_HD void evaluate(const Team& team, const Constraints& c, ActiveSet& set) {
         const int64_t C = head.classes;
         const int m = set.size, k = c.target;
-        const double* own = head.gram + k * C;
-        const double at_target = team.sum(m, [&](int i) { return set.lambda[i] * (own[k] - own[set.index[i]]); });
         const double* gram = head.gram;
-        const double* TACFAST_RESTRICT lambda = set.lambda;
+        const double* own = gram + k * C;
+        const double total = team.sum(m, [&](int i) { return set.lambda[i]; });
+        const double at_target = total * own[k] - team.sum(m, [&](int i) { return set.lambda[i] * own[set.index[i]]; });
+        if (team.rank() == 0) {
+            set.index[m] = k;
+            set.lambda[m] = -total;
+        }
+        team.sync();
+        const double* TACFAST_RESTRICT factor = set.lambda;
         const int* TACFAST_RESTRICT index = set.index;
-        auto term = [=](int i, auto at) { return lambda[i] * (at(gram + index[i] * C) - at(own)); };
-        team.combine(head.classes, m, at_target, term, set.products);
+        auto term = [=](int i, auto at) { return factor[i] * at(gram + index[i] * C); };
+        team.combine(head.classes, m + 1, at_target, term, set.products);
         team.sync();
         const double* u = set.products;
         const double norm2 = team.sum(m, [&](int a) { return set.lambda[a] * u[set.index[a]]; });

@@ -41,8 +41,8 @@ TACFAST_HD void combine_each(const Team& team, int n, int m, double start, const
     });
 }
 
-// One CPU lane. Its reductions fill a buffer first, in a loop that compilers turn into vectors, and run over eight
-// partial results after that.
+// One CPU lane. Its long reductions fill a buffer first, in a loop that compilers turn into vectors, and run over 32
+// partial results after that; short ones are not worth that.
 struct SerialTeam {
     TACFAST_HD int rank() const { return 0; }
     TACFAST_HD int lanes() const { return 1; }
@@ -55,38 +55,37 @@ struct SerialTeam {
 
     template <class F>
     TACFAST_HD double sum(int n, const F& f) const {
+        if (n < kShort) {
+            double total = 0;
+            for (int i = 0; i < n; ++i) total += f(i);
+            return total;
+        }
         Doubles part[kParts] = {};
         double values[kBuffer];
         for (int first = 0; first < n; first += kBuffer) {
             const int count = fill(values, n, first, 0, f);
-            for (int i = 0; i < count; i += 8)
+            for (int i = 0; i < count; i += kStep)
                 for (int v = 0; v < kParts; ++v) part[v] += load(values + i + v * kDoubles);
         }
-        double lane[8];
-        __builtin_memcpy(lane, part, sizeof lane);
-        return ((lane[0] + lane[4]) + (lane[1] + lane[5])) + ((lane[2] + lane[6]) + (lane[3] + lane[7]));
+        return fold(part, [](auto a, auto b) { return a + b; });
     }
 
     template <class F>
     TACFAST_HD Best largest(int n, const F& f) const {
-        Doubles most[kParts], at[kParts];
-        for (int v = 0; v < kParts; ++v) most[v] = -INFINITY - Doubles{}, at[v] = -1 - Doubles{};
+        Best best = no_best();
+        if (n < kShort) {
+            for (int i = 0; i < n; ++i) {
+                const double value = f(i);
+                best = value > best.value ? Best{value, i} : best;
+            }
+            return best;
+        }
         double values[kBuffer];
         for (int first = 0; first < n; first += kBuffer) {
             const int count = fill(values, n, first, -INFINITY, f);
-            for (int i = 0; i < count; i += 8)  // `at` holds the number of the eight
-                for (int v = 0; v < kParts; ++v) {
-                    const Doubles value = load(values + i + v * kDoubles);
-                    at[v] = value > most[v] ? double(first + i) - Doubles{} : at[v];
-                    most[v] = value > most[v] ? value : most[v];
-                }
+            const double most = largest_of(values, count);
+            if (most > best.value) best = {most, first + first_equal(values, count, most)};
         }
-        double value[8], number[8];
-        __builtin_memcpy(value, most, sizeof value);
-        __builtin_memcpy(number, at, sizeof number);
-        Best best = no_best();
-        for (int l = 0; l < 8; ++l)
-            if (number[l] >= 0 && best.loses_to(value[l], int(number[l]) + l)) best = {value[l], int(number[l]) + l};
         return best;
     }
 
@@ -104,7 +103,9 @@ struct SerialTeam {
     }
 
   private:
-    static constexpr int kParts = 8 / kDoubles;
+    static constexpr int kShort = 32;
+    static constexpr int kStep = 32;
+    static constexpr int kParts = kStep / kDoubles;
     static constexpr int kBuffer = 256;
 
     TACFAST_HD static Doubles load(const double* from) {
@@ -113,25 +114,63 @@ struct SerialTeam {
         return entries;
     }
 
-    // The next values, filled up to a multiple of eight; returns how many there are then.
+    // The next values, filled up to a multiple of kStep; returns how many there are then.
     template <class F>
     TACFAST_HD static int fill(double* values, int n, int first, double filling, const F& f) {
         const int count = n - first < kBuffer ? n - first : kBuffer;
         for (int i = 0; i < count; ++i) values[i] = f(first + i);
-        int padded = count;
-        for (; padded % 8 != 0; ++padded) values[padded] = filling;
+        const int padded = (count + kStep - 1) / kStep * kStep;
+        for (int i = count; i < padded; ++i) values[i] = filling;
         return padded;
+    }
+
+    // Partial results to one, pairwise.
+    template <class Combine>
+    TACFAST_HD static double fold(Doubles* part, const Combine& combine) {
+        for (int half = kParts / 2; half > 0; half /= 2)
+            for (int v = 0; v < half; ++v) part[v] = combine(part[v], part[v + half]);
+        double lane[kDoubles];
+        __builtin_memcpy(lane, part, sizeof lane);
+        for (int half = kDoubles / 2; half > 0; half /= 2)
+            for (int l = 0; l < half; ++l) lane[l] = combine(lane[l], lane[l + half]);
+        return lane[0];
+    }
+
+    TACFAST_HD static double largest_of(const double* values, int count) {
+        Doubles part[kParts];
+        for (Doubles& most : part) most = -INFINITY - Doubles{};
+        for (int i = 0; i < count; i += kStep)
+            for (int v = 0; v < kParts; ++v) {
+                const Doubles value = load(values + i + v * kDoubles);
+                part[v] = value > part[v] ? value : part[v];  // a NaN never wins
+            }
+        return fold(part, [](auto a, auto b) { return a > b ? a : b; });
+    }
+
+    TACFAST_HD static int first_equal(const double* values, int count, double wanted) {
+        Doubles part[kParts];
+        for (Doubles& at : part) at = double(kBuffer) - Doubles{};
+        for (int i = count - kStep; i >= 0; i -= kStep)  // backwards, so that the first one stays
+            for (int v = 0; v < kParts; ++v)
+                part[v] = load(values + i + v * kDoubles) == wanted ? double(i) - Doubles{} : part[v];
+        double at[kStep];
+        __builtin_memcpy(at, part, sizeof at);
+        int first = kBuffer;
+        for (int l = 0; l < kStep; ++l) {
+            const int place = int(at[l]) + l;
+            first = place < first ? place : first;
+        }
+        return first;
     }
 
     template <int vectors, class Term>
     TACFAST_HD static void strip(int j, int m, double start, const Term& term, double* out) {
         Doubles sums[vectors];
+        const int64_t first = j;
         for (int v = 0; v < vectors; ++v) sums[v] = start - Doubles{};
         for (int i = 0; i < m; ++i)
-            for (int v = 0; v < vectors; ++v) {
-                const int first = j + v * kDoubles;
-                sums[v] += term(i, [first](const double* p) { return load(p + first); });
-            }
+            for (int v = 0; v < vectors; ++v)  // the offset of v goes into the address of the load
+                sums[v] += term(i, [first, v](const double* p) { return load(p + first + v * kDoubles); });
         for (int v = 0; v < vectors; ++v) __builtin_memcpy(out + j + v * kDoubles, &sums[v], sizeof sums[v]);
     }
 };

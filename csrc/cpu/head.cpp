@@ -1,4 +1,5 @@
 // What depends on W alone: its rows in float64, centred, and their Gram matrix.
+#include "core/team.h"
 #include "cpu/kernels.h"
 #include "cpu/products.h"
 #include "cpu/threads.h"
@@ -6,41 +7,44 @@
 namespace tacfast::cpu::TACFAST_ISA {
 namespace {
 
+// Copies W and returns the largest row norm; leaves the sum of the rows in the first row of `centred`.
 template <class T>
-void centre(const T* W, HeadPreparation& args) {
-    const int64_t C = args.classes, d = args.dim, stride = padded_dim(d);
+double copy(const T* W, const HeadPreparation& args) {
+    const int64_t d = args.dim, stride = padded_dim(d);
+    double* TACFAST_RESTRICT total = args.centred;
+    for (int64_t x = 0; x < stride; ++x) total[x] = 0;
     double longest2 = 0;
-    for (int64_t j = 0; j < C; ++j) {
-        double norm2 = 0;
+    for (int64_t j = 0; j < args.classes; ++j) {
+        const T* TACFAST_RESTRICT from = W + j * args.row_stride;
+        double* TACFAST_RESTRICT row = args.rows + j * stride;
         for (int64_t x = 0; x < d; ++x) {
-            const double w = W[j * args.row_stride + x];
-            args.rows[j * stride + x] = w;
-            norm2 += w * w;
+            row[x] = double(from[x]);
+            total[x] += row[x];
         }
-        for (int64_t x = d; x < stride; ++x) args.rows[j * stride + x] = 0;
+        for (int64_t x = d; x < stride; ++x) row[x] = 0;
+        const double norm2 = core::SerialTeam{}.sum(int(d), [=](int x) { return row[x] * row[x]; });
         if (norm2 > longest2) longest2 = norm2;
     }
-    args.longest = std::sqrt(longest2);
-    double mean[8];
-    for (int64_t x = 0; x < stride; x += 8) {
-        for (double& m : mean) m = 0;
-        for (int64_t j = 0; j < C; ++j)
-            for (int l = 0; l < 8; ++l) mean[l] += args.rows[j * stride + x + l];
-        for (double& m : mean) m /= static_cast<double>(C);
-        for (int64_t j = 0; j < C; ++j)
-            for (int l = 0; l < 8; ++l) args.centred[j * stride + x + l] = args.rows[j * stride + x + l] - mean[l];
-    }
+    return std::sqrt(longest2);
+}
+
+// From the last row to the first, which holds the sum.
+void centre(const HeadPreparation& args) {
+    const int64_t C = args.classes, stride = padded_dim(args.dim);
+    double* TACFAST_RESTRICT mean = args.centred;
+    for (int64_t x = 0; x < stride; ++x) mean[x] /= double(C);
+    for (int64_t j = C - 1; j > 0; --j)
+        for (int64_t x = 0; x < stride; ++x) args.centred[j * stride + x] = args.rows[j * stride + x] - mean[x];
+    for (int64_t x = 0; x < stride; ++x) mean[x] = args.rows[x] - mean[x];
 }
 
 }  // namespace
 
 void prepare_head(HeadPreparation& args) {
     const int64_t C = args.classes, stride = padded_dim(args.dim);
-    if (args.scalar == Scalar::f64) {
-        centre(static_cast<const double*>(args.W), args);
-    } else {
-        centre(static_cast<const float*>(args.W), args);
-    }
+    args.longest = args.scalar == Scalar::f64 ? copy(static_cast<const double*>(args.W), args)
+                                              : copy(static_cast<const float*>(args.W), args);
+    centre(args);
     constexpr int64_t kBlock = 16;
     const int threads = C * C * stride < (int64_t(1) << 20) ? 1 : args.threads;
     auto block = [&](int, int64_t task) {

@@ -8,10 +8,16 @@ namespace tacfast::cpu::TACFAST_ISA {
 
 using core::Doubles, core::kDoubles;
 
-inline double horizontal_sum(const Doubles& lanes) {
-    double sum = 0;
-    for (int l = 0; l < kDoubles; ++l) sum += lanes[l];
-    return sum;
+// The sum of a vector's entries, by halves.
+template <int bytes>
+inline double horizontal_sum(const double __attribute__((vector_size(bytes))) & entries) {
+    if constexpr (bytes == 16) {
+        return entries[0] + entries[1];
+    } else {
+        double __attribute__((vector_size(bytes / 2))) halves[2];
+        __builtin_memcpy(halves, &entries, bytes);
+        return horizontal_sum<bytes / 2>(halves[0] + halves[1]);
+    }
 }
 
 // out[r * out_stride + q] = x_r'y_q for M rows x and N rows y, all of `stride` entries, a multiple of eight.
@@ -27,7 +33,7 @@ inline void product_tile(const double* x, const double* y, int64_t stride, doubl
         }
     }
     for (int r = 0; r < M; ++r)
-        for (int q = 0; q < N; ++q) out[r * out_stride + q] = horizontal_sum(sum[r][q]);
+        for (int q = 0; q < N; ++q) out[r * out_stride + q] = horizontal_sum<core::kVectorBytes>(sum[r][q]);
 }
 
 // out (count_x, count_y) = x y'.
