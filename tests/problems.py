@@ -52,6 +52,12 @@ def _simplex(rng, p):
     return Problem(0.01 * rng.standard_normal((len(p.latents), W.shape[1])), W, None)
 
 
+def _low_rank(rng, p):
+    classes, dim = p.W.shape
+    W = rng.standard_normal((classes, min(3, dim))) @ rng.standard_normal((min(3, dim), dim))
+    return p._replace(W=W.astype(np.float32).astype(np.float64))  # of low rank but for the rounding
+
+
 def _scaled(W=1.0, latents=1.0):
     return lambda rng, p: Problem(latents * p.latents, W * p.W, p.b)
 
@@ -76,6 +82,7 @@ FAMILIES = {
     "near_hull_1e-9": _near_hull(1e-9),
     "hull": _near_hull(0),
     "many_classes": lambda rng, p: Problem(p.latents[:, :2], p.W[:, :2], p.b),
+    "low_rank": _low_rank,
     "zero_row": _zero_row,
     "tiny_W": _scaled(W=1e-6),
     "huge_W": _scaled(W=1e6),
@@ -92,7 +99,7 @@ FAMILIES = {
 # Families whose rows are affinely independent and well separated where C <= d: every class is feasible.
 FEASIBLE = set(FAMILIES) - {
     "duplicate_rows", "near_duplicate_1e-6", "near_duplicate_1e-9", "near_hull_1e-6", "near_hull_1e-9",
-    "hull", "many_classes", "integers",
+    "hull", "many_classes", "low_rank", "integers",
 }  # fmt: skip
 
 

@@ -140,8 +140,9 @@ class SampleWorker {
 
     void finish(int64_t r, int64_t i, int8_t status, double norm, const Certificate& certificate) {
         const int64_t at = i * args.count + r;
+        const bool overflows = status == kOptimal && !(T(norm) < T(INFINITY));
         static_cast<T*>(args.norms)[at] = T(norm);
-        args.status[at] = status;
+        args.status[at] = overflows ? int8_t(kInaccurate) : status;
         fold(summary + r, args.count, certificate);
         if (args.perturbations == nullptr) return;
         T* out = static_cast<T*>(args.perturbations) + at * args.dim;

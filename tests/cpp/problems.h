@@ -169,7 +169,28 @@ inline Problem staircase(unsigned seed, int classes, int dim, double step) {
     for (int j = 0; j < classes; ++j)
         for (int x = 0; x < dim; ++x) p.W[j * dim + x] *= std::pow(10.0, -step * x);
     p.generic = false;
-    p.tol = 1e-4;  // the last steps are below what float64 resolves
+    p.tol = 1e-4;  // the last steps are below what the Gram matrix resolves
+    return p;
+}
+
+// Rows of low rank, rounded to float32: next to depending on one another on the scale of that rounding.
+inline Problem low_rank(unsigned seed, int classes, int dim, int rank) {
+    Problem p = plain("low rank", seed, classes, dim);
+    Random random(seed + 1);
+    std::vector<double> factor;
+    for (int i = 0; i < rank * dim; ++i) factor.push_back(random.normal());
+    for (int j = 0; j < classes; ++j) {
+        std::vector<double> weights;
+        for (int r = 0; r < rank; ++r) weights.push_back(random.normal());
+        for (int x = 0; x < dim; ++x) {
+            double sum = 0;
+            for (int r = 0; r < rank; ++r) sum += weights[r] * factor[r * dim + x];
+            p.W[j * dim + x] = float(sum);
+        }
+    }
+    for (double& gap : p.gaps) gap = 0.5 + std::fabs(gap);
+    p.gaps[p.target] = 0;
+    p.generic = false;
     return p;
 }
 
@@ -215,6 +236,8 @@ inline std::vector<Problem> families(unsigned seed) {
     all.push_back(plain("single constraint", seed, 2, 7));
     all.push_back(one_dimension(seed, 6));
     all.push_back(ties(seed, 13, 7));
+    all.push_back(low_rank(seed, 6, 4, 1));
+    all.push_back(low_rank(seed, 20, 12, 3));
     for (double step : {0.5, 1.0, 2.0, 3.0, 5.0}) all.push_back(staircase(seed, 18, 5, step));
     for (Problem& p : all) p.prepare();
     return all;

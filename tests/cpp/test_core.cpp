@@ -50,10 +50,8 @@ void check_bounds(const Problem& p, const Crew& crew, Route route, const Arrays&
 void check_settled(const Problem& p, const Crew& crew, Route route, const Arrays& a) {
     const Residuals r = residuals(p.definition(), a.point.data(), a.duals.data());
     ++coverage.settled;
-    // Beyond what float64 resolves an active set may settle on the wrong point; then the certificate has to say so,
-    // and the status that users see is made from that.
-    const bool admitted = p.tol > 1e-8 && !a.answer.certificate.within(p.tol);
-    expect(r.within(p.tol) || admitted, p, crew, route, "KKT", worst(r));
+    // The rows have no excuse; what the Gram matrix loses, a failed certificate hands on to them.
+    expect(r.within(route == Route::rows ? 1e-10 : p.tol), p, crew, route, "KKT", worst(r));
     check_certificate(p, crew, route, a.answer.certificate, r);
     if (p.tol < 1e-8) check_bounds(p, crew, route, a);
     expect(!p.infeasible, p, crew, route, "known to be infeasible");
@@ -81,7 +79,8 @@ void check_answer(const Problem& p, const Crew& crew, Route route, const Arrays&
                c.stationarity);
     } else {
         ++coverage.stopped;
-        expect(outcome == Outcome::stopped && p.tol > 1e-8, p, crew, route, "outcome", double(outcome));
+        expect(outcome == Outcome::stopped && p.tol > 1e-8 && route == Route::both, p, crew, route, "outcome",
+               double(outcome));
     }
 }
 
@@ -207,7 +206,8 @@ void test_staircases() {
             Problem p = staircase(seed, 6 + int(seed % 30), 2 + int(seed % 6), step);
             if (seed % 2 == 0) make_extreme(p);
             p.prepare();
-            check_answer(p, kSerial, Route::both, solve(kSerial, p, Route::both, usual_limits(p)));
+            for (Route route : {Route::both, Route::rows})
+                check_answer(p, kSerial, route, solve(kSerial, p, route, usual_limits(p)));
         }
     }
 }
