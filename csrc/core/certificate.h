@@ -65,7 +65,7 @@ TACFAST_HD double feasible_multiple(const Team& team, const Head& head, const Co
     const double* TACFAST_RESTRICT norm2 = c.norm2;
     const double t = maximum(team, head.classes, [=](int j) {
         const double multiple = low[j] > 0 ? rho[j] / low[j] : INFINITY;
-        return (norm2[j] > 0) & (rho[j] > 0) ? multiple : 0.0;
+        return ((norm2[j] > 0) & (rho[j] > 0)) ? multiple : 0.0;
     });
     const Best missed = team.largest(head.classes, [=](int j) {
         const bool holds = (norm2[j] == 0) | (rho[j] > 0) | (t * low[j] >= rho[j]);

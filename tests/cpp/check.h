@@ -2,6 +2,7 @@
 #pragma once
 
 #include <bit>
+#include <cstdarg>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -11,13 +12,15 @@ namespace tacfast::test {
 inline int passed = 0, failed = 0;
 
 // `format` and the rest say what was checked, as in printf.
-template <class... Args>
-bool check(bool ok, const char* format, Args... args) {
+__attribute__((format(printf, 2, 3))) inline bool check(bool ok, const char* format, ...) {
     ++(ok ? passed : failed);
     if (!ok && failed <= 40) {
+        va_list rest;
+        va_start(rest, format);
         std::printf("FAILED: ");
-        std::printf(format, args...);
+        std::vprintf(format, rest);
         std::printf("\n");
+        va_end(rest);
     }
     return ok;
 }
