@@ -39,6 +39,8 @@ class _ReadOnly:
 def as_tensor(name: str, value: Array) -> Tensor:
     """Tensor view of a tensor or NumPy array: real floating point, detached, no copy where torch can help it."""
     if isinstance(value, np.ndarray):
+        if isinstance(value, np.ma.MaskedArray):
+            raise TypeError(f"{name}: expected an array without a mask, got {type(value).__name__}")
         if value.dtype.kind != "f" or value.dtype.itemsize > 8:
             raise TypeError(f"{name}: expected float16, float32 or float64 values, got {value.dtype}")
         if any(s < 0 or s % value.itemsize for s in value.strides) or not value.dtype.isnative:
@@ -48,9 +50,9 @@ def as_tensor(name: str, value: Array) -> Tensor:
         raise TypeError(f"{name}: expected a torch.Tensor or numpy.ndarray, got {type(value).__name__}")
     if not value.dtype.is_floating_point or value.dtype.itemsize < 2:
         raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64 values, got {value.dtype}")
-    if value.layout != torch.strided:
-        raise TypeError(f"{name}: expected a dense tensor, got layout {value.layout}")
-    return value.detach()
+    if value.is_nested or value.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {'nested ' * value.is_nested}layout {value.layout}")
+    return value.detach().resolve_neg()
 
 
 def check_head(W: Array, b: Array | None) -> Head:
@@ -125,7 +127,7 @@ def check_class_values(classes: Tensor, n_classes: int) -> None:
 
 def check_margin(margin: float) -> float:
     """Check a margin: finite and at least 0."""
-    if not (math.isfinite(margin) and margin >= 0):
+    if not 0 <= margin < math.inf:
         raise ValueError(f"margin: expected a finite number >= 0, got {margin!r}")
     return float(margin)
 
@@ -148,7 +150,7 @@ def check_tol(tol: float | None, dtype: torch.dtype) -> float:
     """Check a tolerance on the certificate; None means 1e-10 in float64 and 1e-6 otherwise."""
     if tol is None:
         return 1e-10 if dtype == torch.float64 else 1e-6
-    if not (math.isfinite(tol) and tol > 0):
+    if not 0 < tol < math.inf:
         raise ValueError(f"tol: expected a finite number > 0, got {tol!r}")
     return float(tol)
 

@@ -59,6 +59,19 @@ def test_compiled_in_one_graph(backend):
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiled_with_another_margin(dynamic):
+    """From the second value on, a float is a symbol of the graph."""
+
+    def norms(latents, W, b, margin, trim):
+        return tacfast.solve_tac(latents, W, b, margin=margin, trim=trim, tol=2e-6, raise_on_failure=False).norms
+
+    torch._dynamo.reset()
+    compiled = torch.compile(norms, fullgraph=True, backend="eager", dynamic=dynamic)
+    for margin, trim in ((0.1, 0.0), (0.2, 0.0), (0.3, 0.1), (0.4, 0.2)):
+        torch.testing.assert_close(compiled(*P, margin, trim), norms(*P, margin, trim))
+
+
 def test_fake_tensors_have_the_right_shapes():
     with FakeTensorMode() as mode:
         found = everything(*(mode.from_tensor(x) for x in P))

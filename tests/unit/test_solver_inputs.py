@@ -81,6 +81,13 @@ def test_views_of_tensors(dtype):
     assert torch.equal(tacfast.solve_tac(expanded, p.W).status, tacfast.solve_tac(expanded[:1], p.W).status)
 
 
+def test_lazily_negated_tensors():
+    p = plain(1, n=12).to(torch.float32)
+    for found, expected in zip(solutions(*map(torch._neg_view, p)), solutions(*(-x for x in p)), strict=True):
+        for value, reference in zip(floats(found), floats(expected), strict=True):
+            assert torch.equal(value, reference)
+
+
 def test_read_only_arrays_are_taken_without_a_warning_and_stay_as_they_are():
     p = plain(2)
     for x in p:
