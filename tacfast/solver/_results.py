@@ -76,6 +76,9 @@ class SolverError(RuntimeError):
         super().__init__(message)
         self.solution = solution
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.solution)
+
 
 @dataclass(frozen=True, eq=False)
 class TacSolution:

@@ -1,6 +1,7 @@
 """Statuses, solutions, what they can tell, and how they are stored."""
 
 import dataclasses
+import pickle
 
 import numpy as np
 import pytest
@@ -117,6 +118,16 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatc
         sol.save(tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_errors_survive_pickling():
+    """As they must to come back from another process."""
+    p = plain(0, classes=6).to(torch.float32)
+    with pytest.raises(tacfast.SolverError) as caught:
+        tacfast.solve_tac(*p, tol=1e-30)
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert str(copy) == str(caught.value)
+    same(copy.solution, caught.value.solution)
 
 
 def test_another_file_is_not_taken_for_a_solution(tmp_path):
