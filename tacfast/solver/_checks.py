@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import numbers
+import operator
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +14,6 @@ from torch import Tensor
 
 from ._results import Array
 
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 METHODS = ("auto", "active-set", "projected-gradient")
 
 
@@ -88,16 +89,49 @@ def check_latents(latents: Array, W: Tensor) -> Tensor:
     return z
 
 
-def check_logits(logits: Array, W: Tensor) -> Tensor:
+def check_logits(name: str, logits: Array, W: Tensor) -> Tensor:
     """Check logits (n, C) against W (C, d)."""
-    values = as_tensor("logits", logits)
+    values = as_tensor(name, logits)
     if values.ndim != 2 or values.shape[1] != W.shape[0]:
-        raise ValueError(f"logits: expected shape (n, {W.shape[0]}) to match W, got {tuple(values.shape)}")
+        raise ValueError(f"{name}: expected shape (n, {W.shape[0]}) to match W, got {tuple(values.shape)}")
     if values.shape[0] == 0:
-        raise ValueError(f"logits: expected at least one sample, got shape {tuple(values.shape)}")
+        raise ValueError(f"{name}: expected at least one sample, got shape {tuple(values.shape)}")
     if values.device != W.device:
-        raise ValueError(f"logits: expected device {W.device} to match W, got {values.device}")
+        raise ValueError(f"{name}: expected device {W.device} to match W, got {values.device}")
     return values
+
+
+def check_gaps(name: str, gaps: Array, W: Tensor) -> Tensor:
+    """Check a gap matrix or its transpose (C, C) against W (C, d); returns a row-major copy, float32 or float64."""
+    values = as_tensor(name, gaps)
+    size = len(W)
+    if tuple(values.shape) != (size, size):
+        raise ValueError(f"{name}: expected shape ({size}, {size}) to match W, got {tuple(values.shape)}")
+    if values.device != W.device:
+        raise ValueError(f"{name}: expected device {W.device} to match W, got {values.device}")
+    if values.device.type == "cpu" and not torch.compiler.is_compiling() and bool(values.diagonal().any()):
+        raise ValueError(f"{name}: expected a zero diagonal, got another value")
+    return values.to(result_dtype(values), copy=True, memory_format=torch.contiguous_format)
+
+
+def first_bad(values: Tensor) -> int:
+    """Flat index of the first entry that is not finite, or -1."""
+    if math.isfinite(values.sum().item()):  # one fast pass, which a NaN or an infinity always reaches the end of
+        return -1
+    bad = ~values.isfinite()
+    return int(bad.reshape(-1).int().argmax()) if bool(bad.any()) else -1
+
+
+def describe_bad(values: Tensor, first_row: int = 0) -> str:
+    """The first entry of a matrix that is not finite, and where it is."""
+    row, column = divmod(first_bad(values), values.shape[1])
+    return f"{float(values[row, column])} at index ({first_row + row}, {column})"
+
+
+def check_finite(name: str, values: Tensor, first_row: int = 0) -> None:
+    """Check that a matrix holds no NaN and no infinity."""
+    if first_bad(values) >= 0:
+        raise ValueError(f"{name}: expected finite values, got {describe_bad(values, first_row)}")
 
 
 def check_classes(classes: Sequence[int] | Array | None, n_classes: int, device: torch.device) -> Tensor:
@@ -107,12 +141,24 @@ def check_classes(classes: Sequence[int] | Array | None, n_classes: int, device:
     """
     if classes is None:
         return torch.arange(n_classes, device=device)
-    chosen = torch.as_tensor(classes)
-    if chosen.numel() == 0:
-        return torch.empty(0, dtype=torch.int64, device=device)
-    if chosen.ndim != 1 or chosen.dtype not in _INTEGERS:
+    try:
+        chosen = _integers(classes)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        chosen = None
+    if chosen is None or chosen.ndim != 1:
         raise TypeError(f"classes: expected a 1-D sequence of integers, got {classes!r}")
-    return chosen.to(device=device, dtype=torch.int64)
+    return chosen.to(device=device, dtype=torch.int64, copy=True)
+
+
+def _integers(values: Any) -> Tensor | None:
+    """Tensor of a sequence or array of integers of any kind; None, or an error of any kind, if it is something else."""
+    if isinstance(values, np.ndarray):
+        plain = values.dtype.kind in "iu" and not isinstance(values, np.ma.MaskedArray)
+        return torch.from_numpy(values.astype(np.int64)) if plain else None
+    if not isinstance(values, Tensor):
+        values = torch.as_tensor(values, dtype=None if len(values) else torch.int64)
+    whole = not (values.dtype.is_floating_point or values.dtype.is_complex or values.dtype == torch.bool)
+    return values.detach() if whole and values.layout == torch.strided else None
 
 
 def check_class_values(classes: Tensor, n_classes: int) -> None:
@@ -127,16 +173,25 @@ def check_class_values(classes: Tensor, n_classes: int) -> None:
 
 def check_margin(margin: float) -> float:
     """Check a margin: finite and at least 0."""
+    expected = "margin: expected a finite number >= 0"
+    _check_number(margin, expected)
     if not 0 <= margin < math.inf:
-        raise ValueError(f"margin: expected a finite number >= 0, got {margin!r}")
+        raise ValueError(f"{expected}, got {margin!r}")
     return float(margin)
 
 
 def check_trim(trim: float) -> float:
     """Check a trimmed share: in [0, 1)."""
+    expected = "trim: expected a share in [0, 1)"
+    _check_number(trim, expected)
     if not 0 <= trim < 1:
-        raise ValueError(f"trim: expected a share in [0, 1), got {trim!r}")
+        raise ValueError(f"{expected}, got {trim!r}")
     return float(trim)
+
+
+def _check_number(value: Any, expected: str) -> None:
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{expected}, got {value!r}")
 
 
 def check_method(method: str) -> str:
@@ -150,18 +205,28 @@ def check_tol(tol: float | None, dtype: torch.dtype) -> float:
     """Check a tolerance on the certificate; None means 1e-10 in float64 and 1e-6 otherwise."""
     if tol is None:
         return 1e-10 if dtype == torch.float64 else 1e-6
+    expected = "tol: expected a finite number > 0"
+    _check_number(tol, expected)
     if not 0 < tol < math.inf:
-        raise ValueError(f"tol: expected a finite number > 0, got {tol!r}")
+        raise ValueError(f"{expected}, got {tol!r}")
     return float(tol)
 
 
 def check_max_iter(max_iter: int | None, n_classes: int) -> int:
     """Check an iteration limit per class; None means 4 C + 100."""
-    if max_iter is None:
-        return 4 * n_classes + 100
-    if isinstance(max_iter, bool) or not isinstance(max_iter, int) or max_iter < 1:
-        raise ValueError(f"max_iter: expected an integer >= 1, got {max_iter!r}")
-    return max_iter
+    return 4 * n_classes + 100 if max_iter is None else check_integer("max_iter", max_iter, 1, 2**31 - 1)
+
+
+def check_integer(name: str, value: Any, least: int, most: int = 2**63 - 1) -> int:
+    """Check an integer of any kind but bool, in [least, most]."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: expected an integer >= {least}, got {value!r}")
+    number = operator.index(value)
+    if number < least:
+        raise ValueError(f"{name}: expected an integer >= {least}, got {number}")
+    if number > most:
+        raise ValueError(f"{name}: expected an integer <= {most}, got {number}")
+    return number
 
 
 def result_dtype(*tensors: Tensor | None) -> torch.dtype:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,19 +15,21 @@ from . import _checks, _custom_ops
 from ._ops import dress
 from ._reference import Prepared, Raw
 from ._results import Array, SolverError, TacSolution
+from ._state import State, check_state
 
 
 class GapMatrix:
     """Accumulates R[k, j] = max_i (L[i, j] − L[i, k]) over a stream of latents or logits.
 
     R is all that the class-wise QPs need of the samples. It merges by element-wise maximum: over batches, threads and
-    machines, in any order, to the same bits. Memory is O(C²) plus one batch.
+    machines, in any order, to the same bits: each batch is folded in with the precision of its own dtype (and those of
+    W and b), and R has the widest dtype so far. Memory is O(C²) plus one batch.
 
     Parameters
     ----------
     W : (C, d) weights of the last linear layer, tensor or NumPy array; copied
     b : (C,) its bias, optional
-    keep_logits : keep all logits, n × C values, which trimmed gaps need
+    keep_logits : keep all logits, n × C values of the dtype of R, which trimmed gaps need
 
     Raises
     ------
@@ -47,6 +49,7 @@ class GapMatrix:
         self._gaps: Tensor | None = None  # transposed: [j, k] = max_i (L[i, j] − L[i, k])
         self._logits: list[Tensor] | None = [] if keep_logits else None
         self._n_samples = 0
+        self._n_own = 0  # without those that all_reduce brought from other processes
         self._numpy = False
 
     @classmethod
@@ -59,16 +62,11 @@ class GapMatrix:
             If R is not (C, C), not on W's device, or its diagonal is not 0. That it is finite is checked by `solve`.
         """
         matrix = cls(W, b)
-        gaps = _checks.as_tensor("R", R)
-        size = len(matrix._W)
-        if tuple(gaps.shape) != (size, size):
-            raise ValueError(f"R: expected shape ({size}, {size}) to match W, got {tuple(gaps.shape)}")
-        if gaps.device != matrix._W.device:
-            raise ValueError(f"R: expected device {matrix._W.device} to match W, got {gaps.device}")
-        if gaps.device.type == "cpu" and not torch.compiler.is_compiling() and bool(gaps.diagonal().any()):
-            raise ValueError("R: expected a zero diagonal, got another value")
-        matrix._gaps = gaps.to(_checks.result_dtype(matrix._W, matrix._b, gaps)).T.contiguous()
-        matrix._n_samples, matrix._numpy = n_samples, isinstance(R, np.ndarray)
+        gaps = _checks.check_gaps("R", R, matrix._W)
+        dtype = _checks.result_dtype(matrix._W, matrix._b, gaps)
+        matrix._gaps = gaps.T.to(dtype).contiguous()
+        matrix._n_samples = matrix._n_own = _checks.check_integer("n_samples", n_samples, 0)
+        matrix._numpy = isinstance(R, np.ndarray)
         return matrix
 
     @property
@@ -85,7 +83,7 @@ class GapMatrix:
         ValueError
             Before the first sample.
         """
-        R = self._seen().T.contiguous()
+        R = self._seen().T.clone(memory_format=torch.contiguous_format)
         return R.numpy() if self._numpy else R
 
     def update(self, latents: Array) -> GapMatrix:
@@ -99,14 +97,14 @@ class GapMatrix:
             If the latents do not match W, or hold a NaN or an infinity; nothing is folded in then.
         """
         z = _checks.check_latents(latents, self._W)
-        gaps = self._gaps_in(_checks.result_dtype(self._W, self._b, z))
+        start = self._start(_checks.result_dtype(self._W, self._b, z))
         if self._logits is None:
-            self._gaps = _custom_ops.gaps_of_latents(gaps, z, self._head.centred, self._b)
+            gaps = _custom_ops.gaps_of_latents(start, z, self._head.centred, self._b)
         else:
-            logits = _custom_ops.logits(z, self._head.centred, self._b, gaps.dtype)
-            self._gaps = _custom_ops.gaps_of_logits(gaps, logits)
+            logits = _custom_ops.logits(z, self._head.centred, self._b, start.dtype)
+            gaps = _custom_ops.gaps_of_logits(start, logits)
             self._logits.append(logits)
-        return self._count(latents, z)
+        return self._fold_in(gaps, latents, z)
 
     def update_logits(self, logits: Array) -> GapMatrix:
         """Fold in logits (n, C) = latents Wᵀ + b; a constant per sample does not matter. Returns self.
@@ -116,29 +114,35 @@ class GapMatrix:
         TypeError, ValueError
             As of `update`.
         """
-        values = _checks.check_logits(logits, self._W)
-        gaps = self._gaps_in(_checks.result_dtype(self._W, self._b, values))
-        self._gaps = _custom_ops.gaps_of_logits(gaps, values)
+        values = _checks.check_logits("logits", logits, self._W)
+        start = self._start(_checks.result_dtype(self._W, self._b, values))
+        if self._logits is not None:  # row-major and as wide as R, so that trimming needs no second copy
+            values = values.to(start.dtype, copy=True, memory_format=torch.contiguous_format)
+        gaps = _custom_ops.gaps_of_logits(start, values)
         if self._logits is not None:
-            self._logits.append(values.clone())
-        return self._count(logits, values)
+            self._logits.append(values)
+        return self._fold_in(gaps, logits, values)
 
     def merge(self, other: GapMatrix) -> GapMatrix:
         """Fold in what another accumulator of the same W and b has seen; returns self.
 
         Raises
         ------
-        ValueError
-            If W or b differ, or only one of the two keeps its logits.
+        TypeError, ValueError
+            If ``other`` is not another gap matrix of the same W and b, or only one of the two keeps its logits.
         """
+        if not isinstance(other, GapMatrix):
+            raise TypeError(f"other: expected a GapMatrix, got {type(other).__name__}")
+        if other is self:
+            raise ValueError("other: expected another gap matrix, got the same one: its samples would count twice")
         if other.fingerprint != self.fingerprint:
             raise ValueError("other: expected a gap matrix of the same W and b, got one of another head")
         if (other._logits is None) != (self._logits is None):
             raise ValueError("other: expected the same keep_logits as self, got another")
         if other._gaps is not None:
-            gaps = self._gaps_in(torch.promote_types(other._gaps.dtype, (self._gaps_in(torch.float32)).dtype))
-            self._gaps = torch.maximum(gaps, other._gaps.to(gaps.dtype))
+            self._raise_to(other._gaps)
             self._n_samples += other._n_samples
+            self._n_own += other._n_own
             self._numpy = other._numpy
         if self._logits is not None and other._logits is not None:
             self._logits += other._logits
@@ -147,22 +151,30 @@ class GapMatrix:
     def all_reduce(self, group: torch.distributed.ProcessGroup | None = None) -> GapMatrix:
         """Merge over all processes of a group, in place; a process may have seen nothing. Returns self.
 
+        It may be called again, also after further updates: ``n_samples`` adds up what each process was given itself.
+
         Raises
         ------
         ValueError
-            If the processes disagree on W or b or on the dtype, or logits are kept (they do not reduce).
+            In every process alike, if they disagree on W or b, or one keeps its logits (they do not reduce).
         """
-        if self._logits is not None:
-            raise ValueError("keep_logits: expected False for all_reduce, got True: logits do not reduce to O(C²)")
-        gaps = self._gaps_in(_checks.result_dtype(self._W, self._b))
-        mark = int(self.fingerprint[:15], 16) * 2 + (gaps.dtype == torch.float64)
-        marks = torch.tensor([mark, -mark], dtype=torch.int64, device=gaps.device)
+        head = int(self.fingerprint[:15], 16)
+        wide = self._gaps is not None and self._gaps.dtype == torch.float64
+        # One exchange before anyone may raise, so that everyone does and nobody is left waiting.
+        marks = torch.tensor([head, -head, self._logits is not None, wide], device=self._W.device)
         torch.distributed.all_reduce(marks, op=torch.distributed.ReduceOp.MAX, group=group)
-        if int(marks[0]) != -int(marks[1]):
-            raise ValueError("group: expected the same W, b and dtype in every process, got different ones")
-        reduced = gaps.clone()
+        highest, minus_lowest, kept, wide = marks.tolist()
+        if highest != -minus_lowest:
+            raise ValueError("group: expected the same W and b in every process, got different ones")
+        if kept:
+            raise ValueError(
+                "keep_logits: expected False in every process for all_reduce, got True: logits do not reduce to O(C²)"
+            )
+        reduced = self._nothing(torch.float64 if wide else _checks.result_dtype(self._W, self._b))
+        if self._gaps is not None:
+            reduced.copy_(self._gaps)
         torch.distributed.all_reduce(reduced, op=torch.distributed.ReduceOp.MAX, group=group)
-        count = torch.tensor([self._n_samples], dtype=torch.int64, device=gaps.device)
+        count = torch.tensor([self._n_own], dtype=torch.int64, device=reduced.device)
         torch.distributed.all_reduce(count, group=group)
         self._n_samples = int(count)
         self._gaps = reduced if bool(reduced[0, 0] == 0) else None  # −inf where nobody has seen anything
@@ -180,14 +192,12 @@ class GapMatrix:
         raise_on_failure: bool = True,
     ) -> TacSolution:
         """Solve the class-wise QPs for the samples seen so far; the arguments are those of `solve_tac`."""
-        seen = self._seen()
+        gaps = self._seen()
         margin, trim = _checks.check_margin(margin), _checks.check_trim(trim)
-        chosen = _checks.check_classes(classes, len(seen), seen.device)
+        chosen = _checks.check_classes(classes, len(gaps), gaps.device)
         if trim > 0:
-            if self._logits is None:
-                raise ValueError(f"trim: expected keep_logits=True for trim > 0, got keep_logits=False, trim={trim}")
-            seen = _custom_ops.trimmed_gaps(seen, self._logits, trim)
-        R = seen.T
+            gaps = self._trimmed(gaps, trim)
+        R = gaps.T.clone(memory_format=torch.contiguous_format)
         how = (
             _checks.check_method(method),
             _checks.check_tol(tol, R.dtype),
@@ -215,46 +225,51 @@ class GapMatrix:
         return digest.hexdigest()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but W and b, for `load_state_dict`; safe for ``torch.save`` and ``weights_only=True``."""
-        return {
-            "fingerprint": self.fingerprint,
-            "gaps": self._gaps,
-            "logits": None if self._logits is None else list(self._logits),
-            "n_samples": self._n_samples,
-            "numpy": self._numpy,
-        }
+        """Everything but W and b, copied, for `load_state_dict`; safe for ``torch.save`` and ``weights_only=True``."""
+        gaps = None if self._gaps is None else self._gaps.clone()
+        logits = None if self._logits is None else [chunk.clone() for chunk in self._logits]
+        return State(self.fingerprint, gaps, logits, self._n_samples, self._n_own, self._numpy)._asdict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a copy of what `state_dict` gave.
 
         Raises
         ------
-        ValueError
-            If it is of another W or b, or a field is missing.
+        TypeError, ValueError
+            If it is of another W, b or keep_logits, or a field is missing or not what `state_dict` gives.
         """
-        missing = {"fingerprint", "gaps", "logits", "n_samples", "numpy"} - set(state)
-        if missing:
-            raise ValueError(f"state: expected the fields of GapMatrix.state_dict, got none named {sorted(missing)}")
-        if state["fingerprint"] != self.fingerprint:
-            raise ValueError("state: expected a gap matrix of the same W and b, got one of another head")
-        device = self._W.device
-        self._gaps = None if state["gaps"] is None else state["gaps"].to(device)
-        self._logits = None if state["logits"] is None else [chunk.to(device) for chunk in state["logits"]]
-        self._n_samples, self._numpy = int(state["n_samples"]), bool(state["numpy"])
+        found = check_state(state, self._W, self.fingerprint, self._logits is not None)
+        self._gaps, self._logits = found.gaps, found.logits
+        self._n_samples, self._n_own, self._numpy = found.n_samples, found.n_own, found.numpy
 
     def _seen(self) -> Tensor:
         if self._gaps is None:
             raise ValueError("latents: expected at least one sample before R can be used, got none")
         return self._gaps
 
-    def _gaps_in(self, dtype: torch.dtype) -> Tensor:
-        """The running maximum in ``dtype`` or the one it has, whichever is wider; −inf before the first sample."""
-        if self._gaps is None:
-            size = len(self._W)
-            return torch.full((size, size), -torch.inf, dtype=dtype, device=self._W.device)
-        return self._gaps.to(torch.promote_types(self._gaps.dtype, dtype))
+    def _trimmed(self, gaps: Tensor, trim: float) -> Tensor:
+        if self._logits is None:
+            raise ValueError(f"trim: expected keep_logits=True for trim > 0, got keep_logits=False, trim={trim}")
+        for i, chunk in enumerate(self._logits):  # one by one, where a later batch was wider
+            self._logits[i] = chunk.to(gaps.dtype)
+        trimmed: Tensor = _custom_ops.trimmed_gaps(gaps, self._logits, trim)
+        return trimmed
 
-    def _count(self, given: Array, rows: Tensor) -> GapMatrix:
+    def _nothing(self, dtype: torch.dtype) -> Tensor:
+        """The maximum over no samples."""
+        size = len(self._W)
+        return torch.full((size, size), -torch.inf, dtype=dtype, device=self._W.device)
+
+    def _start(self, dtype: torch.dtype) -> Tensor:
+        """What a batch is folded into: the running maximum where that has the dtype of the batch."""
+        return self._gaps if self._gaps is not None and self._gaps.dtype == dtype else self._nothing(dtype)
+
+    def _raise_to(self, gaps: Tensor) -> None:
+        self._gaps = gaps if self._gaps is None else torch.maximum(self._gaps, gaps)
+
+    def _fold_in(self, gaps: Tensor, given: Array, rows: Tensor) -> GapMatrix:
+        self._raise_to(gaps)
         self._n_samples += rows.shape[0]
+        self._n_own += rows.shape[0]
         self._numpy = isinstance(given, np.ndarray)
         return self

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from . import _ext, _reference
-from ._checks import check_class_values
+from ._checks import check_class_values, check_finite, describe_bad, first_bad
 from ._dense import all_active_multipliers
 from ._ext import backend
 from ._projected_gradient import predict_multipliers
-from ._reference import Prepared, Problem, Raw, RawSamples, first_bad
+from ._reference import Prepared, Problem, Raw, RawSamples
 from ._results import Certificate, SolverError, Status, TacSolution
 
 # Bytes of logits per step of the stream: fits the caches, and is long enough for an efficient matrix product.
@@ -22,8 +22,7 @@ _CHUNK_BYTES = 4 << 20
 def prepare_head_impl(W: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `_reference.prepare_head`; raises ValueError if an entry of W or the bias is not finite."""
     if W.device.type == "cpu":
-        if first_bad(W) >= 0:
-            raise ValueError(f"W: expected finite values, got {_describe(W)}")
+        check_finite("W", W)
         if bias is not None and (bad := first_bad(bias)) >= 0:
             raise ValueError(f"b: expected finite values, got {float(bias[bad])} at index {bad}")
     prepared: Prepared = backend(W.device).prepare_head(W)
@@ -53,7 +52,7 @@ def gaps_of_logits_impl(gaps: Tensor, logits: Tensor) -> Tensor:
         part = logits[start : start + chunk]
         bad = backend(gaps.device).update_gaps(result, part.to(gaps.dtype))
         if bad >= 0:
-            raise ValueError(f"logits: expected finite values, got {_describe(part, start)}")
+            raise ValueError(f"logits: expected finite values, got {describe_bad(part, start)}")
     return result
 
 
@@ -83,8 +82,7 @@ def solve_classes_impl(
     """Solve the QP of every class in ``classes`` from R = ``gaps``; the fields of `_reference.Raw`."""
     if gaps.device.type == "cpu":
         check_class_values(classes, len(gaps))
-        if first_bad(gaps) >= 0:
-            raise ValueError(f"R: expected finite values, got {_describe(gaps)}")
+        check_finite("R", gaps)
     problem = _problem(W, bias, Prepared(rows, centred, gram, longest), classes, margin, tol, max_iter)
     raw = _solve(problem, gaps, method)
     if raise_on_failure:
@@ -204,14 +202,8 @@ def _explain_failure(solution: TacSolution, failed: list[int]) -> str:
     )
 
 
-def _describe(values: Tensor, first_row: int = 0) -> str:
-    """The first entry that is not finite, and where it is."""
-    row, column = divmod(first_bad(values), values.shape[1])
-    return f"{float(values[row, column])} at index ({first_row + row}, {column})"
-
-
 def _explain_bad_logit(latents: Tensor, first_row: int, bad: int, n_classes: int) -> str:
     if first_bad(latents) >= 0:
-        return f"latents: expected finite values, got {_describe(latents, first_row)}"
+        return f"latents: expected finite values, got {describe_bad(latents, first_row)}"
     row, k = divmod(bad, n_classes)
     return f"latents: expected finite logits, got an overflow for sample {first_row + row} and class {k}"

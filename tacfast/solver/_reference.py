@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._checks import first_bad
 from ._results import Status
 
 _VIOLATION = 1e-13  # relative to |rho_j| + |a_j||s|: below this a violation is rounding
@@ -69,12 +70,6 @@ def prepare_head(W: Tensor) -> Prepared:
     wide = W.double()
     centred = wide - wide.mean(0)
     return Prepared(wide, centred, centred @ centred.T, wide.norm(dim=1).max())
-
-
-def first_bad(values: Tensor) -> int:
-    """Flat index of the first entry that is not finite, or -1."""
-    finite = values.isfinite()
-    return -1 if bool(finite.all()) else int((~finite).reshape(-1).int().argmax())
 
 
 def update_gaps(gaps: Tensor, logits: Tensor) -> int:

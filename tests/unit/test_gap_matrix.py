@@ -174,11 +174,35 @@ def test_state_survives_torch_save(keep_logits):
     buffer = io.BytesIO()
     torch.save(matrix.state_dict(), buffer)
     buffer.seek(0)
-    restored = GapMatrix(p.W, p.b)
+    restored = GapMatrix(p.W, p.b, keep_logits)
     restored.load_state_dict(torch.load(buffer, weights_only=True))
     trim = 0.2 if keep_logits else 0.0
     np.testing.assert_array_equal(restored.solve(trim=trim).perturbations, matrix.solve(trim=trim).perturbations)
     assert restored.n_samples == 50
+
+
+def test_nothing_is_shared_with_what_comes_in_and_goes_out():
+    """Whatever the caller overwrites afterwards changes neither the matrix nor an earlier solution."""
+    p = plain(3, classes=8, n=50).to(torch.float32)
+    seen = GapMatrix(p.W, p.b).update(p.latents).gaps.T.contiguous().T  # as the matrix itself stores it
+    classes = torch.arange(8)
+    kept = GapMatrix(p.W, p.b, keep_logits=True).update(p.latents)
+    known = GapMatrix.from_gaps(p.W, p.b, seen)
+    saved = kept.state_dict()
+    loaded = GapMatrix(p.W, p.b, keep_logits=True)
+    loaded.load_state_dict(saved)
+    matrices = [(kept, 0.3), (kept, 0.0), (known, 0.0), (loaded, 0.3), (loaded, 0.0)]
+
+    def solve():
+        return [matrix.solve(trim=trim).gaps.clone() for matrix, trim in matrices]
+
+    before, solution = solve(), known.solve(classes=classes)
+    for tensor in (p.W, p.b, p.latents, seen, saved["gaps"], *saved["logits"], known.gaps, solution.gaps, classes):
+        tensor.fill_(1)
+    for matrix, trim in matrices:
+        matrix.solve(trim=trim).gaps.fill_(1)
+    assert solution.classes.tolist() == list(range(8))
+    assert all(map(torch.equal, solve(), before))
 
 
 def test_a_saved_state_does_not_follow_the_matrix():
@@ -190,6 +214,62 @@ def test_a_saved_state_does_not_follow_the_matrix():
     restored = GapMatrix(p.W, p.b, keep_logits=True)
     restored.load_state_dict(state)
     np.testing.assert_array_equal(restored.solve(trim=0.3).gaps, before)
+
+
+SIZE = "expected shape \\(8, 8\\) to match W"
+STATES = {
+    "gaps of another shape": ({"gaps": torch.zeros(7, 8)}, rf"'gaps'\]: {SIZE}, got \(7, 8\)"),
+    "gaps of another number of dimensions": ({"gaps": torch.zeros(64)}, rf"'gaps'\]: {SIZE}, got \(64,\)"),
+    "integer gaps": ({"gaps": torch.zeros(8, 8, dtype=torch.int64)}, r"'gaps'\]: expected float16, .*got torch.int64"),
+    "gaps in a list": ({"gaps": [[0.0] * 8] * 8}, r"'gaps'\]: expected a torch.Tensor or numpy.ndarray, got list"),
+    "gaps elsewhere": (
+        {"gaps": torch.zeros(8, 8, device="meta")},
+        r"'gaps'\]: expected device cpu to match W, got meta",
+    ),
+    "gaps with a diagonal": ({"gaps": torch.ones(8, 8)}, r"'gaps'\]: expected a zero diagonal"),
+    "logits without gaps": ({"gaps": None}, r"'logits'\]: expected batches exactly if there are gaps, got 1"),
+    "gaps without logits": ({"logits": []}, r"'logits'\]: expected batches exactly if there are gaps, got 0"),
+    "no logits": ({"logits": None}, r"'logits'\]: expected a list to match keep_logits=True, got NoneType"),
+    "logits not in a list": ({"logits": torch.zeros(50, 8)}, r"'logits'\]: expected a list to match .*, got Tensor"),
+    "narrow logits": ({"logits": [torch.zeros(50, 7)]}, r"'logits'\]\[0\]: expected shape \(n, 8\) .*got \(50, 7\)"),
+    "integer logits": ({"logits": [torch.zeros(50, 8).int()]}, r"'logits'\]\[0\]: expected .*got torch.int32"),
+    "NaN logits": ({"logits": [torch.full((50, 8), torch.nan)]}, r"'logits'\]\[0\]: expected finite .* index \(0, 0\)"),
+    "fewer logits": ({"logits": [torch.zeros(49, 8)]}, r"'n_samples'\]: expected 49, the number of rows .*, got 50"),
+    "a negative number": ({"n_samples": -1}, r"'n_samples'\]: expected an integer >= 0, got -1"),
+    "a fraction": ({"n_samples": 50.0}, r"'n_samples'\]: expected an integer >= 0, got 50.0"),
+    "no number of its own": ({"n_own": None}, r"'n_own'\]: expected an integer >= 0, got None"),
+    "no kind": ({"numpy": 1}, r"'numpy'\]: expected a bool, got int"),
+}
+
+
+@pytest.mark.parametrize("case", STATES)
+def test_a_spoilt_state_is_refused(case):
+    p = plain(3, classes=8, n=50).to(torch.float32)
+    matrix = GapMatrix(p.W, p.b, keep_logits=True).update(p.latents)
+    before = matrix.solve(trim=0.2).gaps
+    changed, message = STATES[case]
+    with pytest.raises((TypeError, ValueError), match=rf"^state\[{message}"):
+        matrix.load_state_dict(matrix.state_dict() | changed)
+    assert torch.equal(matrix.solve(trim=0.2).gaps, before)
+
+
+def test_a_state_with_logits_is_not_taken_by_a_matrix_without():
+    p = plain(3, classes=8, n=50)
+    state = GapMatrix(p.W, p.b, keep_logits=True).update(p.latents).state_dict()
+    with pytest.raises(ValueError, match=r"^state\['logits'\]: expected None to match keep_logits=False, got list"):
+        GapMatrix(p.W, p.b).load_state_dict(state)
+
+
+def test_a_state_of_other_strides_and_precision_is_taken_as_it_is_worth():
+    p = plain(3, classes=8, n=50).to(torch.float64)
+    matrix = GapMatrix(p.W, p.b, keep_logits=True).update(p.latents)
+    state = matrix.state_dict()
+    state["gaps"] = state["gaps"].T.contiguous().T
+    state["logits"] = [chunk.T.contiguous().T for chunk in state["logits"][0].split(20)]
+    restored = GapMatrix(p.W, p.b, keep_logits=True)
+    restored.load_state_dict(state)
+    for trim in (0.0, 0.3):
+        assert torch.equal(restored.solve(trim=trim).gaps, matrix.solve(trim=trim).gaps)
 
 
 def test_fingerprint_tells_heads_apart():
@@ -224,6 +304,40 @@ def test_the_widest_dtype_wins():
     assert other.gaps.dtype == np.float64
 
 
+@pytest.mark.parametrize("method", ["update", "update_logits"])
+def test_precisions_mix_in_any_order_to_the_same_bits(method):
+    """Each batch counts with its own precision, whatever came before it."""
+    W, generator = head(10, 12), torch.Generator().manual_seed(0)
+    width = 12 if method == "update" else 10
+    dtypes = (torch.float32, torch.float64, torch.float16, torch.float64)
+    batches = [torch.randn(40, width, generator=generator, dtype=torch.float64).to(dtype) for dtype in dtypes]
+    results = []
+    for order in ([0, 1, 2, 3], [1, 0, 3, 2], [2, 3, 0, 1]):
+        matrix = GapMatrix(W, keep_logits=True)
+        for i in order:
+            getattr(matrix, method)(batches[i])
+        alone = [getattr(GapMatrix(W, keep_logits=True), method)(batches[i]) for i in order]
+        merged = GapMatrix(W, keep_logits=True)
+        for part in alone:
+            merged.merge(part)
+        results += [(m.gaps, m.solve(trim=0.2).gaps) for m in (matrix, merged)]
+    for gaps, trimmed in results:
+        assert torch.equal(gaps, results[0][0])
+        assert torch.equal(trimmed, results[0][1])
+
+
+def test_logits_are_kept_as_trimming_reads_them():
+    """Row-major and as wide as R: nothing but them, n x C values, is as large as they are."""
+    matrix = GapMatrix(head(10, 12), keep_logits=True)
+    logits = torch.from_numpy(make_logits("random", 300, 10))
+    for values in (logits.half(), logits.T.contiguous().T, logits.repeat_interleave(2, 1)[:, ::2]):
+        matrix.update_logits(values)
+    kept = matrix.state_dict()["logits"]
+    assert all(chunk.dtype == torch.float32 and chunk.is_contiguous() for chunk in kept)
+    matrix.update_logits(logits.double()).solve(trim=0.1)
+    assert all(chunk.dtype == torch.float64 for chunk in matrix.state_dict()["logits"])
+
+
 def test_from_gaps_is_the_same_as_from_samples():
     p = plain(6, classes=7, n=40)
     seen = GapMatrix(p.W, p.b).update(p.latents)
@@ -247,15 +361,22 @@ def _reduce(rank, store, results):
     both = GapMatrix(p.W, p.b).update(half).all_reduce()
     one = (matrix.update(p.latents) if rank == 0 else matrix).all_reduce()
     known = GapMatrix.from_gaps(p.W, p.b, one.gaps).all_reduce()  # of an unknown number of samples
-    found = {"both": both.gaps, "one": one.gaps, "counts": torch.tensor([both.n_samples, one.n_samples])}
-    try:
-        found["known"] = known.gaps
-    except ValueError as error:
-        found["known"] = str(error)
-    try:
-        GapMatrix(p.W + rank, p.b).update(half).all_reduce()
-    except ValueError as error:
-        found["mismatch"] = str(error)
+    W, b = p.W.float(), p.b.float()
+    wider = GapMatrix(W, b)  # float64 latents in one process only
+    (wider.update(p.latents) if rank == 0 else wider).all_reduce()
+    counts = [both.n_samples, one.n_samples, wider.n_samples, GapMatrix(p.W).all_reduce().n_samples]
+    counts.append(both.all_reduce().n_samples)  # again
+    counts.append(both.update(half).update(half[:2]).all_reduce().n_samples)
+    restored = GapMatrix(p.W, p.b)
+    restored.load_state_dict(both.state_dict())
+    counts.append(restored.all_reduce().n_samples)
+    found = {"both": both.gaps, "one": one.gaps, "known": known.gaps, "wider": wider.gaps, "counts": counts}
+    wrong = {"mismatch": GapMatrix(p.W + rank, p.b), "kept": GapMatrix(p.W, p.b, keep_logits=rank == 0)}
+    for name, matrix in wrong.items():
+        try:
+            matrix.update(half).all_reduce()
+        except ValueError as error:
+            found[name] = str(error)
     torch.save(found, f"{results}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -268,7 +389,8 @@ def test_all_reduce(tmp_path):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         torch.testing.assert_close(found["both"], expected, rtol=1e-13, atol=1e-13)
         assert torch.equal(found["one"], expected)
-        assert found["counts"].tolist() == [30, 30]
-        assert found["mismatch"].startswith("group: expected the same W, b and dtype")
-        assert isinstance(found["known"], torch.Tensor), found["known"]
+        assert found["counts"] == [30, 30, 30, 0, 30, 64, 64]
+        assert found["mismatch"].startswith("group: expected the same W and b in every process")
+        assert found["kept"].startswith("keep_logits: expected False in every process for all_reduce, got True")
         assert torch.equal(found["known"], expected)
+        assert torch.equal(found["wider"], GapMatrix(p.W.float(), p.b.float()).update(p.latents).gaps)
