@@ -123,13 +123,15 @@ def first_bad(values: Tensor) -> int:
 
 
 def describe_bad(values: Tensor, first_row: int = 0) -> str:
-    """The first entry of a matrix that is not finite, and where it is."""
-    row, column = divmod(first_bad(values), values.shape[1])
-    return f"{float(values[row, column])} at index ({first_row + row}, {column})"
+    """The first entry of a vector or matrix that is not finite, and where it is."""
+    bad = first_bad(values)
+    row, column = divmod(bad, values.shape[-1])
+    where = bad if values.ndim == 1 else (first_row + row, column)
+    return f"{float(values.reshape(-1)[bad])} at index {where}"
 
 
 def check_finite(name: str, values: Tensor, first_row: int = 0) -> None:
-    """Check that a matrix holds no NaN and no infinity."""
+    """Check that a vector or matrix holds no NaN and no infinity."""
     if first_bad(values) >= 0:
         raise ValueError(f"{name}: expected finite values, got {describe_bad(values, first_row)}")
 
@@ -143,22 +145,23 @@ def check_classes(classes: Sequence[int] | Array | None, n_classes: int, device:
         return torch.arange(n_classes, device=device)
     try:
         chosen = _integers(classes)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
+    except (TypeError, ValueError, RuntimeError):  # whatever torch has to say of a set, a dict, None or 2**70
         chosen = None
     if chosen is None or chosen.ndim != 1:
         raise TypeError(f"classes: expected a 1-D sequence of integers, got {classes!r}")
-    return chosen.to(device=device, dtype=torch.int64, copy=True)
+    return chosen.to(device)
 
 
 def _integers(values: Any) -> Tensor | None:
-    """Tensor of a sequence or array of integers of any kind; None, or an error of any kind, if it is something else."""
+    """int64 copy of a sequence or array of integers of any kind; None, or an error, if it is something else."""
     if isinstance(values, np.ndarray):
         plain = values.dtype.kind in "iu" and not isinstance(values, np.ma.MaskedArray)
         return torch.from_numpy(values.astype(np.int64)) if plain else None
     if not isinstance(values, Tensor):
         values = torch.as_tensor(values, dtype=None if len(values) else torch.int64)
-    whole = not (values.dtype.is_floating_point or values.dtype.is_complex or values.dtype == torch.bool)
-    return values.detach() if whole and values.layout == torch.strided else None
+    kind = values.dtype
+    whole = not (kind.is_floating_point or kind.is_complex or kind == torch.bool) and values.layout == torch.strided
+    return values.detach().to(torch.int64, copy=True) if whole else None
 
 
 def check_class_values(classes: Tensor, n_classes: int) -> None:

@@ -11,8 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _ops
-from ._ext import padded_dim
+from . import _ops, _reference
+from ._ext import backend, padded_dim
+from ._prepared import prepared_size
+
+# The types of arguments that no dispatcher needs to see: no subclass of Tensor among them.
+_PLAIN = {Tensor, type(None), list, torch.dtype, int, float, bool, str}
 
 
 def _operator(implementation: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
@@ -21,23 +25,19 @@ def _operator(implementation: Callable[..., Any], fake: Callable[..., Any]) -> C
     operator.register_fake(fake)
 
     def call(*args: Any) -> Any:
-        traced = torch.compiler.is_compiling() or any(isinstance(a, Tensor) and type(a) is not Tensor for a in args)
-        return operator(*args) if traced else implementation(*args)
+        plain = not torch.compiler.is_compiling() and _PLAIN.issuperset(map(type, args))
+        return implementation(*args) if plain else operator(*args)
 
     return call
 
 
-def _fake_prepare_head(W: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake_prepare_head(W: Tensor, bias: Tensor | None) -> Tensor:
     n_classes, dim = W.shape
-    return (
-        W.new_empty((n_classes, padded_dim(dim)), dtype=torch.float64),
-        W.new_empty((n_classes, padded_dim(dim)), dtype=torch.float64),
-        W.new_empty((n_classes, n_classes), dtype=torch.float64),
-        W.new_empty((), dtype=torch.float64),
-    )
+    stride = dim if backend(W.device) is _reference else padded_dim(dim)
+    return W.new_empty(prepared_size(n_classes, stride), dtype=torch.float64)
 
 
-def _fake_gaps_of_latents(gaps: Tensor, latents: Tensor, centred: Tensor, bias: Tensor | None) -> Tensor:
+def _fake_gaps_of_latents(gaps: Tensor, latents: Tensor, head: Tensor) -> Tensor:
     return torch.empty_like(gaps, memory_format=torch.contiguous_format)
 
 
@@ -49,17 +49,13 @@ def _fake_trimmed_gaps(gaps: Tensor, logits: Sequence[Tensor], trim: float) -> T
     return torch.empty_like(gaps, memory_format=torch.contiguous_format)
 
 
-def _fake_logits(latents: Tensor, centred: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    return latents.new_empty((latents.shape[0], centred.shape[0]), dtype=dtype)
+def _fake_logits(latents: Tensor, head: Tensor, n_classes: int, dtype: torch.dtype) -> Tensor:
+    return latents.new_empty((latents.shape[0], n_classes), dtype=dtype)
 
 
 def _fake_solve_classes(
     W: Tensor,
-    bias: Tensor | None,
-    rows: Tensor,
-    centred: Tensor,
-    gram: Tensor,
-    longest: Tensor,
+    head: Tensor,
     gaps: Tensor,
     classes: Tensor,
     *_: Any,
@@ -77,11 +73,7 @@ def _fake_solve_classes(
 def _fake_solve_samples(
     latents: Tensor,
     W: Tensor,
-    bias: Tensor | None,
-    rows: Tensor,
-    centred: Tensor,
-    gram: Tensor,
-    longest: Tensor,
+    head: Tensor,
     classes: Tensor,
     margin: float,
     tol: float,

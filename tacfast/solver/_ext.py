@@ -5,17 +5,22 @@ Tensors come in checked; all memory, workspaces included, is allocated here, by 
 
 from __future__ import annotations
 
+import math
 import warnings
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import _reference
-from ._reference import Prepared, Problem, Raw, RawSamples
+from ._prepared import Prepared, prepared_size
+from ._reference import Problem, Raw, RawSamples
 
 CROWDED = 5  # status of a class that was given up because its active set outgrew max_active
+
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 _C: Any
 try:
@@ -47,25 +52,42 @@ def padded_dim(dim: int) -> int:
     return int(_C.padded_dim(dim)) if _C is not None else dim
 
 
-def prepare_head(W: Tensor) -> Prepared:
+def prepare_head(W: Tensor, bias: Tensor | None) -> tuple[Prepared, bool]:
     """See `_reference.prepare_head`."""
     weight = _unit_columns(_wide(W))
     n_classes, dim = weight.shape
-    rows = torch.empty((n_classes, _C.padded_dim(dim)), dtype=torch.float64)
-    centred = torch.empty_like(rows)
-    gram = torch.empty((n_classes, n_classes), dtype=torch.float64)
+    head = Prepared(torch.empty(prepared_size(n_classes, padded_dim(dim)), dtype=torch.float64), n_classes)
+    rows, centred, gram, _ = head.addresses()
     longest = _C.prepare_head(
         _scalar(weight),
         weight.data_ptr(),
         n_classes,
         dim,
         weight.stride(0),
-        rows.data_ptr(),
-        centred.data_ptr(),
-        gram.data_ptr(),
+        rows,
+        centred,
+        gram,
         torch.get_num_threads(),
     )
-    return Prepared(rows, centred, gram, torch.tensor(longest, dtype=torch.float64))
+    values = [0.0] * n_classes if bias is None else bias.tolist()
+    mean = sum(values) / n_classes
+    view = Prepared(head.memory.numpy(), n_classes)
+    view.memory[-2 * n_classes - 1 :] = [*values, *(value - mean for value in values), longest]
+    # What is not finite in W makes its column of the mean row so, and with that every entry of the Gram matrix.
+    return head, math.isfinite(view.gram[0, 0] + mean)
+
+
+def small_logits(latents: Tensor, head: Prepared, dtype: torch.dtype) -> Tensor:
+    """Logits as of `_ops.logits_impl`, by NumPy's product, on the calling thread alone.
+
+    Torch splits even a product of 5 × 5 over its threads, and on a busy machine waits milliseconds for one of them.
+    """
+    view, precision = Prepared(head.memory.numpy(), head.n_classes), _NUMPY[dtype]
+    z = latents if latents.dtype == dtype else latents.to(dtype)
+    weight = view.centred[:, : z.shape[1]].astype(precision)
+    with np.errstate(over="ignore", invalid="ignore"):  # the callers look for what is not finite
+        logits = torch.from_numpy(np.dot(z.numpy(), weight.T))
+    return logits.add_(torch.from_numpy(view.offset.astype(precision)))
 
 
 def update_gaps(gaps: Tensor, logits: Tensor) -> int:
@@ -117,6 +139,7 @@ def solve_classes(problem: Problem, gaps: Tensor, *, max_active: int | None = No
     active set outgrows ``max_active`` is given up with status CROWDED.
     """
     n_classes, count, dim, threads = len(gaps), len(problem.classes), problem.dim, torch.get_num_threads()
+    rows, centred, gram, bias = problem.head.addresses()
     raw = Raw(
         torch.empty((count, dim), dtype=gaps.dtype),
         torch.empty(count, dtype=gaps.dtype),
@@ -127,13 +150,13 @@ def solve_classes(problem: Problem, gaps: Tensor, *, max_active: int | None = No
     workspace = _workspace(_C.solve_workspace_bytes(n_classes, dim, threads))
     _C.solve_classes(
         _scalar(gaps),
-        problem.head.rows.data_ptr(),
-        problem.head.centred.data_ptr(),
-        problem.head.gram.data_ptr(),
-        float(problem.head.longest),
+        rows,
+        centred,
+        gram,
+        problem.longest,
         n_classes,
         dim,
-        _address(problem.bias),
+        bias,
         problem.same,
         gaps.data_ptr(),
         gaps.stride(0),
@@ -144,7 +167,7 @@ def solve_classes(problem: Problem, gaps: Tensor, *, max_active: int | None = No
         problem.tol,
         problem.max_iter,
         n_classes if max_active is None else max_active,
-        _address(guess),
+        0 if guess is None else guess.data_ptr(),
         raw.perturbations.data_ptr(),
         raw.norms.data_ptr(),
         raw.status.data_ptr(),
@@ -161,6 +184,7 @@ def solve_samples(problem: Problem, logits: Tensor, return_perturbations: bool) 
     values = logits.contiguous()
     (n, n_classes), count, dim = values.shape, len(problem.classes), problem.dim
     threads = torch.get_num_threads()
+    rows, _, gram, bias = problem.head.addresses()
     norms = torch.empty((n, count), dtype=values.dtype)
     status = torch.empty((n, count), dtype=torch.int8)
     perturbations = torch.empty((n, count, dim if return_perturbations else 0), dtype=values.dtype)
@@ -168,12 +192,12 @@ def solve_samples(problem: Problem, logits: Tensor, return_perturbations: bool) 
     workspace = _workspace(_C.sample_workspace_bytes(n_classes, dim, count, threads))
     _C.solve_samples(
         _scalar(values),
-        problem.head.rows.data_ptr(),
-        problem.head.gram.data_ptr(),
-        float(problem.head.longest),
+        rows,
+        gram,
+        problem.longest,
         n_classes,
         dim,
-        _address(problem.bias),
+        bias,
         problem.same,
         values.data_ptr(),
         n,
@@ -194,10 +218,6 @@ def solve_samples(problem: Problem, logits: Tensor, return_perturbations: bool) 
 
 def _scalar(tensor: Tensor) -> int:
     return 1 if tensor.dtype == torch.float64 else 0
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import _checks, _custom_ops
 from ._ops import dress
-from ._reference import Prepared, Raw
+from ._reference import Raw
 from ._results import Array, SolverError, TacSolution
 from ._state import State, check_state
 
@@ -45,7 +45,7 @@ class GapMatrix:
         head = _checks.check_head(W, b)
         self._W = head.W.clone()
         self._b = None if head.b is None else head.b.clone()
-        self._head = Prepared(*_custom_ops.prepare_head(self._W, self._b))
+        self._head = _custom_ops.prepare_head(self._W, self._b)
         self._gaps: Tensor | None = None  # transposed: [j, k] = max_i (L[i, j] − L[i, k])
         self._logits: list[Tensor] | None = [] if keep_logits else None
         self._n_samples = 0
@@ -99,9 +99,9 @@ class GapMatrix:
         z = _checks.check_latents(latents, self._W)
         start = self._start(_checks.result_dtype(self._W, self._b, z))
         if self._logits is None:
-            gaps = _custom_ops.gaps_of_latents(start, z, self._head.centred, self._b)
+            gaps = _custom_ops.gaps_of_latents(start, z, self._head)
         else:
-            logits = _custom_ops.logits(z, self._head.centred, self._b, start.dtype)
+            logits = _custom_ops.logits(z, self._head, len(self._W), start.dtype)
             gaps = _custom_ops.gaps_of_logits(start, logits)
             self._logits.append(logits)
         return self._fold_in(gaps, latents, z)
@@ -197,7 +197,7 @@ class GapMatrix:
         chosen = _checks.check_classes(classes, len(gaps), gaps.device)
         if trim > 0:
             gaps = self._trimmed(gaps, trim)
-        R = gaps.T.clone(memory_format=torch.contiguous_format)
+        R = gaps.clone().T
         how = (
             _checks.check_method(method),
             _checks.check_tol(tol, R.dtype),
@@ -206,7 +206,7 @@ class GapMatrix:
             raise_on_failure,
         )
         try:
-            raw = Raw(*_custom_ops.solve_classes(self._W, self._b, *self._head, R, chosen, margin, trim, *how))
+            raw = Raw(*_custom_ops.solve_classes(self._W, self._head, R, chosen, margin, trim, *how))
         except SolverError as error:
             if self._numpy:
                 raise SolverError(str(error), error.solution._as_numpy()) from None

@@ -11,33 +11,35 @@ from . import _ext, _reference
 from ._checks import check_class_values, check_finite, describe_bad, first_bad
 from ._dense import all_active_multipliers
 from ._ext import backend
+from ._prepared import Prepared
 from ._projected_gradient import predict_multipliers
-from ._reference import Prepared, Problem, Raw, RawSamples
+from ._reference import Problem, Raw, RawSamples
 from ._results import Certificate, SolverError, Status, TacSolution
 
 # Bytes of logits per step of the stream: fits the caches, and is long enough for an efficient matrix product.
 _CHUNK_BYTES = 4 << 20
+# Multiplications up to which a product is too small for threads; up to here NumPy's OpenBLAS uses none.
+_SMALL_PRODUCT = 1 << 18
 
 
-def prepare_head_impl(W: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See `_reference.prepare_head`; raises ValueError if an entry of W or the bias is not finite."""
-    if W.device.type == "cpu":
+def prepare_head_impl(W: Tensor, bias: Tensor | None) -> Tensor:
+    """`Prepared.memory`; raises ValueError if an entry of W or the bias is not finite."""
+    prepared, finite = backend(W.device).prepare_head(W, bias)
+    if not finite and W.device.type == "cpu":
         check_finite("W", W)
-        if bias is not None and (bad := first_bad(bias)) >= 0:
-            raise ValueError(f"b: expected finite values, got {float(bias[bad])} at index {bad}")
-    prepared: Prepared = backend(W.device).prepare_head(W)
-    # An operator must not hand out its input, which .double() may be.
-    rows = prepared.rows.clone() if prepared.rows.data_ptr() == W.data_ptr() else prepared.rows
-    return rows, prepared.centred, prepared.gram, prepared.longest
+        if bias is not None:
+            check_finite("b", bias)
+    memory: Tensor = prepared.memory
+    return memory
 
 
-def gaps_of_latents_impl(gaps: Tensor, latents: Tensor, centred: Tensor, bias: Tensor | None) -> Tensor:
-    """Transposed gap matrix (C, C) after latents (n, d), in the dtype of ``gaps``."""
+def gaps_of_latents_impl(gaps: Tensor, latents: Tensor, head: Tensor) -> Tensor:
+    """Transposed gap matrix (C, C) after latents (n, d), in the dtype of ``gaps``; ``head`` is `Prepared.memory`."""
     result = gaps.clone(memory_format=torch.contiguous_format)
     chunk = max(1, _CHUNK_BYTES // (len(gaps) * gaps.element_size()))
     for start in range(0, len(latents), chunk):
-        part = latents[start : start + chunk]
-        logits = logits_impl(part, centred, bias, gaps.dtype)
+        part = latents if len(latents) <= chunk else latents[start : start + chunk]
+        logits = logits_impl(part, head, len(gaps), gaps.dtype)
         bad = backend(gaps.device).update_gaps(result, logits)
         if bad >= 0:
             raise ValueError(_explain_bad_logit(part, start, bad, len(gaps)))
@@ -64,11 +66,7 @@ def trimmed_gaps_impl(gaps: Tensor, logits: Sequence[Tensor], trim: float) -> Te
 
 def solve_classes_impl(
     W: Tensor,
-    bias: Tensor | None,
-    rows: Tensor,
-    centred: Tensor,
-    gram: Tensor,
-    longest: Tensor,
+    head: Tensor,
     gaps: Tensor,
     classes: Tensor,
     margin: float,
@@ -82,23 +80,22 @@ def solve_classes_impl(
     """Solve the QP of every class in ``classes`` from R = ``gaps``; the fields of `_reference.Raw`."""
     if gaps.device.type == "cpu":
         check_class_values(classes, len(gaps))
-        check_finite("R", gaps)
-    problem = _problem(W, bias, Prepared(rows, centred, gram, longest), classes, margin, tol, max_iter)
+    problem = _problem(W, head, classes, margin, tol, max_iter)
     raw = _solve(problem, gaps, method)
-    if raise_on_failure:
-        failed = [r for r, value in enumerate(raw.status.tolist()) if value > Status.INFEASIBLE]
-        if failed:
-            solution = dress(raw, gaps, classes, n_samples, margin, trim)
-            raise SolverError(_explain_failure(solution, failed), solution)
+    statuses = raw.status.tolist() if raise_on_failure or gaps.device.type == "cpu" else []
+    if Status.INVALID_INPUT in statuses:
+        check_finite("R", gaps)
+    if raise_on_failure and max(statuses, default=Status.OPTIMAL) > Status.INFEASIBLE:
+        solution = dress(raw, gaps, classes, n_samples, margin, trim)
+        raise SolverError(_explain_failure(solution), solution)
     return raw.perturbations, raw.norms, raw.status, raw.duals, raw.certificate
 
 
-def _problem(
-    W: Tensor, bias: Tensor | None, head: Prepared, classes: Tensor, margin: float, tol: float, max_iter: int
-) -> Problem:
-    wide_bias = None if bias is None else bias.double().contiguous()
-    same = 4 * torch.finfo(W.dtype).eps * float(head.longest)
-    return Problem(head, W.shape[1], wide_bias, same, classes.contiguous(), margin, tol, max_iter)
+def _problem(W: Tensor, head: Tensor, classes: Tensor, margin: float, tol: float, max_iter: int) -> Problem:
+    prepared = Prepared(head, len(W))
+    longest = prepared.longest
+    same = 4 * torch.finfo(W.dtype).eps * longest
+    return Problem(prepared, W.shape[1], longest, same, classes.contiguous(), margin, tol, max_iter)
 
 
 def _solve(problem: Problem, gaps: Tensor, method: str) -> Raw:
@@ -129,11 +126,7 @@ def _is_dense(problem: Problem, gaps: Tensor) -> bool:
 def solve_samples_impl(
     latents: Tensor,
     W: Tensor,
-    bias: Tensor | None,
-    rows: Tensor,
-    centred: Tensor,
-    gram: Tensor,
-    longest: Tensor,
+    head: Tensor,
     classes: Tensor,
     margin: float,
     tol: float,
@@ -142,34 +135,31 @@ def solve_samples_impl(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One QP per latent and class; the fields of `_reference.RawSamples`."""
-    logits = logits_impl(latents, centred, bias, dtype)
+    logits = logits_impl(latents, head, len(W), dtype)
     if logits.device.type == "cpu":
         check_class_values(classes, len(W))
         if (bad := first_bad(logits)) >= 0:
             raise ValueError(_explain_bad_logit(latents, 0, bad, len(W)))
-    problem = _problem(W, bias, Prepared(rows, centred, gram, longest), classes, margin, tol, max_iter)
+    problem = _problem(W, head, classes, margin, tol, max_iter)
     raw: RawSamples = backend(logits.device).solve_samples(problem, logits, return_perturbations)
     return raw.norms, raw.status, raw.perturbations, raw.certificate
 
 
-def logits_impl(latents: Tensor, centred: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+def logits_impl(latents: Tensor, head: Tensor, n_classes: int, dtype: torch.dtype) -> Tensor:
     """Logits (n, C) up to a constant per sample, in true ``dtype`` arithmetic whatever precision the user allows.
 
-    ``centred`` is W minus its mean row, which changes no difference of logits but removes what they share, and with
-    it most of the rounding where W has a common offset.
+    They are those of W and b minus their means, which changes no difference of logits but removes what they share, and
+    with it most of the rounding where W has a common offset.
     """
-    dim, device = latents.shape[1], latents.device.type
+    prepared = Prepared(head, n_classes)
+    if latents.device.type == "cpu" and latents.numel() * n_classes <= _SMALL_PRODUCT:
+        return _ext.small_logits(latents, prepared, dtype)
     # Reduced-precision float32 products (TF32, bfloat16) cost 5e-4 in s and more: multiply in float64 instead.
     narrowed = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
     inner = torch.float64 if narrowed else dtype
-    weight = centred[:, :dim].to(inner).T
-    with torch.autocast(device, enabled=False):
-        if bias is None:
-            logits = latents.to(inner) @ weight
-        else:
-            offset = bias.double() - bias.double().mean()
-            logits = torch.addmm(offset.to(inner), latents.to(inner), weight)
-    return logits.to(dtype)
+    weight = prepared.centred[:, : latents.shape[1]].to(inner).T
+    with torch.autocast(latents.device.type, enabled=False):
+        return torch.addmm(prepared.offset.to(inner), latents.to(inner), weight).to(dtype)
 
 
 def dress(raw: Raw, gaps: Tensor, classes: Tensor, n_samples: int, margin: float, trim: float) -> TacSolution:
@@ -188,7 +178,8 @@ def dress(raw: Raw, gaps: Tensor, classes: Tensor, n_samples: int, margin: float
     )
 
 
-def _explain_failure(solution: TacSolution, failed: list[int]) -> str:
+def _explain_failure(solution: TacSolution) -> str:
+    failed = [r for r, status in enumerate(solution.statuses) if status > Status.INFEASIBLE]
     first = failed[0]
     status = solution.statuses[first]
     worst = {

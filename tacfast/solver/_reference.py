@@ -11,34 +11,23 @@ import torch
 from torch import Tensor
 
 from ._checks import first_bad
+from ._prepared import Prepared
 from ._results import Status
 
 _VIOLATION = 1e-13  # relative to |rho_j| + |a_j||s|: below this a violation is rounding
 _DEPENDENT = 1e-14  # relative to the terms of a projection: below this what is left is rounding
 
 
-class Prepared(NamedTuple):
-    """What depends on W (C, d) alone, in float64.
-
-    ``rows`` (C, ≥ d): W, zero-padded; ``centred`` (C, ≥ d): W minus its mean row; ``gram`` (C, C) the Gram matrix of
-    that; ``longest`` () the largest row norm of W.
-    """
-
-    rows: Tensor
-    centred: Tensor
-    gram: Tensor
-    longest: Tensor
-
-
 class Problem(NamedTuple):
     """A head with the classes to solve for, and how.
 
-    ``dim`` is d, ``bias`` float64 (C,) or None, ``classes`` int64 (K,). Rows of W closer than ``same`` are equal.
+    ``dim`` is d, ``longest`` the largest norm of a row of W, ``classes`` int64 (K,). Rows of W closer than ``same`` are
+    equal.
     """
 
     head: Prepared
     dim: int
-    bias: Tensor | None
+    longest: float
     same: float
     classes: Tensor
     margin: float
@@ -65,11 +54,17 @@ class RawSamples(NamedTuple):
     certificate: Tensor
 
 
-def prepare_head(W: Tensor) -> Prepared:
-    """Widen and centre the rows of W (C, d), and form their Gram matrix."""
+def prepare_head(W: Tensor, bias: Tensor | None) -> tuple[Prepared, bool]:
+    """Widen and centre the rows of W (C, d) and the bias (C,), and form the Gram matrix of the rows.
+
+    The second result is False if any entry of W or the bias is not finite.
+    """
     wide = W.double()
     centred = wide - wide.mean(0)
-    return Prepared(wide, centred, centred @ centred.T, wide.norm(dim=1).max())
+    b = torch.zeros_like(wide[:, 0]) if bias is None else bias.double()
+    parts = (wide, centred, centred @ centred.T, b, b - b.mean(), wide.norm(dim=1).max())
+    head = Prepared(torch.cat([part.reshape(-1) for part in parts]), len(W))
+    return head, first_bad(head.memory) < 0
 
 
 def update_gaps(gaps: Tensor, logits: Tensor) -> int:
@@ -194,8 +189,8 @@ def _constraints(rows: Tensor, problem: Problem, gaps: Tensor, k: int) -> tuple[
     """
     kept = (rows - rows[k]).norm(dim=1) > problem.same
     kept[k] = False
-    offset = torch.zeros_like(gaps) if problem.bias is None else problem.bias[k] - problem.bias
-    rho = torch.where(kept, gaps + problem.margin, problem.margin - offset)
+    bias = problem.head.bias
+    rho = torch.where(kept, gaps + problem.margin, problem.margin - (bias[k] - bias))
     rho[k] = 0
     return rho, kept
 

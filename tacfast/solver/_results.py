@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 # torch.Tensor or numpy.ndarray: results are of the kind of the latents that they were computed from.
 Array: TypeAlias = Any
+Record = TypeVar("Record", bound="Certificate | TacSolution | PerSampleSolution")
 
 
 class Status(IntEnum):
@@ -170,9 +172,9 @@ class TacSolution:
         """
         from safetensors.torch import save
 
-        tensors = {
-            name: torch.as_tensor(value).detach().cpu().contiguous() for name, value in _tensors_of(self).items()
-        }
+        outer = {name: value for name, value in vars(self).items() if isinstance(value, (Tensor, np.ndarray))}
+        inner = {f"certificate.{name}": value for name, value in vars(self.certificate).items()}
+        tensors = {name: torch.as_tensor(value).cpu().contiguous() for name, value in (outer | inner).items()}
         scalars = {"n_samples": self.n_samples, "margin": self.margin, "trim": self.trim}
         _write_atomically(Path(path), save(tensors, metadata={"tacfast.TacSolution": json.dumps(scalars)}))
 
@@ -207,11 +209,10 @@ class TacSolution:
         def move(name: str, value: Array) -> Tensor:
             return torch.as_tensor(value).to(device=device, dtype=dtype if name in cast else None)
 
-        moved = {name: move(name, value) for name, value in _tensors_of(self).items()}
-        return replace(self, **_nested(moved))
+        return _mapped(self, move)
 
     def _as_numpy(self) -> TacSolution:
-        return replace(self, **_nested({name: value.numpy() for name, value in _tensors_of(self).items()}))
+        return _mapped(self, _to_numpy)
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,28 +238,22 @@ class PerSampleSolution:
     margin: float
 
     def _as_numpy(self) -> PerSampleSolution:
-        arrays = {name: value.numpy() for name, value in _tensors_of(self).items()}
-        return replace(self, **_nested(arrays))
+        return _mapped(self, _to_numpy)
 
 
-def _tensors_of(solution: TacSolution | PerSampleSolution) -> dict[str, Any]:
-    """All arrays of a solution by name, those of the certificate as ``certificate.<name>``."""
-    arrays: dict[str, Any] = {}
-    for field in fields(solution):
-        value = getattr(solution, field.name)
+def _mapped(record: Record, convert: Callable[[str, Array], Array]) -> Record:
+    """Copy of a solution with every array, those of the certificate too, replaced by ``convert(name, array)``."""
+    values = dict(vars(record))
+    for name, value in values.items():
         if isinstance(value, Certificate):
-            arrays |= {f"certificate.{inner.name}": getattr(value, inner.name) for inner in fields(value)}
+            values[name] = _mapped(value, convert)
         elif isinstance(value, (Tensor, np.ndarray)):
-            arrays[field.name] = value
-    return arrays
+            values[name] = convert(name, value)
+    return type(record)(**values)
 
 
-def _nested(arrays: dict[str, Any]) -> dict[str, Any]:
-    """Undo `_tensors_of`: gather the ``certificate.`` entries into a `Certificate`."""
-    prefix = "certificate."
-    inner = {name[len(prefix) :]: value for name, value in arrays.items() if name.startswith(prefix)}
-    outer = {name: value for name, value in arrays.items() if not name.startswith(prefix)}
-    return outer | {"certificate": Certificate(**inner)}
+def _to_numpy(_: str, value: Tensor) -> Array:
+    return value.numpy()
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

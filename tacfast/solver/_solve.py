@@ -118,8 +118,7 @@ def solve_tac_per_sample(
     norms, status, perturbations, summary = _custom_ops.solve_samples(
         z,
         head.W,
-        head.b,
-        *_custom_ops.prepare_head(head.W, head.b),
+        _custom_ops.prepare_head(head.W, head.b),
         chosen,
         margin,
         _checks.check_tol(None, dtype),

@@ -24,12 +24,12 @@ CLASSES = torch.tensor([4, 0])
 
 OPERATORS = {
     "prepare_head": (P.W, P.b),
-    "gaps_of_latents": (START, P.latents, HEAD[0], P.b),
+    "gaps_of_latents": (START, P.latents, HEAD),
     "gaps_of_logits": (START, LOGITS),
-    "logits": (P.latents, HEAD[0], None, torch.float64),
+    "logits": (P.latents, HEAD, 6, torch.float64),
     "trimmed_gaps": (R.T.contiguous(), [LOGITS[:10], LOGITS[10:]], 0.3),
-    "solve_classes": (P.W, P.b, *HEAD, R, CLASSES, 0.1, 0.0, "auto", 1e-6, 100, 30, True),
-    "solve_samples": (P.latents, P.W, P.b, *HEAD, CLASSES, 0.0, 1e-6, 100, True, torch.float32),
+    "solve_classes": (P.W, HEAD, R, CLASSES, 0.1, 0.0, "auto", 1e-6, 100, 30, True),
+    "solve_samples": (P.latents, P.W, HEAD, CLASSES, 0.0, 1e-6, 100, True, torch.float32),
 }
 
 

@@ -89,9 +89,10 @@ def test_dense_regime(dtype, method, classes):
 def test_the_reference_agrees(classes, dim, margin):
     p = plain(7, classes, dim, 50).to(torch.float64)
     sol = tacfast.solve_tac(*p, margin=margin)
-    head = _reference.prepare_head(p.W)
-    same = 4 * torch.finfo(torch.float64).eps * float(head.longest)
-    problem = _reference.Problem(head, dim, p.b, same, sol.classes, margin, 1e-10, 4 * classes + 100)
+    head, finite = _reference.prepare_head(p.W, p.b)
+    assert finite
+    same = 4 * torch.finfo(torch.float64).eps * head.longest
+    problem = _reference.Problem(head, dim, head.longest, same, sol.classes, margin, 1e-10, 4 * classes + 100)
     raw = _reference.solve_classes(problem, sol.gaps)
     assert torch.equal(raw.status, sol.status)
     feasible = sol.status == Status.OPTIMAL

@@ -1,0 +1,60 @@
+"""A linear head as the solver wants it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def prepared_size(n_classes: int, stride: int) -> int:
+    """Entries of `Prepared.memory`."""
+    return n_classes * (2 * stride + n_classes + 2) + 1
+
+
+class Prepared:
+    """What depends on W (C, d) and b alone, in float64: parts of one flat tensor, or NumPy array, ``memory``.
+
+    It is one tensor because a solve with ten classes takes as long as the making of a few dozen.
+
+    Attributes
+    ----------
+    rows : (C, stride), W, zero-padded from d to ``stride`` columns
+    centred : (C, stride), W minus its mean row, padded
+    gram : (C, C), the Gram matrix of that
+    bias : (C,), b, or zeros
+    offset : (C,), the bias minus its mean
+    longest : the largest norm of a row of W
+    """
+
+    def __init__(self, memory: Any, n_classes: int) -> None:
+        self.memory, self.n_classes = memory, n_classes
+        self._block = (len(memory) - n_classes * (n_classes + 2) - 1) // 2  # entries of rows, or of centred
+
+    @property
+    def rows(self) -> Any:
+        return self.memory[: self._block].reshape(self.n_classes, -1)
+
+    @property
+    def centred(self) -> Any:
+        return self.memory[self._block : 2 * self._block].reshape(self.n_classes, -1)
+
+    @property
+    def gram(self) -> Any:
+        return self.memory[2 * self._block : -2 * self.n_classes - 1].reshape(self.n_classes, -1)
+
+    @property
+    def bias(self) -> Any:
+        return self.memory[-2 * self.n_classes - 1 : -self.n_classes - 1]
+
+    @property
+    def offset(self) -> Any:
+        return self.memory[-self.n_classes - 1 : -1]
+
+    @property
+    def longest(self) -> float:
+        return float(self.memory[-1])
+
+    def addresses(self) -> tuple[int, int, int, int]:
+        """Where rows, centred, gram and bias begin; of a tensor."""
+        start: int = self.memory.data_ptr()
+        gram = start + 16 * self._block
+        return start, start + 8 * self._block, gram, gram + 8 * self.n_classes**2
