@@ -101,12 +101,24 @@ def _problem(W: Tensor, head: Tensor, classes: Tensor, margin: float, tol: float
 def _solve(problem: Problem, gaps: Tensor, method: str) -> Raw:
     if backend(gaps.device) is _reference:
         return _reference.solve_classes(problem, gaps)  # one method there, to the same answer
-    guess = None
     if method == "projected-gradient":
         guess = predict_multipliers(problem.head.gram, gaps, problem.classes, problem.margin)
     elif method == "auto" and _is_dense(problem, gaps):
         guess = all_active_multipliers(problem.head.gram, gaps, problem.classes, problem.margin)
-    return _ext.solve_classes(problem, gaps, guess=guess)
+    else:
+        return _ext.solve_classes(problem, gaps)
+    return _retry_failures(problem, gaps, _ext.solve_classes(problem, gaps, guess=guess))
+
+
+def _retry_failures(problem: Problem, gaps: Tensor, raw: Raw) -> Raw:
+    """Solve again, without a guess, the classes that failed: a bad guess must not cost an answer."""
+    failed = (raw.status > Status.INFEASIBLE).nonzero()[:, 0]
+    if len(failed):
+        again = _ext.solve_classes(problem._replace(classes=problem.classes[failed]), gaps)
+        for results, better in zip(raw[:-1], again[:-1], strict=True):
+            results[failed] = better
+        raw.certificate[:, failed] = again.certificate
+    return raw
 
 
 # Below so many classes the active-set method is faster than the question whether the regime is dense.

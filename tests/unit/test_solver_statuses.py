@@ -8,6 +8,7 @@ from problems import plain
 
 import tacfast
 from tacfast import SolverError, Status
+from tacfast.solver import _ops
 
 METHODS = ("active-set", "projected-gradient", "auto")
 
@@ -80,6 +81,28 @@ def test_running_out_of_iterations(method):
     assert set(quiet.statuses) <= {Status.MAX_ITER, Status.OPTIMAL}
     optimal = quiet.status == Status.OPTIMAL
     torch.testing.assert_close(quiet.norms[optimal], tacfast.solve_tac(*p).norms[optimal])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_bad_guess_costs_no_answer(dtype, monkeypatch):
+    """Of many constraints that are not active, each of which takes an iteration to let go of."""
+
+    def guess(gram, gaps, classes, margin):
+        return torch.ones(len(classes), len(gram), dtype=torch.float64).scatter(1, classes[:, None], 0.0)
+
+    monkeypatch.setattr(_ops, "predict_multipliers", guess)
+    p = plain(0, classes=24, dim=29, n=60).to(dtype)
+    plainly, guessed = (
+        tacfast.solve_tac(*p, method=method, max_iter=14, raise_on_failure=False)
+        for method in ("active-set", "projected-gradient")
+    )
+    assert set(plainly.statuses) == {Status.OPTIMAL}
+    assert torch.equal(guessed.status, plainly.status)
+    for name in ("norms", "perturbations", "duals"):
+        torch.testing.assert_close(getattr(guessed, name), getattr(plainly, name))
+    for name in ("primal", "dual", "stationarity", "gap"):
+        assert (getattr(guessed.certificate, name) <= 1e-6).all()
+    torch.testing.assert_close(guessed.certificate.lower, plainly.certificate.lower)
 
 
 def test_a_tolerance_out_of_reach():
