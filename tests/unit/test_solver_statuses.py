@@ -91,9 +91,9 @@ def test_a_bad_guess_costs_no_answer(dtype, monkeypatch):
         return torch.ones(len(classes), len(gram), dtype=torch.float64).scatter(1, classes[:, None], 0.0)
 
     monkeypatch.setattr(_ops, "predict_multipliers", guess)
-    p = plain(0, classes=24, dim=29, n=60).to(dtype)
+    p = plain(0, classes=24, dim=12, n=60).to(dtype)
     plainly, guessed = (
-        tacfast.solve_tac(*p, method=method, max_iter=14, raise_on_failure=False)
+        tacfast.solve_tac(*p, method=method, max_iter=12, raise_on_failure=False)
         for method in ("active-set", "projected-gradient")
     )
     assert set(plainly.statuses) == {Status.OPTIMAL}
