@@ -6,13 +6,14 @@ import math
 import numbers
 import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ._results import Array
+# torch.Tensor or numpy.ndarray: results are of the kind of the latents that they were computed from.
+Array: TypeAlias = Any
 
 METHODS = ("auto", "active-set", "projected-gradient")
 
@@ -177,7 +178,7 @@ def check_class_values(classes: Tensor, n_classes: int) -> None:
 def check_margin(margin: float) -> float:
     """Check a margin: finite and at least 0."""
     expected = "margin: expected a finite number >= 0"
-    _check_number(margin, expected)
+    check_number(margin, expected)
     if not 0 <= margin < math.inf:
         raise ValueError(f"{expected}, got {margin!r}")
     return float(margin)
@@ -186,15 +187,10 @@ def check_margin(margin: float) -> float:
 def check_trim(trim: float) -> float:
     """Check a trimmed share: in [0, 1)."""
     expected = "trim: expected a share in [0, 1)"
-    _check_number(trim, expected)
+    check_number(trim, expected)
     if not 0 <= trim < 1:
         raise ValueError(f"{expected}, got {trim!r}")
     return float(trim)
-
-
-def _check_number(value: Any, expected: str) -> None:
-    if not isinstance(value, numbers.Real):
-        raise TypeError(f"{expected}, got {value!r}")
 
 
 def check_method(method: str) -> str:
@@ -209,7 +205,7 @@ def check_tol(tol: float | None, dtype: torch.dtype) -> float:
     if tol is None:
         return 1e-10 if dtype == torch.float64 else 1e-6
     expected = "tol: expected a finite number > 0"
-    _check_number(tol, expected)
+    check_number(tol, expected)
     if not 0 < tol < math.inf:
         raise ValueError(f"{expected}, got {tol!r}")
     return float(tol)
@@ -218,6 +214,12 @@ def check_tol(tol: float | None, dtype: torch.dtype) -> float:
 def check_max_iter(max_iter: int | None, n_classes: int) -> int:
     """Check an iteration limit per class; None means 4 C + 100."""
     return 4 * n_classes + 100 if max_iter is None else check_integer("max_iter", max_iter, 1, 2**31 - 1)
+
+
+def check_number(value: Any, expected: str) -> None:
+    """Check the type of a number; ``expected`` begins the message."""
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{expected}, got {value!r}")
 
 
 def check_integer(name: str, value: Any, least: int, most: int = 2**63 - 1) -> int:

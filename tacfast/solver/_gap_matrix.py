@@ -12,9 +12,10 @@ import torch.distributed
 from torch import Tensor
 
 from . import _checks, _custom_ops
+from ._checks import Array
 from ._ops import dress
 from ._reference import Raw
-from ._results import Array, SolverError, TacSolution
+from ._results import SolverError, TacSolution
 from ._state import State, check_state
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# torch.Tensor or numpy.ndarray: results are of the kind of the latents that they were computed from.
-Array: TypeAlias = Any
+from ._checks import Array, Head, check_finite, check_head, check_latents, check_number
+
 Record = TypeVar("Record", bound="Certificate | TacSolution | PerSampleSolution")
 
 
@@ -145,11 +145,15 @@ class TacSolution:
         Returns
         -------
         (K,) of the dtype of the perturbations, in [0, 1]; NaN for an infeasible class.
-        """
-        from ._checks import check_head, check_latents
 
-        head = check_head(W, b)
-        z = check_latents(latents, head.W)
+        Raises
+        ------
+        TypeError, ValueError
+            If the latents, W or b do not match one another or the solution, or hold a NaN or an infinity.
+        """
+        head, z = self._checked(latents, W, b)
+        check_number(scale, "scale: expected a number")
+        check_number(0 if tie_tol is None else tie_tol, "tie_tol: expected a number")
         s = torch.as_tensor(self.perturbations).to(head.W.device)
         tol = 16 * torch.finfo(s.dtype).eps if tie_tol is None else tie_tol
         shares = torch.zeros(len(s), dtype=torch.float64, device=s.device)
@@ -165,10 +169,26 @@ class TacSolution:
         shares = torch.where(shift.isnan().any(1), torch.nan, shares / len(z)).to(s.dtype)
         return shares.numpy() if isinstance(self.norms, np.ndarray) else shares
 
+    def _checked(self, latents: Array, W: Array, b: Array | None) -> tuple[Head, Tensor]:
+        head = check_head(W, b)
+        shape = (self.gaps.shape[0], self.perturbations.shape[1])
+        if tuple(head.W.shape) != shape:
+            raise ValueError(f"W: expected shape {shape} to match the solution, got {tuple(head.W.shape)}")
+        z = check_latents(latents, head.W)
+        for name, value in (("W", head.W), ("b", head.b), ("latents", z)):
+            if value is not None:
+                check_finite(name, value)
+        return head, z
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the solution to a safetensors file (extra ``io``), atomically.
 
         The file is written beside ``path`` under a temporary name and renamed.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder of ``path`` does not exist.
         """
         from safetensors.torch import save
 
@@ -257,11 +277,12 @@ def _to_numpy(_: str, value: Tensor) -> Array:
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path: expected a file in an existing folder, got {path}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        Path(temporary).replace(path)
+        temporary.write_bytes(content)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from . import _checks, _custom_ops
+from ._checks import Array
 from ._gap_matrix import GapMatrix
-from ._results import Array, Certificate, PerSampleSolution, TacSolution
+from ._results import Certificate, PerSampleSolution, TacSolution
 
 
 def solve_tac(
@@ -109,6 +110,7 @@ def solve_tac_per_sample(
     head = _checks.check_head(W, b)
     z = _checks.check_latents(latents, head.W)
     margin = _checks.check_margin(margin)
+    max_bytes = _checks.check_integer("max_bytes", max_bytes, 0)
     chosen = _checks.check_classes(classes, len(head.W), z.device)
     dtype = _checks.result_dtype(head.W, head.b, z)
     width = dtype.itemsize * (1 + (z.shape[1] if return_perturbations else 0)) + 1

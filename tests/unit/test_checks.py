@@ -51,6 +51,21 @@ ARGUMENTS = {
     "bool classes": ({"classes": [True, False]}, TypeError, r"classes: expected a 1-D sequence of integers"),
     "scalar class": ({"classes": 3}, TypeError, r"classes: expected a 1-D sequence of integers, got 3"),
     "2-D classes": ({"classes": [[1]]}, TypeError, r"classes: expected a 1-D sequence of integers, got \[\[1\]\]"),
+    "classes as a set": ({"classes": {1, 2}}, TypeError, r"classes: expected a 1-D sequence of integers, got \{1, 2\}"),
+    "classes as a dict": ({"classes": {}}, TypeError, r"classes: expected a 1-D sequence of integers, got \{\}"),
+    "classes as an iterator": ({"classes": iter([1])}, TypeError, r"classes: expected a 1-D sequence of integers, got <list_iterator"),
+    "classes as a word": ({"classes": "a"}, TypeError, r"classes: expected a 1-D sequence of integers, got 'a'"),
+    "no class": ({"classes": [None]}, TypeError, r"classes: expected a 1-D sequence of integers, got \[None\]"),
+    "huge class": ({"classes": [2**70]}, TypeError, r"classes: expected a 1-D sequence of integers, got \[1180591620717411303424\]"),
+    "ragged classes": ({"classes": [[1], [1, 2]]}, TypeError, r"classes: expected a 1-D sequence of integers, got \[\[1\], \[1, 2\]\]"),
+    "empty float classes": ({"classes": np.array([])}, TypeError, r"classes: expected a 1-D sequence of integers, got array\(\[\]"),
+    "empty float tensor": ({"classes": torch.tensor([])}, TypeError, r"classes: expected a 1-D sequence of integers, got tensor\(\[\]\)"),
+    "masked classes": ({"classes": np.ma.array([1, 2])}, TypeError, r"classes: expected a 1-D sequence of integers, got masked_array"),
+    "masked latents": ({"latents": np.ma.array(P.latents.numpy())}, TypeError, r"latents: expected an array without a mask, got MaskedArray"),
+    "nested latents": ({"latents": torch.nested.nested_tensor([P.latents], layout=torch.jagged)}, TypeError, r"latents: expected a dense tensor, got nested layout torch.jagged"),
+    "margin in words": ({"margin": "a"}, TypeError, r"margin: expected a finite number >= 0, got 'a'"),
+    "no margin": ({"margin": None}, TypeError, r"margin: expected a finite number >= 0, got None"),
+    "NaN margin": ({"margin": NAN}, ValueError, r"margin: expected a finite number >= 0, got nan"),
     "negative margin": ({"margin": -0.5}, ValueError, r"margin: expected a finite number >= 0, got -0.5"),
     "infinite margin": ({"margin": INF}, ValueError, r"margin: expected a finite number >= 0, got inf"),
 }  # fmt: skip
@@ -58,6 +73,10 @@ ONLY_SOLVE = {
     "NaN trim": ({"trim": NAN}, ValueError, r"trim: expected a share in \[0, 1\), got nan"),
     "whole trim": ({"trim": 1.0}, ValueError, r"trim: expected a share in \[0, 1\), got 1.0"),
     "negative trim": ({"trim": -0.1}, ValueError, r"trim: expected a share in \[0, 1\), got -0.1"),
+    "no trim": ({"trim": None}, TypeError, r"trim: expected a share in \[0, 1\), got None"),
+    "tol in words": ({"tol": "a"}, TypeError, r"tol: expected a finite number > 0, got 'a'"),
+    "infinite tol": ({"tol": INF}, ValueError, r"tol: expected a finite number > 0, got inf"),
+    "max_iter beyond the machine": ({"max_iter": 2**31}, ValueError, r"max_iter: expected an integer <= 2147483647, got 2147483648"),
     "method": ({"method": "simplex"}, ValueError, r"method: expected one of auto, active-set, projected-gradient, got 'simplex'"),
     "zero tol": ({"tol": 0.0}, ValueError, r"tol: expected a finite number > 0, got 0.0"),
     "NaN tol": ({"tol": NAN}, ValueError, r"tol: expected a finite number > 0, got nan"),
@@ -73,6 +92,18 @@ def test_arguments(function, case):
     changed, kind, message = ARGUMENTS[case]
     with pytest.raises(kind, match=message):
         function(**(P._asdict() | changed))
+
+
+@pytest.mark.parametrize("max_bytes", ["a", None, 1e9])
+def test_max_bytes(max_bytes):
+    with pytest.raises(TypeError, match=rf"max_bytes: expected an integer >= 0, got {max_bytes!r}"):
+        tacfast.solve_tac_per_sample(*P, max_bytes=max_bytes)
+
+
+def test_numbers_of_any_kind():
+    few = {"classes": np.array([3, 1], np.uint64), "margin": np.float32(0.5), "trim": 0, "max_iter": np.int64(100)}
+    plain = {"classes": [3, 1], "margin": 0.5, "trim": 0.0, "max_iter": 100}
+    assert torch.equal(tacfast.solve_tac(*P, **few).perturbations, tacfast.solve_tac(*P, **plain).perturbations)
 
 
 @pytest.mark.parametrize("case", ONLY_SOLVE)
@@ -98,6 +129,11 @@ MATRIX = {
     "trim without logits": (lambda: GapMatrix(P.W).update(P.latents).solve(trim=0.1), ValueError, r"trim: expected keep_logits=True for trim > 0, got keep_logits=False, trim=0.1"),
     "merge of another head": (lambda: GapMatrix(P.W).merge(GapMatrix(P.W, P.b)), ValueError, r"other: expected a gap matrix of the same W and b, got one of another head"),
     "merge of another kind": (lambda: GapMatrix(P.W).merge(GapMatrix(P.W, keep_logits=True)), ValueError, r"other: expected the same keep_logits as self, got another"),
+    "merge of a number": (lambda: GapMatrix(P.W).merge(3), TypeError, r"other: expected a GapMatrix, got int"),
+    "merge of itself": (lambda: (m := GapMatrix(P.W)).merge(m), ValueError, r"other: expected another gap matrix, got the same one"),
+    "n_samples in words": (lambda: GapMatrix.from_gaps(P.W, None, R, n_samples="abc"), TypeError, r"n_samples: expected an integer >= 0, got 'abc'"),
+    "negative n_samples": (lambda: GapMatrix.from_gaps(P.W, None, R, n_samples=-1), ValueError, r"n_samples: expected an integer >= 0, got -1"),
+    "no state": (lambda: GapMatrix(P.W).load_state_dict(None), TypeError, r"state: expected what GapMatrix.state_dict gave, got NoneType"),
     "state of another head": (lambda: GapMatrix(P.W).load_state_dict(GapMatrix(P.W, P.b).state_dict()), ValueError, r"state: expected a gap matrix of the same W and b, got one of another head"),
     "incomplete state": (lambda: GapMatrix(P.W).load_state_dict({"gaps": R}), ValueError, r"state: expected the fields of GapMatrix.state_dict, got none named \['fingerprint', 'logits', 'n_own', 'n_samples', 'numpy'\]"),
 }  # fmt: skip
@@ -108,6 +144,25 @@ def test_gap_matrix(case):
     call, kind, message = MATRIX[case]
     with pytest.raises(kind, match=message):
         call()
+
+
+SOLUTION = tacfast.solve_tac(*P)
+FLIPPED = {
+    "fewer classes": ({"W": P.W[:3], "b": None}, ValueError, r"W: expected shape \(5, 8\) to match the solution, got \(3, 8\)"),
+    "another d": ({"latents": P.latents[:, :4], "W": P.W[:, :4]}, ValueError, r"W: expected shape \(5, 8\) to match the solution, got \(5, 4\)"),
+    "NaN latents": ({"latents": put(P.latents, (2, 1), NAN)}, ValueError, r"latents: expected finite values, got nan at index \(2, 1\)"),
+    "inf in W": ({"W": put(P.W, (2, 1), INF)}, ValueError, r"W: expected finite values, got inf at index \(2, 1\)"),
+    "NaN b": ({"b": put(P.b, 2, NAN)}, ValueError, r"b: expected finite values, got nan at index 2"),
+    "scale": ({"scale": "a"}, TypeError, r"scale: expected a number, got 'a'"),
+    "tie_tol": ({"tie_tol": "a"}, TypeError, r"tie_tol: expected a number, got 'a'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FLIPPED)
+def test_flipped(case):
+    changed, kind, message = FLIPPED[case]
+    with pytest.raises(kind, match=message):
+        SOLUTION.flipped(**(P._asdict() | changed))
 
 
 @pytest.mark.parametrize("row", [0, 1500, 2999])

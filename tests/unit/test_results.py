@@ -120,6 +120,26 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_saved_file_is_as_readable_as_any_other(tmp_path):
+    _, sol = solution()
+    sol.save(tmp_path / "a")
+    (tmp_path / "b").touch()
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    _, sol = solution()
+    with pytest.raises(FileNotFoundError, match=rf"path: expected a file in an existing folder, got {tmp_path}/no/a"):
+        sol.save(tmp_path / "no" / "a")
+
+
+def test_the_number_of_samples_may_be_of_numpy(tmp_path):
+    p, sol = solution()
+    known = tacfast.GapMatrix.from_gaps(p.W, p.b, sol.gaps, n_samples=np.int64(30)).solve()
+    known.save(tmp_path / "a")
+    assert TacSolution.load(tmp_path / "a").n_samples == 30
+
+
 def test_errors_survive_pickling():
     """As they must to come back from another process."""
     p = plain(0, classes=6).to(torch.float32)

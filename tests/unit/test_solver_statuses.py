@@ -127,7 +127,15 @@ def test_gaps_that_overflow_with_the_margin_are_invalid_input():
     assert isinstance(error.value.solution.norms, np.ndarray)  # of the kind of R, as if returned
 
 
-@pytest.mark.parametrize("classes", [[3], [4, 0], range(2), np.array([2, 1], np.uint8), torch.tensor([1, 3])])
+READ_ONLY = np.array([2, 0])
+READ_ONLY.flags.writeable = False
+CLASSES = [
+    [3], (4, 0), range(2), [np.int64(2), 4], READ_ONLY, torch.tensor([1, 3]), torch.tensor([1, 3], dtype=torch.uint16),
+    np.array([2, 1], np.uint8), np.array([4, 2], np.uint16), np.arange(5)[::-1],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("classes", CLASSES, ids=repr)
 def test_a_selection_of_classes(classes):
     p = plain(4, classes=5)
     everything, some = tacfast.solve_tac(*p), tacfast.solve_tac(*p, classes=classes)
