@@ -14,6 +14,18 @@ class HeadError(ValueError):
     """The model has no linear head, or the layer that looks like one does not produce the model's output."""
 
 
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module in evaluation mode, and each back as it was on leaving, also after an exception."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 @dataclass(frozen=True, eq=False)
 class Head:
     """The last linear layer of a classifier f(x) = W φ(x) + b.
@@ -27,15 +39,21 @@ class Head:
     name: str
     module: nn.Linear
 
+    # A parametrised layer computes its weight whenever it is read, and in training mode that can change the layer
+    # (spectral_norm takes a step of its power iteration): so both are read as they are in evaluation mode.
+
     @property
     def weight(self) -> Tensor:
-        """W of shape (C, d), detached, sharing memory with the model."""
-        return self.module.weight.detach()
+        """W of shape (C, d), detached; shares memory with the model unless the layer computes it."""
+        with evaluation_mode(self.module), torch.no_grad():
+            return self.module.weight.detach()
 
     @property
     def bias(self) -> Tensor | None:
-        """Bias b of shape (C,), detached, sharing memory with the model; None for a head without one."""
-        return None if self.module.bias is None else self.module.bias.detach()
+        """Bias b of shape (C,), detached, as of ``weight``; None for a head without one."""
+        with evaluation_mode(self.module), torch.no_grad():
+            bias: Tensor | None = self.module.bias  # the stubs of torch forget that it may be None
+            return None if bias is None else bias.detach()
 
     @property
     def num_classes(self) -> int:
@@ -45,19 +63,7 @@ class Head:
     @property
     def device(self) -> torch.device:
         """The device of the weights, where inputs are sent."""
-        return self.module.weight.device
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode, and each back as it was on leaving, also after an exception."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+        return next(self.module.parameters()).device
 
 
 @contextmanager
@@ -110,23 +116,45 @@ def find_head(model: nn.Module, batch: Tensor, *, name: str | None = None) -> He
     HeadError
         If the model has no linear layer, ``name`` is not a linear layer of it, or logits != head(latents);
         the message says what differs.
-    TypeError
-        If ``model`` is no module or ``batch`` no tensor.
+    TypeError, ValueError
+        If ``model`` is no module, ``batch`` no tensor, or latents or logits are not finite.
     """
+    return find_head_on(model, batch, name, source="batch")
+
+
+def find_head_on(model: nn.Module, batch: Tensor, name: str | None, *, source: str) -> Head:
+    """`find_head`, with errors that name the ``source`` of the batch."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(batch, Tensor):
-        raise TypeError(f"batch: expected a torch.Tensor of inputs (n, ...), got {type(batch).__name__}")
+        raise TypeError(f"{source}: expected a torch.Tensor of inputs (n, ...), got {type(batch).__name__}")
     if batch.ndim == 0 or len(batch) == 0:
-        raise ValueError(f"batch: expected at least one input, got shape {tuple(batch.shape)}")
+        raise ValueError(f"{source}: expected at least one input, got shape {tuple(batch.shape)}")
     candidates = _candidates(model, name)
     with latest_call(candidates) as calls, evaluation_mode(model), torch.no_grad():
         output = model(batch.to(candidates[-1].device))
     if not calls:
         raise HeadError(f"model: none of its linear layers ran on the batch ({type(model).__name__})")
     head, latents, logits = calls[0]
-    _check_output(head, latents, logits, output, len(batch))
+    if latents.ndim != 2 or len(latents) != len(batch):
+        raise HeadError(
+            f"head {head.name!r}: expected latents of shape ({len(batch)}, d), one row per input, "
+            f"got {tuple(latents.shape)}"
+        )
+    check_finite(latents, logits, source)
+    _check_affine(head, latents, logits)
+    _check_output(head, logits, output)
     return head
+
+
+def check_finite(latents: Tensor, logits: Tensor, source: str) -> None:
+    """Raise, naming the ``source`` of the batch, unless latents (n, d) and logits (n, C) are finite."""
+    rows = latents.isfinite().all(1) & logits.isfinite().all(1)
+    if not bool(rows.all()):
+        raise ValueError(
+            f"{source}: expected inputs with finite latents and logits, "
+            f"got a NaN or an infinity for input {int(rows.int().argmin())}"
+        )
 
 
 def _candidates(model: nn.Module, name: str | None) -> list[Head]:
@@ -135,35 +163,58 @@ def _candidates(model: nn.Module, name: str | None) -> list[Head]:
         if not linear:
             raise HeadError(f"model: expected a linear layer to be the head, but {type(model).__name__} has none")
         return list(linear.values())
-    if name in linear:
-        return [linear[name]]
-    modules = dict(model.named_modules())
-    found = f"a {type(modules[name]).__name__}" if name in modules else "no such layer"
+    layer = submodule(model, name)
+    if isinstance(layer, nn.Linear):
+        return [Head(name, layer)]
+    found = "no such layer" if layer is None else f"a {type(layer).__name__}"
     known = ", ".join(linear) or "none"
     raise HeadError(f"name: expected a linear layer of the model ({known}), got {name!r}: {found}")
 
 
-def _check_output(head: Head, latents: Tensor, logits: Tensor, output: object, n: int) -> None:
-    """Raise, saying what differs, unless output == head(latents) with one latent per input."""
+def submodule(model: nn.Module, name: str) -> nn.Module | None:
+    """Layer of that name, which may be the second name of a tied one; None if there is none."""
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def _check_affine(head: Head, latents: Tensor, logits: Tensor) -> None:
+    """Raise unless logits = W latents + b, to the rounding of the dtype of the logits."""
+    weight, bias = head.weight, head.bias
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    eps = torch.finfo(logits.dtype).eps
+    latents, weight, bias = latents.to(wide), weight.to(wide), None if bias is None else bias.to(wide)
+    affine = nn.functional.linear(latents, weight, bias)
+    summands = nn.functional.linear(latents.abs(), weight.abs(), None if bias is None else bias.abs())
+    if not bool(((logits - affine).abs() <= 4 * eps * summands).all()):
+        raise HeadError(
+            f"head {head.name!r}: its output is not weight @ latents + bias: is it a modified or quantised layer?"
+        )
+
+
+def _check_output(head: Head, logits: Tensor, output: object) -> None:
+    """Raise, saying what differs, unless the output of the model is that of the head, perhaps cast."""
     where = f"head {head.name!r}"
     if not isinstance(output, Tensor):
         raise HeadError(f"model: expected one tensor of logits (n, C) as its output, got {type(output).__name__}")
-    if latents.ndim != 2 or len(latents) != n:
-        raise HeadError(f"{where}: expected latents of shape ({n}, d), one row per input, got {tuple(latents.shape)}")
-    if output.shape != logits.shape:
+    if output.shape != logits.shape or not output.is_floating_point():
         raise HeadError(
-            f"{where}: expected the model's output to be the layer's output of shape {tuple(logits.shape)}, "
-            f"got {tuple(output.shape)}; give the name of the head if it is another layer"
+            f"{where}: expected the model's output to be the layer's output, {logits.dtype} of shape "
+            f"{tuple(logits.shape)}, got {output.dtype} of shape {tuple(output.shape)}; "
+            "give the name of the head if it is another layer"
         )
-    affine = nn.functional.linear(latents, head.weight, head.bias)
-    # Two matrix products of the same operands: only the rounding of the dtype may separate them.
-    tolerance = 64 * torch.finfo(affine.dtype).eps * max(float(affine.abs().max()), 1.0)
-    if not float((logits - affine).abs().max()) <= tolerance:
-        raise HeadError(f"{where}: its output is not weight @ latents + bias: is it a modified or quantised layer?")
-    difference = float((output - affine).abs().max())
-    if difference <= tolerance:
+    eps = max(torch.finfo(tensor.dtype).eps for tensor in (output, logits))
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    output, logits = output.to(wide), logits.to(wide)
+    difference = float((output - logits).abs().max())
+    if difference <= 4 * eps * float(logits.abs().max()):
         return
-    if torch.allclose(output, affine.softmax(1), atol=1e-4) or torch.allclose(output, affine.log_softmax(1), atol=1e-4):
+
+    def answers(expected: Tensor) -> bool:
+        return torch.allclose(output, expected, rtol=4 * eps, atol=max(4 * eps, 1e-4))
+
+    if answers(logits.softmax(1)) or answers(logits.log_softmax(1)):
         cause = "the model ends in a softmax: remove it, logits are needed"
     else:
         cause = "something changes the logits after this layer"

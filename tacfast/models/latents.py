@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .head import Head, HeadError, evaluation_mode, find_head, latest_call
+from .head import Head, HeadError, check_finite, evaluation_mode, find_head_on, latest_call
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,12 +82,12 @@ def latent_batches(model: nn.Module, loader: Iterable[Any], head: Head) -> Itera
     """Open an iterator of `LatentBatch`, with the model in evaluation mode and without gradients.
 
     On leaving the context, training modes and hooks are what they were, also after an exception. Labels are
-    on the device of the model.
+    on the device of the model. The first batch is number 0 in the message of an error.
     """
     with latest_call([head]) as calls, evaluation_mode(model):
 
         def batches() -> Iterator[LatentBatch]:
-            for batch in loader:
+            for number, batch in enumerate(loader):
                 inputs, labels = split_batch(batch, head.num_classes)
                 calls.clear()
                 with torch.no_grad():
@@ -95,6 +95,7 @@ def latent_batches(model: nn.Module, loader: Iterable[Any], head: Head) -> Itera
                 if not calls:
                     raise HeadError(f"head {head.name!r}: expected it to run when the model does, but it did not")
                 _, latents, logits = calls[0]
+                check_finite(latents, logits, f"loader, batch {number}")
                 yield LatentBatch(latents, logits, None if labels is None else labels.to(head.device))
 
         yield batches()
@@ -121,7 +122,8 @@ def extract_latents(model: nn.Module, loader: Iterable[Any], head: Head | str | 
     HeadError
         See `find_head`.
     TypeError, ValueError
-        If the loader yields nothing or something else than described, or a label is not a class of the head.
+        If the loader yields nothing or something else than described, a label is not a class of the head, or
+        latents or logits are not finite.
     """
     found, loader = resolve_head(model, loader, head)
     collected: list[LatentBatch] = []
@@ -156,5 +158,5 @@ def resolve_head(model: nn.Module, loader: Iterable[Any], head: Head | str | Non
         first = next(iterator)
     except StopIteration:
         raise ValueError("loader: expected at least one batch, got none") from None
-    found = find_head(model, split_batch(first)[0], name=head)
+    found = find_head_on(model, split_batch(first)[0], head, source="loader, batch 0")
     return found, chain([first], iterator) if iterator is loader else loader

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tacfast import extract_latents, find_head, scan
+from tacfast import extract_latents, find_head, scan, solve_tac
 from tacfast.models import HeadError, latent_batches
 from tacfast.models.architectures import SmallPreActResNet
 from tacfast.models.latents import split_batch
@@ -50,20 +50,41 @@ def test_finds_the_last_layer_that_runs_not_the_last_that_is_registered():
     assert not head.weight.requires_grad
 
 
+def tiny_vit(models):
+    return models.VisionTransformer(32, 8, 1, 2, 16, 32, num_classes=7)
+
+
+def tiny_convnext(models):
+    convnext = models.convnext
+    stages = [convnext.CNBlockConfig(8, 16, 1), convnext.CNBlockConfig(16, None, 1)]
+    return models.ConvNeXt(stages, num_classes=7)
+
+
+def tiny_densenet(models):
+    return models.DenseNet(8, (1, 1), 8, num_classes=7)
+
+
 @pytest.mark.parametrize(
-    ("build", "name"),
+    ("library", "build", "name"),
     [
-        (lambda: __import__("torchvision").models.resnet18(num_classes=7), "fc"),
-        (lambda: __import__("torchvision").models.mobilenet_v3_small(num_classes=7), "classifier.3"),
-        (lambda: __import__("timm").create_model("vit_tiny_patch16_224", img_size=32, num_classes=7), "head"),
-        (lambda: nn.DataParallel(SmallPreActResNet(7, 3)), "module.linear"),
+        ("torchvision.models", lambda models: models.resnet18(num_classes=7), "fc"),
+        ("torchvision.models", lambda models: models.vgg11_bn(num_classes=7, init_weights=False), "classifier.6"),
+        ("torchvision.models", tiny_convnext, "classifier.2"),
+        ("torchvision.models", lambda models: models.efficientnet_b0(num_classes=7), "classifier.1"),
+        ("torchvision.models", lambda models: models.mobilenet_v2(num_classes=7), "classifier.1"),
+        ("torchvision.models", lambda models: models.mobilenet_v3_small(num_classes=7), "classifier.3"),
+        ("torchvision.models", tiny_vit, "heads.head"),
+        ("torchvision.models", tiny_densenet, "classifier"),
+        (
+            "timm",
+            lambda timm: timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=7),
+            "head",
+        ),
+        ("torch.nn", lambda nn: nn.DataParallel(SmallPreActResNet(7, 3)), "module.linear"),
     ],
 )
-def test_finds_the_head_of_known_architectures(build, name):
-    try:
-        model = build()
-    except ImportError as error:
-        pytest.skip(str(error))
+def test_finds_the_head_of_known_architectures(library, build, name):
+    model = build(pytest.importorskip(library))
     images = torch.randn(2, 3, 32, 32)
     head = find_head(model, images)
     assert head.name == name
@@ -90,7 +111,8 @@ def test_a_name_can_be_given_and_is_checked():
         (nn.Softmax(1), "ends in a softmax"),
         (nn.LogSoftmax(1), "ends in a softmax"),
         (nn.Tanh(), "something changes the logits"),
-        (lambda logits: logits[:, :3], r"output of shape \(3, 4\), got \(3, 3\)"),
+        (lambda logits: logits[:, :3], r"of shape \(3, 4\), got torch.float32 of shape \(3, 3\)"),
+        (lambda logits: logits.round().int(), r"got torch.int32 of shape \(3, 4\)"),
         (lambda logits: {"logits": logits}, "one tensor of logits .* got dict"),
     ],
 )
@@ -99,13 +121,75 @@ def test_says_what_differs(after, message):
         find_head(Wrapped(after), torch.randn(3, 6))
 
 
-def test_a_modified_linear_layer_is_noticed():
-    class Doubled(nn.Linear):
+HALVES = [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("after", [nn.Softmax(1), nn.LogSoftmax(1)])
+def test_half_precision_hides_no_softmax(dtype, after):
+    with pytest.raises(HeadError, match="ends in a softmax"):
+        find_head(Wrapped(after).to(dtype), torch.randn(3, 6, dtype=dtype))
+
+
+class Autocast(nn.Module):
+    """Runs a model in mixed precision, as some models do by themselves; its output may be cast back."""
+
+    def __init__(self, model, cast=torch.Tensor.float):
+        super().__init__()
+        self.model = model
+        self.cast = cast
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.cast(self.model(x))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_half_and_mixed_precision_are_accepted(dtype):
+    torch.manual_seed(0)
+    inputs = torch.randn(200, 6)
+    assert find_head(Wrapped(nn.Identity()).to(dtype), inputs.to(dtype)).name == "head"
+    assert find_head(Wrapped(lambda logits: logits.float()).to(dtype), inputs.to(dtype)).name == "head"
+    for model in (Autocast(mlp()), Autocast(mlp(), cast=nn.Identity())):
+        assert find_head(model, inputs).name == "model.4"
+        assert scan(model, [inputs]).solution.norms.isfinite().all()
+    with pytest.raises(HeadError, match="something changes the logits"):
+        find_head(Autocast(mlp(), cast=lambda logits: 1.1 * logits), inputs)
+
+
+def test_a_second_name_of_a_tied_layer_is_a_name():
+    model = Wrapped(nn.Identity())
+    model.alias = model.head
+    assert find_head(model, torch.randn(3, 6)).name == "head"
+    assert find_head(model, torch.randn(3, 6), name="alias").name == "alias"
+
+
+def test_a_parametrised_head_is_not_changed_by_looking():
+    model = mlp()
+    torch.nn.utils.parametrizations.spectral_norm(model[4])
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    head = find_head(model, torch.randn(9, 6))
+    report = scan(model, batches((60,)), head=head)
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    inputs = batches((60,))[0][0]
+    model.eval()
+    with torch.no_grad():
+        latents, weight = model[:4](inputs), model[4].weight
+        solution = solve_tac(latents, weight, model[4].bias, trim=0.5)
+    assert torch.equal(head.weight, weight)
+    assert torch.allclose(report.solution.norms, solution.norms, rtol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [2, 1 + 1e-5])
+def test_a_modified_linear_layer_is_noticed(factor):
+    class Modified(nn.Linear):
         def forward(self, x):
-            return 2 * super().forward(x)
+            return factor * super().forward(x)
 
     with pytest.raises(HeadError, match="not weight @ latents"):
-        find_head(nn.Sequential(Doubled(6, 4)), torch.randn(3, 6))
+        find_head(nn.Sequential(Modified(6, 4)), torch.randn(3, 6))
 
 
 def test_latents_must_be_one_row_per_input():
@@ -120,6 +204,7 @@ def test_latents_must_be_one_row_per_input():
         ("model", torch.randn(2, 6), TypeError, "model: expected a torch.nn.Module, got str"),
         (nn.Linear(6, 4), [1.0], TypeError, "batch: expected a torch.Tensor"),
         (nn.Linear(6, 4), torch.randn(0, 6), ValueError, "at least one input"),
+        (nn.Linear(6, 4), torch.tensor([[0.0], [torch.nan]]).repeat(1, 6), ValueError, "batch: .* for input 1"),
     ],
 )
 def test_bad_input_to_find_head(model, batch, error, message):
@@ -160,7 +245,7 @@ def test_modes_hooks_and_gradients_are_restored():
     model[1].eval()
     before = state(model)
     extract_latents(model, batches())
-    scan(mlp(), batches((60,)))
+    scan(model, batches((60,)))
     assert state(model) == before
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.is_grad_enabled()
@@ -212,6 +297,8 @@ def test_a_head_found_before_or_named_is_used():
         ([(torch.randn(2, 6), [0, 1])], TypeError, r"got \(Tensor, list\)"),
         ([(torch.randn(2, 6), torch.zeros(2).long(), 0)], TypeError, "inputs, labels"),
         ([torch.randn(0, 6)], ValueError, "at least one input"),
+        ([torch.full((2, 6), torch.nan)], ValueError, "loader, batch 0: .* a NaN or an infinity for input 0"),
+        ([torch.zeros(2, 6), torch.full((1, 6), torch.inf)], ValueError, "loader, batch 1: .* for input 0"),
         ([(torch.randn(2, 6), torch.tensor([0, 4]))], ValueError, "labels 0 to 3, the classes of the head, got 4"),
         ([(torch.randn(2, 6), torch.tensor([-1, 1]))], ValueError, "got -1"),
         ([(torch.randn(2, 6), torch.rand(2))], ValueError, "integer label .* got torch.float32"),
