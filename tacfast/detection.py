@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,9 +24,12 @@ MAX_RATIO = 0.86
 # 1 / Φ⁻¹(3/4): makes the median absolute deviation an estimate of a normal's standard deviation.
 MAD_SCALE = 1.4826
 
-# Below these the spread of the norms cannot be told from chance.
+# Below these the spread of the norms cannot be told from chance; where samples of some classes are missing, the norms
+# tell which classes the samples are of rather than which class is easy to reach.
 MIN_CLASSES = 5
 MIN_SAMPLES_PER_CLASS = 10
+# More classes than this are counted, not named.
+MAX_NAMED = 10
 # A median absolute deviation below this share of the median is rounding, not spread.
 MIN_RELATIVE_MAD = 1e-6
 
@@ -56,7 +59,7 @@ class Verdict:
     reasons: tuple[str, ...]
 
 
-def detect(solution: TacSolution) -> Verdict:
+def detect(solution: TacSolution, samples_per_class: Sequence[int] | Tensor | None = None) -> Verdict:
     """Judge a solution by whether the norm of one class is far below the others.
 
     A backdoor is a short cut to its target class, so the shift that sends every clean latent there is small
@@ -70,17 +73,20 @@ def detect(solution: TacSolution) -> Verdict:
     ----------
     solution : norms (K,) of K of the C classes, solved with ``trim=0.5`` and ``margin=0.0``, for which the
         limits were chosen
+    samples_per_class : (C,), how many of the samples the model assigns to each class, as `tacfast.scan` counts
+        them; if None, only their total can be checked, and the reasons say so
 
     Returns
     -------
     Verdict
         ``inconclusive`` for another trim or margin, a class that was not solved, K < 5, fewer than 10 samples
-        per class of the model (or an unknown number), an infinite median, or no spread (MAD zero).
+        that the model assigns to any one of its classes (without ``samples_per_class``: fewer than 10·C or an
+        unknown number in all), an infinite median, or no spread (a MAD that vanishes next to the median).
 
     Raises
     ------
-    TypeError
-        If ``solution`` is no `TacSolution`.
+    TypeError, ValueError
+        If ``solution`` is no `TacSolution` or ``samples_per_class`` does not have C entries.
     """
     if not isinstance(solution, TacSolution):
         raise TypeError(f"solution: expected a TacSolution (from solve_tac), got {type(solution).__name__}")
@@ -89,10 +95,12 @@ def detect(solution: TacSolution) -> Verdict:
     median, spread = _median_and_spread(norms)
     index = (median - norms) / spread if 0 < spread < math.inf else torch.full_like(norms, math.nan)
     threshold = median + min((MAX_RATIO - 1) * median, -MIN_INDEX * spread) if math.isfinite(spread) else math.nan
-    obstacles = _obstacles(solution, len(norms), median, spread)
+    obstacles = [*_shortages(solution, samples_per_class), *_obstacles(solution, len(norms), median, spread)]
     label, found, reasons = (
         ("inconclusive", (), tuple(obstacles)) if obstacles else _apply_rule(classes, norms, index, median)
     )
+    if samples_per_class is None:
+        reasons += ("how many samples there are of each class was not given, so only their total was checked",)
     return Verdict(
         label=label,
         classes=found,
@@ -121,8 +129,27 @@ def _median_and_spread(norms: Tensor) -> tuple[float, float]:
     return median, MAD_SCALE * _median((norms - median).abs())
 
 
+def _shortages(solution: TacSolution, samples_per_class: Sequence[int] | Tensor | None) -> list[str]:
+    """Where samples are missing, in at most one sentence."""
+    size = len(solution.gaps)
+    if samples_per_class is None:
+        needed = MIN_SAMPLES_PER_CLASS * size
+        if solution.n_samples >= needed:
+            return []
+        seen = solution.n_samples or "an unknown number"
+        return [f"at least {needed} samples ({MIN_SAMPLES_PER_CLASS} per class) are needed, got {seen}"]
+    counts = torch.as_tensor(samples_per_class).tolist()
+    if len(counts) != size:
+        raise ValueError(f"samples_per_class: expected {size} counts, one per class of the model, got {len(counts)}")
+    short = [f"class {k} ({count})" for k, count in enumerate(counts) if count < MIN_SAMPLES_PER_CLASS]
+    if not short:
+        return []
+    named = ", ".join(short[:MAX_NAMED]) + (f" and {len(short) - MAX_NAMED} more" if len(short) > MAX_NAMED else "")
+    return [f"at least {MIN_SAMPLES_PER_CLASS} samples that the model assigns to each class are needed, got {named}"]
+
+
 def _obstacles(solution: TacSolution, solved: int, median: float, spread: float) -> list[str]:
-    """Every reason why the rule cannot be applied."""
+    """Every reason why the rule cannot be applied to these norms."""
     found = []
     if solution.trim != RULE_TRIM or solution.margin != RULE_MARGIN:
         found.append(
@@ -138,16 +165,12 @@ def _obstacles(solution: TacSolution, solved: int, median: float, spread: float)
         found.append(f"not every norm is reliable: the solver failed for {', '.join(failed)}")
     if solved < MIN_CLASSES:
         found.append(f"at least {MIN_CLASSES} classes are needed to see an outlier, {solved} were solved")
-    needed = MIN_SAMPLES_PER_CLASS * len(solution.gaps)
-    if solution.n_samples < needed:
-        seen = solution.n_samples or "an unknown number"
-        found.append(f"at least {needed} samples ({MIN_SAMPLES_PER_CLASS} per class) are needed, got {seen}")
     if failed or solved < MIN_CLASSES:
         return found
     if not math.isfinite(median):
         found.append("half of the classes or more cannot be reached by any shift: the median norm is infinite")
     elif not spread > MAD_SCALE * MIN_RELATIVE_MAD * median:
-        found.append("at least half of the norms are equal: their median absolute deviation is zero")
+        found.append("at least half of the norms are all but equal: their MAD vanishes next to the median")
     return found
 
 
@@ -159,7 +182,10 @@ def _apply_rule(
     ratio = norm / median
     low_index = f"its anomaly index is {score:.2f} (suspicious above {MIN_INDEX:g})"
     low_ratio = f"its norm {norm:.4g} is {ratio:.3f} of the median {median:.4g} (suspicious below {MAX_RATIO:g})"
-    facts = (f"class {k} is the easiest to reach: {low_index}", low_ratio)
+    facts: tuple[str, ...] = (f"class {k} is the easiest to reach: {low_index}", low_ratio)
+    tied = [str(classes[i]) for i in (norms == norm).nonzero().flatten().tolist() if i != smallest]
+    if tied:
+        facts += (f"its norm is also that of class {', '.join(tied)}: the rule names one class only",)
     if score > MIN_INDEX and ratio < MAX_RATIO:
         return "suspicious", (k,), facts
     closing = "nothing found is no proof that the model is clean: some backdoors leave no single short cut"

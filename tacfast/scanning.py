@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from .detection import RULE_TRIM, Verdict, detect
@@ -24,6 +25,7 @@ class ScanReport:
     verdict : the judgement with its reasons
     solution : the shift s_k towards every class, with norms and certificate
     head : the layer whose inputs were taken as latents
+    fingerprint : of the weights of the head, by which `tacfast.repair` knows the model again
     accuracy : share of the samples that the model classifies as labelled; None without labels
     timings : seconds for ``"latents"`` (running the model), ``"solve"`` and ``"total"``
     """
@@ -31,6 +33,7 @@ class ScanReport:
     verdict: Verdict
     solution: TacSolution
     head: Head
+    fingerprint: str
     accuracy: float | None
     timings: Mapping[str, float]
 
@@ -66,30 +69,36 @@ def scan(
     HeadError
         If the model does not end in a linear layer; see `find_head`.
     TypeError, ValueError
-        If the loader yields nothing or something else than described, or a label is not a class of the head.
+        If the loader yields nothing or something else than described, a label is not a class of the head, or
+        latents or logits are not finite.
     """
     start = time.perf_counter()
     found, loader = resolve_head(model, loader, head)
     gaps = GapMatrix(found.weight, found.bias, keep_logits=True)
+    # The classes that trimming sorts the samples into: those that the model assigns them to.
+    assigned = torch.zeros(found.num_classes, dtype=torch.int64, device=found.device)
     correct = labelled = 0
     with latent_batches(model, loader, found) as batches:
         for batch in batches:
             gaps.update(batch.latents)
+            answers = batch.logits.argmax(1)
+            assigned += torch.bincount(answers, minlength=found.num_classes)
             if batch.labels is not None:
                 labelled += len(batch.labels)
-                correct += int((batch.logits.argmax(1) == batch.labels).sum())
+                correct += int((answers == batch.labels).sum())
             if on_batch is not None:
                 on_batch(gaps.n_samples)
     if gaps.n_samples == 0:
         raise ValueError("loader: expected at least one batch, got none")
     streamed = time.perf_counter()
     solution = gaps.solve(trim=RULE_TRIM, raise_on_failure=False)
-    verdict = detect(solution)
+    verdict = detect(solution, assigned)
     end = time.perf_counter()
     return ScanReport(
         verdict=verdict,
         solution=solution,
         head=found,
+        fingerprint=gaps.fingerprint,
         accuracy=correct / labelled if labelled else None,
         timings={"latents": streamed - start, "solve": end - streamed, "total": end - start},
     )

@@ -52,7 +52,7 @@ def make_result(failures=(), found=3, after=REPAIRED, poisoned=3):
     label = "nothing_found" if found is None else "suspicious"
     classes = () if found is None else (found,)
     verdict = Verdict(label, classes, dict.fromkeys(norms, 0.0), norms, 5.0, 4.0, ("a reason",))
-    report = ScanReport(verdict, None, None, None, {})
+    report = ScanReport(verdict, None, None, "", None, {})
     return DemoResult(report, poisoned, Metrics(0.98, 1.0, 0.0), after, 12.5, tuple(failures))
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from _backdoored import CLASSES, make_trial
 from torch import nn
 from torch.nn import functional as F
 
@@ -339,6 +340,17 @@ def test_scan_reports_accuracy_timings_and_the_same_norms_as_one_batch():
     assert scan(model, [inputs]).accuracy is None
     assert set(report.timings) == {"latents", "solve", "total"}
     assert report.verdict.label == "inconclusive"  # four classes are too few
+
+
+def test_a_scan_without_samples_of_every_class_is_inconclusive():
+    trial = make_trial()
+    answers = extract_latents(trial.model, trial.clean.loader()).logits.argmax(1)
+    few = torch.cat([trial.splits.clean[answers == 0], trial.splits.clean[answers == 1][:9]])
+    report = scan(trial.model, trial.data.subset(few).loader(16))
+    assert report.solution.n_samples >= 10 * CLASSES
+    assert report.verdict.label == "inconclusive"
+    assert any("class 1 (9), class 2 (0), class 3 (0)" in reason for reason in report.verdict.reasons)
+    assert scan(trial.model, trial.clean.loader()).verdict.label == "suspicious"
 
 
 def test_small_network_has_the_promised_shapes():
