@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from torch.nn import functional as F
 from .attacks import BadNets, poison
 from .data import LabelledImages, load_digits, split_indices
 from .data.randomness import isolated_randomness
-from .defenses import LatentRepair
+from .defenses import LatentRepair, repair
 from .evaluation import Metrics, Trial, run_defense
 from .models.architectures import SmallPreActResNet
 from .report import plot_norms, write_json
-from .scanning import ScanReport, scan
+from .scanning import ScanReport
 
 # Half of the 1797 images for training, a quarter for the scan and the repair, a quarter to report on.
 CLEAN_SHARE = TEST_SHARE = 0.25
@@ -28,8 +29,8 @@ POISON_RATIO = 0.1
 TRIGGER_SIZE = 2
 BATCH_SIZE = 64
 TRAIN_EPOCHS = 40
-# Many passes in small batches: a clean share this small makes only 14 steps an epoch even so.
-REPAIR_EPOCHS = 60
+# The repair with its defaults, in batches that make 14 steps an epoch of this small clean share.
+REPAIR_EPOCHS = LatentRepair.epochs
 REPAIR_BATCH_SIZE = 32
 
 # What the demo promises, and its exit status tells.
@@ -178,18 +179,12 @@ def _run_demo(seed: int, clean: bool, on_progress: Progress | None) -> DemoResul
             on_progress(stage, done, total)
 
     trial = make_trial(seed, clean=clean, on_epoch=lambda epoch: tell("train", epoch, TRAIN_EPOCHS))
-    samples = trial.clean
-    report = scan(trial.model, samples.loader(), on_batch=lambda seen: tell("scan", seen, len(samples)))
-    before, after = trial.evaluate(), None
+    tell("scan", 0, 1)
+    report, before, after = trial.report, trial.before, None
+    tell("scan", 1, 1)
     if report.verdict.label == "suspicious":
-        defense = LatentRepair(epochs=REPAIR_EPOCHS, seed=seed)
-        after = run_defense(
-            defense,
-            trial,
-            report,
-            batch_size=REPAIR_BATCH_SIZE,
-            on_epoch=lambda record: tell("repair", record.epoch, REPAIR_EPOCHS),
-        ).after
+        defense = partial(repair, seed=seed, on_epoch=lambda record: tell("repair", record.epoch, REPAIR_EPOCHS))
+        after = run_defense(defense, trial, batch_size=REPAIR_BATCH_SIZE).after
     failures = _broken_promises(report, None if clean else trial.attack.target, before, after)
     poisoned = None if clean else trial.attack.target
     return DemoResult(report, poisoned, before, after, time.perf_counter() - start, failures)

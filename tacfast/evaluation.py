@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,10 +14,10 @@ from torch import nn
 from .attacks.base import Attack
 from .data.images import LabelledImages
 from .data.splits import Splits
-from .defenses.base import Defense, EpochRecord, RepairResult
+from .defenses.base import Defense, RepairResult
 from .models.head import evaluation_mode
 from .models.latents import split_batch
-from .scanning import ScanReport
+from .scanning import ScanReport, scan
 
 
 @dataclass(frozen=True)
@@ -103,11 +105,19 @@ class Trial:
         """The clean share: all that a scan or a defence gets."""
         return self.data.subset(self.splits.clean)
 
-    def evaluate(self, model: nn.Module | None = None) -> Metrics:
-        """Measure ``model`` (the suspect if None) on the test share."""
-        return evaluate(
-            self.model if model is None else model, self.data.subset(self.splits.test).loader(), self.attack
-        )
+    @cached_property
+    def report(self) -> ScanReport:
+        """The scan of the suspect with the clean share; done once."""
+        return scan(self.model, self.clean.loader())
+
+    @cached_property
+    def before(self) -> Metrics:
+        """The figures of the suspect on the test share; measured once."""
+        return self.evaluate(self.model)
+
+    def evaluate(self, model: nn.Module) -> Metrics:
+        """Measure a model on the test share."""
+        return evaluate(model, self.data.subset(self.splits.test).loader(), self.attack)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,22 +134,21 @@ class Outcome:
         return defense_effectiveness(self.before, self.after)
 
 
-def run_defense(
-    defense: Defense,
-    trial: Trial,
-    report: ScanReport,
-    *,
-    batch_size: int = 64,
-    on_epoch: Callable[[EpochRecord], None] | None = None,
-) -> Outcome:
+def run_defense(defense: Defense, trial: Trial, *, batch_size: int = 32) -> Outcome:
     """Let a defence repair the suspect and measure what came of it.
 
-    The split rules: the defence is given the suspect, the clean share and the scan of it; never the trigger,
-    the target, the training set or the test set; those are used here, after it has returned. A defence that
-    changes the suspect itself is an error.
+    The split rules: the defence is given copies of the suspect, of the clean share in shuffled batches, and of
+    the scan of the one with the other; never the trigger, the target, the training set or the test set. Those
+    are used here, out of its reach.
+
+    Parameters
+    ----------
+    defense : such as ``functools.partial(tacfast.repair, mode="latent", seed=3)``
+    trial : the suspect, its data and the attack
+    batch_size : of the clean share
     """
-    given = {name: tensor.clone() for name, tensor in trial.model.state_dict().items()}
-    result = defense.repair(trial.model, trial.clean.loader(batch_size, shuffle=True), report, on_epoch=on_epoch)
-    if any(not torch.equal(tensor, given[name]) for name, tensor in trial.model.state_dict().items()):
-        raise RuntimeError("defense: expected a repaired copy, but the given model was changed")
-    return Outcome(result=result, before=trial.evaluate(), after=trial.evaluate(result.model))
+    before = trial.before
+    # In one go, so that the head in the report is that of the copied model.
+    suspect, report = copy.deepcopy((trial.model, trial.report))
+    result = defense(suspect, trial.clean.loader(batch_size, shuffle=True), report)
+    return Outcome(result=result, before=before, after=trial.evaluate(result.model))

@@ -1,10 +1,10 @@
-"""The interface of a defence."""
+"""What a defence is given and what it returns."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from torch import nn
 
@@ -21,12 +21,15 @@ class EpochRecord:
     loss : mean training loss over the samples of the epoch
     accuracy : share of these samples that were classified as labelled, in training mode, before each step
     shift_norm : ‖s_p‖ used in this epoch, after the cap
+    shift_solved : whether that is s_p of the network of this epoch; False if the class could not be reached any
+        more or the solver failed, so that the shift of the epoch before served on
     """
 
     epoch: int
     loss: float
     accuracy: float
     shift_norm: float
+    shift_solved: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,16 +48,6 @@ class RepairResult:
     seconds: float
 
 
-class Defense(Protocol):
-    """A way to remove a backdoor from a model, given clean samples only."""
-
-    def repair(
-        self,
-        model: nn.Module,
-        loader: Iterable[Any],
-        report: ScanReport,
-        *,
-        on_epoch: Callable[[EpochRecord], None] | None = None,
-    ) -> RepairResult:
-        """Return a repaired copy of ``model``, which stays untouched; see `tacfast.repair`."""
-        ...
+# A way to remove a backdoor from a model, given clean samples only: (model, loader, report) → result, such as
+# `tacfast.repair` with its settings bound by functools.partial.
+Defense: TypeAlias = Callable[[nn.Module, Iterable[Any], ScanReport], RepairResult]

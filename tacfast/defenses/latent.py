@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.randomness import isolated_randomness
-from ..models.head import Head, latest_call
+from ..models.head import Head, latest_call, submodule
 from ..models.latents import latent_batches, split_batch
 from ..scanning import ScanReport
 from ..solver import GapMatrix, Status
@@ -31,6 +33,10 @@ class LatentRepair:
     that is needed grows as the repair succeeds and would otherwise destroy clean accuracy. SGD with momentum
     and a one-cycle rate.
 
+    Give small shuffled batches. Eight backdoored digit classifiers, repaired with 315 clean images and these
+    defaults, lost at most 3.0 points of held-out clean accuracy in batches of 32, 2.2 in batches of 64, and 6.7
+    in batches of 256, which make one step an epoch.
+
     Parameters
     ----------
     epochs : passes over the clean samples
@@ -39,10 +45,10 @@ class LatentRepair:
     momentum, weight_decay : of SGD
     trim : share of each source class that s_p need not move, in [0, 1)
     target : the class p; the report's worst suspicious class if None
-    seed : of everything random; the caller's generators are left as they were
+    seed : of torch, NumPy, Python's ``random`` and the loader's generators; all are left as they were
     """
 
-    epochs: int = 20
+    epochs: int = 60
     lr: float = 0.1
     lam: float = 1.0
     momentum: float = 0.9
@@ -52,12 +58,18 @@ class LatentRepair:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"epochs: expected at least 1, got {self.epochs}")
-        if not self.lr > 0:
-            raise ValueError(f"lr: expected a positive learning rate, got {self.lr}")
-        if not self.lam >= 0:
-            raise ValueError(f"lam: expected a weight >= 0, got {self.lam}")
+        for name, expected, holds in (
+            ("epochs", "an integer >= 1", _is_integer(self.epochs) and self.epochs >= 1),
+            ("lr", "a finite learning rate > 0", _is_finite(self.lr) and self.lr > 0),
+            ("lam", "a finite weight >= 0", _is_finite(self.lam) and self.lam >= 0),
+            ("momentum", "a number in [0, 1)", _is_finite(self.momentum) and 0 <= self.momentum < 1),
+            ("weight_decay", "a finite number >= 0", _is_finite(self.weight_decay) and self.weight_decay >= 0),
+            ("trim", "a share in [0, 1)", _is_finite(self.trim) and 0 <= self.trim < 1),
+            ("target", "a class or None", self.target is None or _is_integer(self.target)),
+            ("seed", "an integer in [0, 2**63)", _is_integer(self.seed) and 0 <= self.seed < 2**63),
+        ):
+            if not holds:
+                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
 
     def repair(
         self,
@@ -69,34 +81,39 @@ class LatentRepair:
     ) -> RepairResult:
         """Return a repaired copy of ``model``; see `tacfast.repair`."""
         start = time.perf_counter()
-        if isinstance(loader, Iterator):
-            raise TypeError("loader: expected an iterable that can be gone through repeatedly, got an iterator")
         target = _target(self.target, report)
-        repaired = copy.deepcopy(model)
-        head = _head_of(repaired, report)
         history = []
-        with isolated_randomness(self.seed, loader), _trainable(repaired):
-            steps = self.epochs * _count_batches(loader, head)
-            shift = _solve_shift(repaired, loader, head, target, self.trim)
-            if shift is None:
-                raise ValueError(f"report: expected a class that a shift of the latents can reach, got class {target}")
-            cap = float(shift.norm())
-            optimizer = torch.optim.SGD(
-                repaired.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
-            )
-            schedule = torch.optim.lr_scheduler.OneCycleLR(
-                optimizer, self.lr, total_steps=steps + 1, cycle_momentum=False
-            )
-            for epoch in range(1, self.epochs + 1):
-                if epoch > 1:
-                    # None: the target cannot be reached any more, so the last shift that could reach it
-                    # serves on.
-                    shift = _capped(_solve_shift(repaired, loader, head, target, self.trim), shift, cap)
-                loss, accuracy = self._train_epoch(repaired, loader, head, shift, optimizer, schedule)
-                history.append(EpochRecord(epoch, loss, accuracy, float(shift.norm())))
-                if on_epoch is not None:
-                    on_epoch(history[-1])
+        # Not in inference mode: that also turns gradients on where the caller is under no_grad.
+        with isolated_randomness(self.seed, loader), torch.inference_mode(False):
+            repaired = copy.deepcopy(model)
+            head = _head_of(repaired, report)
+            with _trainable(repaired):
+                for record in self._train(repaired, loader, head, target):
+                    history.append(record)
+                    if on_epoch is not None:
+                        on_epoch(record)
         return RepairResult(repaired, tuple(history), time.perf_counter() - start)
+
+    def _train(self, model: nn.Module, loader: Iterable[Any], head: Head, target: int) -> Iterator[EpochRecord]:
+        """Train in place, one epoch per record."""
+        steps = self.epochs * _count_batches(loader, head)
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps + 1, cycle_momentum=False)
+        never_finite = _not_finite(model)
+        shift, status = _solve_shift(model, loader, head, target, self.trim)
+        if status is not Status.OPTIMAL:
+            raise ValueError(f"report: expected a class with a shift towards it, got class {target}: {status.sentence}")
+        cap = float(shift.norm())
+        for epoch in range(1, self.epochs + 1):
+            if epoch > 1:
+                fresh, status = _solve_shift(model, loader, head, target, self.trim)
+                shift = _capped(fresh, cap) if status is Status.OPTIMAL else shift
+            loss, accuracy = self._train_epoch(model, loader, head, shift, optimizer, schedule)
+            if not math.isfinite(loss) or _not_finite(model) - never_finite:
+                raise RuntimeError(f"repair diverged in epoch {epoch}: loss {loss:g}; lower lr (it is {self.lr:g})")
+            yield EpochRecord(epoch, loss, accuracy, float(shift.norm()), status is Status.OPTIMAL)
 
     def _train_epoch(
         self,
@@ -105,24 +122,36 @@ class LatentRepair:
         head: Head,
         shift: Tensor,
         optimizer: torch.optim.Optimizer,
-        schedule: torch.optim.lr_scheduler.LRScheduler,
+        schedule: torch.optim.lr_scheduler.OneCycleLR,
     ) -> tuple[float, float]:
         """One pass over the loader; mean loss and training accuracy."""
         loss_sum, correct, total = 0.0, 0, 0
         with latest_call([head]) as calls:
             for inputs, labels in _trainable_batches(loader, head):
                 calls.clear()
-                logits = model(inputs)
-                shifted = F.linear(calls[0][1] + shift, head.module.weight, head.module.bias)
+                model(inputs)
+                # Not the model's output: in training mode some models return more than the logits.
+                _, latents, logits = calls[0]
+                shifted = head.module(latents + shift)
                 loss = F.cross_entropy(logits, labels) + self.lam * F.cross_entropy(shifted, labels)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-                schedule.step()
+                # A loader may yield more batches than were counted: they are trained on at the final, tiny rate.
+                if schedule.last_epoch < schedule.total_steps - 1:
+                    schedule.step()
                 loss_sum += float(loss.detach()) * len(labels)
                 correct += int((logits.detach().argmax(1) == labels).sum())
                 total += len(labels)
         return loss_sum / total, correct / total
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 @contextmanager
@@ -156,12 +185,19 @@ def _target(target: int | None, report: ScanReport) -> int:
 
 
 def _head_of(model: nn.Module, report: ScanReport) -> Head:
-    """Find the layer that has the place of the scanned head in this model."""
-    name, scanned = report.head.name, report.head.module
-    layer = dict(model.named_modules()).get(name)
-    if not isinstance(layer, nn.Linear) or layer.weight.shape != scanned.weight.shape:
-        raise ValueError(f"model: expected the scanned model, whose head is {name!r}, {scanned}; got {layer}")
-    return Head(name, layer)
+    """Find the layer that has the place of the scanned head in this model, and check that it is the same."""
+    name = report.head.name
+    layer = submodule(model, name)
+    if not isinstance(layer, nn.Linear):
+        raise ValueError(
+            f"model: expected the scanned model, whose head is {name!r}, {report.head.module}; got {layer}"
+        )
+    head = Head(name, layer)
+    if GapMatrix(head.weight, head.bias).fingerprint != report.fingerprint:
+        raise ValueError(
+            f"model: expected the scanned model, got one whose head {name!r} has other weights than were scanned"
+        )
+    return head
 
 
 def _trainable_batches(loader: Iterable[Any], head: Head) -> Iterator[tuple[Tensor, Tensor]]:
@@ -182,20 +218,24 @@ def _count_batches(loader: Iterable[Any], head: Head) -> int:
     return count
 
 
-def _solve_shift(model: nn.Module, loader: Iterable[Any], head: Head, target: int, trim: float) -> Tensor | None:
-    """s_p of the current network, (d,); None if no shift reaches the class."""
+def _not_finite(model: nn.Module) -> set[str]:
+    """Names of the parameters and buffers that hold a NaN or an infinity, as a mask of −inf does from the start."""
+    tensors = chain(model.named_parameters(), model.named_buffers())
+    return {name for name, tensor in tensors if not bool(tensor.isfinite().all())}
+
+
+def _solve_shift(
+    model: nn.Module, loader: Iterable[Any], head: Head, target: int, trim: float
+) -> tuple[Tensor, Status]:
+    """s_p of the current network, (d,), and how the solve ended: a shift only if that is OPTIMAL."""
     gaps = GapMatrix(head.weight, head.bias, keep_logits=trim > 0)
     with latent_batches(model, loader, head) as batches:
         for batch in batches:
             gaps.update(batch.latents)
-    solution = gaps.solve(classes=[target], trim=trim)
-    if solution.statuses[0] is Status.INFEASIBLE:
-        return None
-    return torch.as_tensor(solution.perturbations)[0].to(head.weight)
+    solution = gaps.solve(classes=[target], trim=trim, raise_on_failure=False)
+    return torch.as_tensor(solution.perturbations)[0].to(head.weight), solution.statuses[0]
 
 
-def _capped(shift: Tensor | None, previous: Tensor, cap: float) -> Tensor:
-    if shift is None:
-        return previous
+def _capped(shift: Tensor, cap: float) -> Tensor:
     norm = float(shift.norm())
     return shift * (cap / norm) if norm > cap else shift

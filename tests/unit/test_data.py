@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from tacfast.data import LabelledImages, Splits, load_digits, split_indices
 from tacfast.data.randomness import isolated_randomness
@@ -96,9 +96,20 @@ def draw(loader=None):
     return random.random(), np.random.rand(), float(torch.rand(())), shuffled  # noqa: NPY002
 
 
-def test_isolated_randomness_repeats_itself_and_leaves_no_trace():
+def with_generator(generator):
+    data = TensorDataset(torch.arange(20))
+    sampler = RandomSampler(data, generator=generator)
+    return {
+        "loader": DataLoader(data, batch_size=20, shuffle=True, generator=generator),
+        "sampler": DataLoader(data, batch_size=20, sampler=sampler),
+        "batch sampler": DataLoader(data, batch_sampler=BatchSampler(sampler, 20, drop_last=False)),
+    }
+
+
+@pytest.mark.parametrize("owner", ["loader", "sampler", "batch sampler"])
+def test_isolated_randomness_repeats_itself_and_leaves_no_trace(owner):
     generator = torch.Generator().manual_seed(9)
-    loader = DataLoader(TensorDataset(torch.arange(20)), batch_size=20, shuffle=True, generator=generator)
+    loader = with_generator(generator)[owner]
     random.seed(1)
     np.random.seed(1)  # noqa: NPY002
     torch.manual_seed(1)

@@ -1,14 +1,15 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
-from _backdoored import make_data, make_trial
+from _backdoored import TARGET, make_data, make_trial
 from torch import nn
 
-from tacfast import scan
+from tacfast import demo, repair
 from tacfast.attacks import BadNets
-from tacfast.data import Splits, split_indices
-from tacfast.defenses import LatentRepair, RepairResult
+from tacfast.data import LabelledImages, Splits, split_indices
+from tacfast.defenses import RepairResult
 from tacfast.evaluation import Metrics, Trial, defense_effectiveness, evaluate, run_defense
 
 
@@ -67,43 +68,102 @@ def test_defense_effectiveness(before, after, expected):
     assert defense_effectiveness(Metrics(*before, 0.0), Metrics(*after, 0.0)) == pytest.approx(expected)
 
 
-class Spy:
-    """Returns a copy of the model and remembers what it was given."""
-
-    def __init__(self, spoil=False):
-        self.spoil = spoil
-
-    def repair(self, model, loader, report, *, on_epoch=None):
-        self.seen = torch.cat([x for x, _ in loader])
-        if self.spoil:
-            next(model.parameters()).data.add_(1.0)
-        return RepairResult(copy.deepcopy(model), (), 0.0)
+TRAIN, CLEAN, TEST = 10.0, 20.0, 30.0
 
 
-def test_a_defence_sees_the_clean_share_only():
-    trial, spy = make_trial(), Spy()
-    outcome = run_defense(spy, trial, scan(trial.model, trial.clean.loader()))
-    assert outcome.before == outcome.after == trial.evaluate()
-    assert outcome.effectiveness == 0.5
-    clean = {image.numpy().tobytes() for image in trial.data.images[trial.splits.clean]}
-    seen = {image.numpy().tobytes() for image in spy.seen}
-    assert seen <= clean
-    assert len(spy.seen) > 0.8 * len(trial.splits.clean)
-    spy.seen.zero_()
-    assert trial.evaluate() == outcome.before
+class Witness(nn.Module):
+    """Takes the mark off the first pixel, and notes it in a list that copies of the model share."""
+
+    def __init__(self, model, seen):
+        super().__init__()
+        self.model = model
+        self.register_forward_pre_hook(lambda module, args: seen.append(args[0][:, 0, 0, 0].clone()))
+
+    def forward(self, x):
+        x = x.clone()
+        x[:, 0, 0, 0] = 0.0
+        return self.model(x)
 
 
-def test_a_defence_must_not_change_the_suspect():
+def witnessed_trial():
+    """The trial with a mark in the first pixel of every image, one per share, and the list of marks seen."""
+    trial, seen = make_trial(), []
+    images = trial.data.images.clone()
+    for mark, share in ((TRAIN, trial.splits.train), (CLEAN, trial.splits.clean), (TEST, trial.splits.test)):
+        images[share, :, 0, 0] = mark
+    model = Witness(copy.deepcopy(trial.model), seen)
+    return Trial(model, LabelledImages(images, trial.data.labels), trial.splits, trial.attack), seen
+
+
+def shares(seen):
+    """The marks in the order in which they were seen, without repetitions of the one before."""
+    marks = torch.cat(seen).tolist()
+    return [mark for mark, last in zip(marks, [None, *marks], strict=False) if mark != last]
+
+
+def test_the_scan_and_the_figures_keep_to_their_shares():
+    trial, seen = witnessed_trial()
+    assert trial.report.verdict.classes == (TARGET,)
+    assert shares(seen) == [CLEAN]
+    assert trial.report.solution.n_samples == len(trial.splits.clean)
+    seen.clear()
+    assert trial.before.asr > 0.9
+    assert shares(seen) == [TEST]
+    seen.clear()
+    assert trial.evaluate(trial.model) == trial.before
+    assert shares(seen) == [TEST]
+    assert trial.before is trial.before
+    assert trial.report is trial.report
+
+
+def test_a_defence_gets_the_clean_share_and_a_copy_of_the_suspect():
+    trial, seen = witnessed_trial()
+    state = copy.deepcopy(trial.model.state_dict())
+
+    def spoil(model, loader, report):
+        """Look at everything that is given, and ruin it."""
+        images = torch.cat([images for images, _ in loader])
+        assert (images[:, 0, 0, 0] == CLEAN).all()
+        assert len(images) > 0.8 * len(trial.splits.clean)
+        assert report.head.module is model.model[5] is not trial.model.model[5]
+        model.register_buffer("unknown", torch.tensor(torch.nan))
+        for tensor in (*model.parameters(), *loader.dataset.tensors):
+            tensor.data.zero_()
+        return RepairResult(model, (), 0.0)
+
+    outcome = run_defense(spoil, trial)
+    assert shares(seen) == [TEST, CLEAN, TEST]
+    assert outcome.before == trial.before == trial.evaluate(trial.model)
+    assert outcome.after.acc < 0.5
+    assert all(torch.equal(tensor, state[name]) for name, tensor in trial.model.state_dict().items())
+    assert (trial.clean.images[:, 0, 0, 0] == CLEAN).all()
+
+
+def test_a_defence_may_return_what_it_was_given():
     trial = make_trial()
-    copied = Trial(copy.deepcopy(trial.model), trial.data, trial.splits, trial.attack)
-    with pytest.raises(RuntimeError, match="the given model was changed"):
-        run_defense(Spy(spoil=True), copied, scan(trial.model, trial.clean.loader()))
+    outcome = run_defense(lambda model, loader, report: RepairResult(model, (), 0.0), trial)
+    assert outcome.before == outcome.after
+    assert outcome.effectiveness == 0.5
 
 
 def test_outcome_of_the_real_defence():
-    trial = make_trial()
-    outcome = run_defense(LatentRepair(epochs=5), trial, scan(trial.model, trial.clean.loader()))
+    trial, seen = witnessed_trial()
+    outcome = run_defense(partial(repair, epochs=10), trial)
     assert outcome.effectiveness > 0.9
+    assert shares(seen) == [TEST, CLEAN, TEST]
+
+
+def test_the_demo_keeps_to_the_shares(monkeypatch):
+    trial, seen = witnessed_trial()
+    monkeypatch.setattr(demo, "make_trial", lambda seed, **_: trial)
+    stages = []
+    result = demo.run_demo(3, on_progress=lambda *stage: stages.append(stage))
+    assert result.found_class == TARGET
+    assert result.failures == ()
+    assert shares(seen) == [CLEAN, TEST, CLEAN, TEST]
+    assert stages[:2] == [("scan", 0, 1), ("scan", 1, 1)]
+    epochs = demo.REPAIR_EPOCHS
+    assert stages[2:] == [("repair", epoch, epochs) for epoch in range(1, epochs + 1)]
 
 
 def test_splits_must_fit_the_data():
