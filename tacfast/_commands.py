@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .demo import DemoResult, run_demo, write_demo
+from .demo import PLOT_FILE, REPORT_FILE, DemoResult, prepare_folder, run_demo, write_demo
 from .report import before_after_table
 
 app = typer.Typer(
@@ -20,6 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+# What every generator of torch accepts as a seed.
+MAX_SEED = 2**63 - 1
 STAGES = {"train": "training the model", "scan": "scanning it", "repair": "repairing it"}
 
 
@@ -30,12 +33,14 @@ def tacfast() -> None:
 
 @app.command()
 def demo(
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random; also picks the poisoned class.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Seed of everything random; also picks the poisoned class.")
+    ] = 0,
     clean: Annotated[bool, typer.Option("--clean", help="Leave the backdoor out; nothing should be found.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for report.json and norms.png.")] = Path("tacfast-demo"),
 ) -> None:
     """Train a digit classifier with a backdoor, find it, remove it. Exit status 0 if all of that worked."""
-    out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is better known before the work
+    prepare_folder(out)
     console = Console()
     columns = TextColumn("{task.description:>20}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %")
     with Progress(*columns, TimeElapsedColumn(), console=console) as bars:
@@ -57,9 +62,11 @@ def _print_result(console: Console, result: DemoResult, out: Path) -> None:
     verdict = result.report.verdict
     truth = "no class" if result.poisoned_class is None else f"class {result.poisoned_class}"
     found = f", class {result.found_class}" if result.found_class is not None else ""
-    console.print(f"\nVerdict: [bold]{verdict.label}{found}[/bold] (poisoned: {truth})")
+    # Paths and reasons are text, never markup, and break where the terminal breaks them.
+    say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    say(f"\nVerdict: {verdict.label}{found} (poisoned: {truth})", style="bold")
     for reason in verdict.reasons:
-        console.print(f"  {reason}", highlight=False)
-    console.print()
+        say(f"  {reason}")
+    say()
     console.print(before_after_table(result.before, result.after))
-    console.print(f"{result.seconds:.1f} s; wrote {out / 'report.json'} and {out / 'norms.png'}", highlight=False)
+    say(f"{result.seconds:.1f} s; wrote {out / REPORT_FILE} and {out / PLOT_FILE}")

@@ -11,6 +11,9 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status; errors are one line, never a traceback.
 
+    Python imports tacfast, and so torch, before it can call this: Ctrl-C during that second or two still ends in
+    Python's own traceback.
+
     Parameters
     ----------
     arguments : without the program's name; ``sys.argv[1:]`` if None
@@ -21,6 +24,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 success, 1 error or a promise of the demo not kept, 2 wrong usage, 130 interrupted.
     """
     try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    if status == INTERRUPTED:  # Typer, too, turns Ctrl-C into this status, and says nothing
+        print("tacfast: interrupted", file=sys.stderr)
+    return status
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
         from ._commands import app
     except ImportError as error:
         if error.name is None or error.name.partition(".")[0] not in ("typer", "rich"):
@@ -29,14 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     try:
         app(args=None if arguments is None else list(arguments), prog_name="tacfast")
-    except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        if status == INTERRUPTED:  # Typer turns Ctrl-C into this status, and says nothing
-            print("tacfast: interrupted", file=sys.stderr)
-        return status
     except Exception as error:
         lines = str(error).splitlines() or [""]
         kind = "" if isinstance(error, (ValueError, ImportError, OSError)) else f"{type(error).__name__}: "
         print(f"tacfast: error: {kind}{lines[0]}", file=sys.stderr)
         return 1
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -20,7 +20,7 @@ from .data.randomness import isolated_randomness
 from .defenses import LatentRepair, repair
 from .evaluation import Metrics, Trial, run_defense
 from .models.architectures import SmallPreActResNet
-from .report import plot_norms, write_json
+from .report import new_figure, plot_norms, write_atomically, write_json
 from .scanning import ScanReport
 
 # Half of the 1797 images for training, a quarter for the scan and the repair, a quarter to report on.
@@ -32,6 +32,8 @@ TRAIN_EPOCHS = 40
 # The repair with its defaults, in batches that make 14 steps an epoch of this small clean share.
 REPAIR_EPOCHS = LatentRepair.epochs
 REPAIR_BATCH_SIZE = 32
+
+REPORT_FILE, PLOT_FILE, PROBE_FILE = "report.json", "norms.png", ".tacfast-probe"
 
 # What the demo promises, and its exit status tells.
 MIN_ASR_BEFORE = 0.9
@@ -212,8 +214,27 @@ def _broken_promises(
     return tuple(failures)
 
 
+def prepare_folder(folder: Path) -> None:
+    """Make the folder for `write_demo`, and fail now rather than after the work if that could not write there.
+
+    Raises
+    ------
+    OSError
+        If no file can be made in the folder, or a folder has the name of one of the files.
+    ImportError
+        Without the extra ``report``, which the picture needs.
+    """
+    new_figure(width=1.0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (REPORT_FILE, PLOT_FILE):
+        if (folder / name).is_dir():
+            raise IsADirectoryError(f"out: expected to write the file {folder / name}, but a folder has that name")
+    write_atomically(folder / PROBE_FILE, b"")
+    (folder / PROBE_FILE).unlink()
+
+
 def write_demo(result: DemoResult, folder: Path) -> None:
     """Write ``report.json`` and ``norms.png`` into the folder ``folder``."""
+    write_json(folder / REPORT_FILE, result.as_dict())
     truth = "trained without a backdoor" if result.poisoned_class is None else f"poisoned class {result.poisoned_class}"
-    plot_norms(result.report.verdict, folder / "norms.png", note=f"tacfast demo on the digits; {truth}")
-    write_json(folder / "report.json", result.as_dict())
+    plot_norms(result.report.verdict, folder / PLOT_FILE, note=f"tacfast demo on the digits; {truth}")

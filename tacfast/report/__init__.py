@@ -1,7 +1,7 @@
 """Pictures, tables and files for people and programs to read."""
 
 from .files import write_atomically, write_json
-from .plots import plot_norms
+from .plots import new_figure, plot_norms
 from .tables import before_after_table
 
-__all__ = ["before_after_table", "plot_norms", "write_atomically", "write_json"]
+__all__ = ["before_after_table", "new_figure", "plot_norms", "write_atomically", "write_json"]

@@ -13,10 +13,29 @@ from .files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FLAGGED, ORDINARY, THRESHOLD = "#b03a2e", "#6b7f95", "#b03a2e"
 # More bars than this are too narrow for a number each.
 MAX_NUMBERED = 50
+
+
+def new_figure(width: float) -> Figure:
+    """Empty figure, ``width`` inches wide: not pyplot's, so no global state, no window system, no other backend.
+
+    Raises
+    ------
+    ImportError
+        Without the extra ``report`` (Matplotlib).
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("pictures need Matplotlib: pip install 'tacfast[report]'") from error
+    figure = Figure(figsize=(width, 4.2), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def plot_norms(
@@ -36,14 +55,7 @@ def plot_norms(
     ImportError
         Without the extra ``report`` (Matplotlib).
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures need Matplotlib: pip install 'tacfast[report]'") from error
-    # A figure of its own, not pyplot's: no global state, no window system, no change of the caller's backend.
-    figure = Figure(figsize=(min(max(7.0, 0.32 * len(verdict.norms)), 40.0), 4.2), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width=min(max(7.0, 0.32 * len(verdict.norms)), 40.0))
     axes = figure.add_subplot()
     _draw(axes, verdict, names or {})
     axes.set_title(_title(verdict, names or {}) + (f"\n{note}" if note else ""), loc="left", fontsize=11)
@@ -89,5 +101,5 @@ def _draw(axes: Axes, verdict: Verdict, names: Mapping[int, str]) -> None:
     step = max(1, -(-len(classes) // MAX_NUMBERED))
     axes.set_xticks(range(0, len(classes), step), [names.get(k, str(k)) for k in classes[::step]])
     axes.set_xlabel("class")
-    axes.set_ylabel("norm of the smallest shift of the\nlatents that takes the samples there")
+    axes.set_ylabel("norm of the solved shift of\nthe latents towards the class")
     axes.spines[["top", "right"]].set_visible(False)

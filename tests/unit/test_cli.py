@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -125,17 +126,102 @@ def test_errors_are_one_line(pretend, tmp_path, capsys, error, status, line):
     assert captured.strip().count("\n") == 0
 
 
-def test_a_folder_that_cannot_be_written_is_an_error_before_the_work(pretend, tmp_path, capsys):
+def is_file(folder):
+    folder.parent.mkdir()
+    folder.write_text("")
+
+
+def is_below_a_file(folder):
+    folder.parent.write_text("")
+
+
+def holds_a_folder_of_that_name(folder):
+    (folder / "norms.png").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("spoil", [is_file, is_below_a_file, holds_a_folder_of_that_name])
+def test_a_folder_that_cannot_be_written_is_an_error_before_the_work(pretend, tmp_path, capsys, spoil):
     seen = pretend(make_result())
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    assert cli.main(["demo", "--out", str(blocked / "sub")]) == 1
+    folder = tmp_path / "a" / "b"
+    spoil(folder)
+    assert cli.main(["demo", "--out", str(folder)]) == 1
     assert "Traceback" not in capsys.readouterr().err
     assert seen == []
 
 
+def test_a_folder_that_takes_no_files_is_an_error_before_the_work(pretend, tmp_path, monkeypatch, capsys):
+    seen = pretend(make_result())
+
+    def refuse(**_):
+        raise PermissionError("no files here")
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    assert cli.main(["demo", "--out", str(tmp_path)]) == 1
+    assert "no files here" in capsys.readouterr().err
+    assert seen == []
+
+
+def test_missing_matplotlib_is_an_error_before_the_work(pretend, tmp_path, monkeypatch, capsys):
+    seen = pretend(make_result())
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert cli.main(["demo", "--out", str(tmp_path)]) == 1
+    assert "tacfast[report]" in capsys.readouterr().err
+    assert seen == []
+
+
+def test_the_report_is_there_even_if_the_picture_fails(pretend, tmp_path, monkeypatch):
+    pretend(make_result())
+
+    def fail(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(demo, "plot_norms", fail)
+    assert cli.main(["demo", "--out", str(tmp_path)]) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_brackets_are_text_and_long_lines_stay_whole(pretend, tmp_path, capsys):
+    long = f"a [bold]reason[/x] {'of many words ' * 10}."
+    result = make_result()
+    verdict = dataclasses.replace(result.report.verdict, reasons=(long,))
+    pretend(dataclasses.replace(result, report=dataclasses.replace(result.report, verdict=verdict)))
+    folder = tmp_path / "run[" / "x]"
+    assert cli.main(["demo", "--out", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"  {long}" in lines
+    assert lines[-1].endswith(f"wrote {folder / 'report.json'} and {folder / 'norms.png'}")
+
+
+def test_interrupting_the_import_of_the_commands_is_no_traceback(monkeypatch, capsys):
+    class Interrupt:
+        def find_spec(self, name, *_):
+            if name == "tacfast._commands":
+                raise KeyboardInterrupt
+
+    forget(monkeypatch, "nothing")
+    monkeypatch.delattr("tacfast._commands", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupt(), *sys.meta_path])
+    assert cli.main(["demo"]) == 130
+    assert capsys.readouterr().err == "tacfast: interrupted\n"
+
+
+@pytest.mark.parametrize("module", ["tacfast", "tacfast.cli"])
+def test_modules_run_as_programs(module):
+    pytest.importorskip("typer")
+    run = subprocess.run([sys.executable, "-m", module, "unknown"], capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert "Usage: tacfast" in run.stderr
+
+
 @pytest.mark.parametrize(
-    "arguments", [["demo", "--seed", "x"], ["demo", "--seed", "-1"], ["unknown"], ["demo", "--what"]]
+    "arguments",
+    [
+        ["demo", "--seed", "x"],
+        ["demo", "--seed", "-1"],
+        ["demo", "--seed", str(2**63)],
+        ["unknown"],
+        ["demo", "--what"],
+    ],
 )
 def test_wrong_usage_is_exit_status_two(arguments):
     pytest.importorskip("typer")
