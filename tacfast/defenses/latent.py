@@ -33,9 +33,8 @@ class LatentRepair:
     that is needed grows as the repair succeeds and would otherwise destroy clean accuracy. SGD with momentum
     and a one-cycle rate.
 
-    Give small shuffled batches. Eight backdoored digit classifiers, repaired with 315 clean images and these
-    defaults, lost at most 3.0 points of held-out clean accuracy in batches of 32, 2.2 in batches of 64, and 6.7
-    in batches of 256, which make one step an epoch.
+    Give small shuffled batches: steps count, and with 60 epochs of a few hundred samples batches of 32 or 64 make
+    hundreds of them (benchmarks/repair_batches.py says what larger ones cost).
 
     Parameters
     ----------
