@@ -123,7 +123,7 @@ def _retry_failures(problem: Problem, gaps: Tensor, raw: Raw) -> Raw:
 
 # Below so many classes the active-set method is faster than the question whether the regime is dense.
 _DENSE_CLASSES = 64
-_PROBES = 8
+_PROBES = 4
 
 
 def _is_dense(problem: Problem, gaps: Tensor) -> bool:
