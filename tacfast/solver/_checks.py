@@ -218,7 +218,7 @@ def check_max_iter(max_iter: int | None, n_classes: int) -> int:
 
 def check_number(value: Any, expected: str) -> None:
     """Check the type of a number; ``expected`` begins the message."""
-    if not isinstance(value, numbers.Real):
+    if not isinstance(value, (float, int, numbers.Real)):  # the last alone is slow, and true of NumPy's numbers too
         raise TypeError(f"{expected}, got {value!r}")
 
 
@@ -236,4 +236,4 @@ def check_integer(name: str, value: Any, least: int, most: int = 2**63 - 1) -> i
 
 def result_dtype(*tensors: Tensor | None) -> torch.dtype:
     """float64 if any tensor is, else float32."""
-    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
+    return torch.float64 if torch.float64 in [t.dtype for t in tensors if t is not None] else torch.float32

@@ -6,6 +6,7 @@ Tensors come in checked; all memory, workspaces included, is allocated here, by 
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from types import ModuleType
 from typing import Any
@@ -37,8 +38,6 @@ except ImportError as error:
 
 def backend(device: torch.device) -> ModuleType:
     """The module that solves on a device: this one, or `_reference` where there is no compiled code for it."""
-    import sys
-
     return sys.modules[__name__] if _C is not None and device.type == "cpu" else _reference
 
 
@@ -72,7 +71,7 @@ def prepare_head(W: Tensor, bias: Tensor | None) -> tuple[Prepared, bool]:
     values = [0.0] * n_classes if bias is None else bias.tolist()
     mean = sum(values) / n_classes
     view = Prepared(head.memory.numpy(), n_classes)
-    view.memory[-2 * n_classes - 1 :] = [*values, *(value - mean for value in values), longest]
+    view.memory[-2 * n_classes - 1 :] = [*values, *[value - mean for value in values], longest]
     # What is not finite in W makes its column of the mean row so, and with that every entry of the Gram matrix.
     return head, math.isfinite(view.gram[0, 0] + mean)
 
@@ -138,13 +137,14 @@ def solve_classes(problem: Problem, gaps: Tensor, *, max_active: int | None = No
     ``guess`` (K, C) float64 are multipliers to try as they are, and to take the first active set from. A class whose
     active set outgrows ``max_active`` is given up with status CROWDED.
     """
-    n_classes, count, dim, threads = len(gaps), len(problem.classes), problem.dim, torch.get_num_threads()
+    (n_classes, _), count, dim, dtype = gaps.shape, problem.classes.shape[0], problem.dim, gaps.dtype
+    threads = torch.get_num_threads()
     rows, centred, gram, bias = problem.head.addresses()
     raw = Raw(
-        torch.empty((count, dim), dtype=gaps.dtype),
-        torch.empty(count, dtype=gaps.dtype),
+        torch.empty((count, dim), dtype=dtype),
+        torch.empty(count, dtype=dtype),
         torch.empty(count, dtype=torch.int8),
-        torch.empty((count, n_classes), dtype=gaps.dtype),
+        torch.empty((count, n_classes), dtype=dtype),
         torch.empty((6, count), dtype=torch.float64),
     )
     workspace = _workspace(_C.solve_workspace_bytes(n_classes, dim, threads))

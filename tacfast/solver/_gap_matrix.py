@@ -102,7 +102,7 @@ class GapMatrix:
         if self._logits is None:
             gaps = _custom_ops.gaps_of_latents(start, z, self._head)
         else:
-            logits = _custom_ops.logits(z, self._head, len(self._W), start.dtype)
+            logits = _custom_ops.logits(z, self._head, self._W.shape[0], start.dtype)
             gaps = _custom_ops.gaps_of_logits(start, logits)
             self._logits.append(logits)
         return self._fold_in(gaps, latents, z)
@@ -195,14 +195,14 @@ class GapMatrix:
         """Solve the class-wise QPs for the samples seen so far; the arguments are those of `solve_tac`."""
         gaps = self._seen()
         margin, trim = _checks.check_margin(margin), _checks.check_trim(trim)
-        chosen = _checks.check_classes(classes, len(gaps), gaps.device)
+        chosen = _checks.check_classes(classes, gaps.shape[0], gaps.device)
         if trim > 0:
             gaps = self._trimmed(gaps, trim)
         R = gaps.clone().T
         how = (
             _checks.check_method(method),
             _checks.check_tol(tol, R.dtype),
-            _checks.check_max_iter(max_iter, len(R)),
+            _checks.check_max_iter(max_iter, R.shape[0]),
             self._n_samples,
             raise_on_failure,
         )
@@ -258,7 +258,7 @@ class GapMatrix:
 
     def _nothing(self, dtype: torch.dtype) -> Tensor:
         """The maximum over no samples."""
-        size = len(self._W)
+        size = self._W.shape[0]
         return torch.full((size, size), -torch.inf, dtype=dtype, device=self._W.device)
 
     def _start(self, dtype: torch.dtype) -> Tensor:

@@ -36,13 +36,14 @@ def prepare_head_impl(W: Tensor, bias: Tensor | None) -> Tensor:
 def gaps_of_latents_impl(gaps: Tensor, latents: Tensor, head: Tensor) -> Tensor:
     """Transposed gap matrix (C, C) after latents (n, d), in the dtype of ``gaps``; ``head`` is `Prepared.memory`."""
     result = gaps.clone(memory_format=torch.contiguous_format)
-    chunk = max(1, _CHUNK_BYTES // (len(gaps) * gaps.element_size()))
-    for start in range(0, len(latents), chunk):
-        part = latents if len(latents) <= chunk else latents[start : start + chunk]
-        logits = logits_impl(part, head, len(gaps), gaps.dtype)
+    n, n_classes = latents.shape[0], gaps.shape[0]
+    chunk = max(1, _CHUNK_BYTES // (n_classes * gaps.element_size()))
+    for start in range(0, n, chunk):
+        part = latents if n <= chunk else latents[start : start + chunk]
+        logits = logits_impl(part, head, n_classes, gaps.dtype)
         bad = backend(gaps.device).update_gaps(result, logits)
         if bad >= 0:
-            raise ValueError(_explain_bad_logit(part, start, bad, len(gaps)))
+            raise ValueError(_explain_bad_logit(part, start, bad, n_classes))
     return result
 
 
@@ -79,7 +80,7 @@ def solve_classes_impl(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Solve the QP of every class in ``classes`` from R = ``gaps``; the fields of `_reference.Raw`."""
     if gaps.device.type == "cpu":
-        check_class_values(classes, len(gaps))
+        check_class_values(classes, gaps.shape[0])
     problem = _problem(W, head, classes, margin, tol, max_iter)
     raw = _solve(problem, gaps, method)
     statuses = raw.status.tolist() if raise_on_failure or gaps.device.type == "cpu" else []
@@ -92,7 +93,7 @@ def solve_classes_impl(
 
 
 def _problem(W: Tensor, head: Tensor, classes: Tensor, margin: float, tol: float, max_iter: int) -> Problem:
-    prepared = Prepared(head, len(W))
+    prepared = Prepared(head, W.shape[0])
     longest = prepared.longest
     same = 4 * torch.finfo(W.dtype).eps * longest
     return Problem(prepared, W.shape[1], longest, same, classes.contiguous(), margin, tol, max_iter)
@@ -128,7 +129,7 @@ _PROBES = 4
 
 def _is_dense(problem: Problem, gaps: Tensor) -> bool:
     """Whether most active sets are large, judged by the first few classes."""
-    if len(problem.classes) < _DENSE_CLASSES:
+    if problem.classes.shape[0] < _DENSE_CLASSES:
         return False
     probe = problem._replace(classes=problem.classes[:_PROBES])
     status = _ext.solve_classes(probe, gaps, max_active=16 + len(gaps) // 8).status

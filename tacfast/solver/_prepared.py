@@ -27,7 +27,7 @@ class Prepared:
 
     def __init__(self, memory: Any, n_classes: int) -> None:
         self.memory, self.n_classes = memory, n_classes
-        self._block = (len(memory) - n_classes * (n_classes + 2) - 1) // 2  # entries of rows, or of centred
+        self._block = (memory.shape[0] - n_classes * (n_classes + 2) - 1) // 2  # entries of rows, or of centred
 
     @property
     def rows(self) -> Any:
