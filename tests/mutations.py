@@ -118,12 +118,13 @@ def configure_and_build():
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     import pybind11
 
-    done = run(["cmake", "-S.", "-Bbuild", "-GNinja", "-DTACFAST_CUDA=OFF", "-DCMAKE_BUILD_TYPE=None",
+    done = run(["cmake", "-S.", "-Bbuild", "-GNinja", "-DTACFAST_CUDA=OFF", "-DCMAKE_BUILD_TYPE=Release",
                 f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}"])  # fmt: skip
     if done.returncode:
         raise SystemExit(done.stderr)
     build()
     Path(f"tacfast/_C{suffix}").symlink_to(Path(f"build/_C{suffix}").resolve())
+    run([sys.executable, "-W", "error", "-c", "import tacfast"]).check_returncode()  # with the extension
 
 
 def main():
