@@ -22,6 +22,10 @@ _CHUNK_BYTES = 4 << 20
 _SMALL_PRODUCT = 1 << 18
 
 
+# Beyond this the squares of float64 over- or underflow, and every constraint looks alike.
+_SMALLEST_ROW = 1e-140
+
+
 def prepare_head_impl(W: Tensor, bias: Tensor | None) -> Tensor:
     """`Prepared.memory`; raises ValueError if an entry of W or the bias is not finite."""
     prepared, finite = backend(W.device).prepare_head(W, bias)
@@ -95,6 +99,8 @@ def solve_classes_impl(
 def _problem(W: Tensor, head: Tensor, classes: Tensor, margin: float, tol: float, max_iter: int) -> Problem:
     prepared = Prepared(head, W.shape[0])
     longest = prepared.longest
+    if not _SMALLEST_ROW <= longest <= 1 / _SMALLEST_ROW and bool(W.any()):
+        raise ValueError(f"W: expected rows no longer than 1e140, and some longer than 1e-140, got {W.abs().max():.1e}")
     same = 4 * torch.finfo(W.dtype).eps * longest
     return Problem(prepared, W.shape[1], longest, same, classes.contiguous(), margin, tol, max_iter)
 

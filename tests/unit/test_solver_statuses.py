@@ -155,3 +155,21 @@ def test_no_classes_give_an_empty_result():
     each = tacfast.solve_tac_per_sample(*p, classes=[], return_perturbations=True)
     assert each.norms.shape == (20, 0)
     assert each.perturbations.shape == (20, 0, 7)
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e-145, 1e145, 1e200])
+def test_weights_whose_squares_float64_cannot_hold_are_refused(scale):
+    p = plain(0).to(torch.float64)
+    for solve in (tacfast.solve_tac, tacfast.solve_tac_per_sample):
+        with pytest.raises(ValueError, match="W: expected rows no longer than 1e140"):
+            solve(p.latents, p.W * scale, p.b)
+
+
+def test_a_norm_that_overflows_its_type_is_not_optimal():
+    p = plain(0).to(torch.float32)
+    solution = tacfast.solve_tac(p.latents, p.W * 1e-20, p.b * 1e20, raise_on_failure=False)
+    each = tacfast.solve_tac_per_sample(p.latents, p.W * 1e-20, p.b * 1e20)
+    for found in (solution, each):
+        optimal = found.status == Status.OPTIMAL
+        assert not optimal.all()
+        assert found.norms[optimal].isfinite().all()
