@@ -36,7 +36,7 @@ struct TrimmedGaps {
     int threads;          // at most so many
 };
 
-// What depends on W alone.
+// What depends on W and b alone.
 struct HeadPreparation {
     Scalar scalar;       // of W
     const void* W;       // (C, d), unit column stride
@@ -45,9 +45,25 @@ struct HeadPreparation {
     int64_t row_stride;  // of W
     double* rows;        // (C, padded_dim(d)), out: W; zeros in the padding
     double* centred;     // (C, padded_dim(d)), out: W minus its mean row; zeros in the padding
+    const double* bias;  // (C,) or null
     double* gram;        // (C, C), out: centred * centred'
-    double longest = 0;  // out: the largest |w_j|
+    double* biases;      // (2 C + 1,), out: b or zeros, b minus its mean, and the largest |w_j|
     int threads;         // at most so many
+    bool finite = true;  // out: whether all of W and b is
+};
+
+// Logits of a few samples, up to a constant per sample: latents * centred' + (b - its mean), summed in float64.
+struct LogitProduct {
+    Scalar scalar;          // of latents and of logits
+    const void* latents;    // (n, d), unit column stride
+    int64_t n;              //
+    int64_t classes;        // C
+    int64_t dim;            // d
+    int64_t row_stride;     // of latents
+    const double* centred;  // as HeadPreparation left them
+    const double* biases;   //
+    void* logits;           // (n, C), out, contiguous
+    void* workspace;        // n * (padded_dim(d) + C) doubles, 64-byte aligned
 };
 
 // Rows of float64 matrices start on 64-byte boundaries.
@@ -121,6 +137,7 @@ struct SampleSolve {
 
 namespace cpu {
 void prepare_head(HeadPreparation& args);
+void multiply_logits(const LogitProduct& args);
 
 int64_t solve_workspace_bytes(int64_t classes, int64_t dim, int threads);
 void solve_classes(const ClassSolve& args);

@@ -14,8 +14,8 @@ T* at(uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
 
-double prepare_head(int scalar, uintptr_t W, int64_t classes, int64_t dim, int64_t row_stride, uintptr_t rows,
-                    uintptr_t centred, uintptr_t gram, int threads) {
+bool prepare_head(int scalar, uintptr_t W, uintptr_t bias, int64_t classes, int64_t dim, int64_t row_stride,
+                  uintptr_t rows, uintptr_t centred, uintptr_t gram, uintptr_t biases, int threads) {
     tacfast::HeadPreparation args;
     args.scalar = Scalar(scalar);
     args.W = at<void>(W);
@@ -24,10 +24,18 @@ double prepare_head(int scalar, uintptr_t W, int64_t classes, int64_t dim, int64
     args.row_stride = row_stride;
     args.rows = at<double>(rows);
     args.centred = at<double>(centred);
+    args.bias = at<double>(bias);
     args.gram = at<double>(gram);
+    args.biases = at<double>(biases);
     args.threads = threads;
     tacfast::cpu::prepare_head(args);
-    return args.longest;
+    return args.finite;
+}
+
+void multiply_logits(int scalar, uintptr_t latents, int64_t n, int64_t classes, int64_t dim, int64_t row_stride,
+                     uintptr_t centred, uintptr_t biases, uintptr_t logits, uintptr_t workspace) {
+    tacfast::cpu::multiply_logits({Scalar(scalar), at<void>(latents), n, classes, dim, row_stride, at<double>(centred),
+                                   at<double>(biases), at<void>(logits), at<void>(workspace)});
 }
 
 int64_t update_gaps(int scalar, uintptr_t logits, int64_t n, int64_t classes, int64_t row_stride, uintptr_t gaps,
@@ -132,6 +140,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("build_info", &build_info);
     m.def("padded_dim", &tacfast::padded_dim);
     m.def("prepare_head", &prepare_head, unlocked);
+    m.def("multiply_logits", &multiply_logits, unlocked);
     m.def("gap_workspace_bytes", [](int scalar, int64_t n, int64_t classes, int threads) {
         return tacfast::cpu::gap_workspace_bytes(Scalar(scalar), n, classes, threads);
     });

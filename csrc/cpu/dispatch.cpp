@@ -31,6 +31,7 @@ const Kernels& chosen() {
 }  // namespace
 
 void prepare_head(HeadPreparation& args) { chosen().prepare_head(args); }
+void multiply_logits(const LogitProduct& args) { chosen().multiply_logits(args); }
 int64_t solve_workspace_bytes(int64_t classes, int64_t dim, int threads) {
     return chosen().solve_workspace_bytes(classes, dim, threads);
 }

@@ -1,4 +1,4 @@
-// What depends on W alone: its rows in float64, centred, and their Gram matrix.
+// What depends on W and b alone: the rows in float64, centred, and their Gram matrix.
 #include "core/team.h"
 #include "cpu/kernels.h"
 #include "cpu/products.h"
@@ -38,13 +38,24 @@ void centre(const HeadPreparation& args) {
     for (int64_t x = 0; x < stride; ++x) mean[x] = args.rows[x] - mean[x];
 }
 
+// Returns the mean.
+double centre_bias(const HeadPreparation& args) {
+    const int64_t C = args.classes;
+    double sum = 0;
+    for (int64_t j = 0; j < C; ++j) sum += args.biases[j] = args.bias == nullptr ? 0.0 : args.bias[j];
+    const double mean = sum / double(C);
+    for (int64_t j = 0; j < C; ++j) args.biases[C + j] = args.biases[j] - mean;
+    return mean;
+}
+
 }  // namespace
 
 void prepare_head(HeadPreparation& args) {
     const int64_t C = args.classes, stride = padded_dim(args.dim);
-    args.longest = args.scalar == Scalar::f64 ? copy(static_cast<const double*>(args.W), args)
-                                              : copy(static_cast<const float*>(args.W), args);
+    args.biases[2 * C] = args.scalar == Scalar::f64 ? copy(static_cast<const double*>(args.W), args)
+                                                    : copy(static_cast<const float*>(args.W), args);
     centre(args);
+    const double mean = centre_bias(args);
     constexpr int64_t kBlock = 16;
     const int threads = C * C * stride < (int64_t(1) << 20) ? 1 : args.threads;
     auto block = [&](int, int64_t task) {
@@ -56,6 +67,8 @@ void prepare_head(HeadPreparation& args) {
     parallel_for(threads, (C + kBlock - 1) / kBlock, block);
     for (int64_t i = 0; i < C; ++i)
         for (int64_t j = i + 1; j < C; ++j) args.gram[i * C + j] = args.gram[j * C + i];
+    // What is not finite in W makes its column of the mean row so, and with that every entry of the Gram matrix.
+    args.finite = std::isfinite(args.gram[0] + mean);
 }
 
 }  // namespace tacfast::cpu::TACFAST_ISA

@@ -5,13 +5,11 @@ Tensors come in checked; all memory, workspaces included, is allocated here, by 
 
 from __future__ import annotations
 
-import math
 import sys
 import warnings
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,8 +18,6 @@ from ._prepared import Prepared, prepared_size
 from ._reference import Problem, Raw, RawSamples
 
 CROWDED = 5  # status of a class that was given up because its active set outgrew max_active
-
-_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 _C: Any
 try:
@@ -56,37 +52,47 @@ def prepare_head(W: Tensor, bias: Tensor | None) -> tuple[Prepared, bool]:
     weight = _unit_columns(_wide(W))
     n_classes, dim = weight.shape
     head = Prepared(torch.empty(prepared_size(n_classes, padded_dim(dim)), dtype=torch.float64), n_classes)
-    rows, centred, gram, _ = head.addresses()
-    longest = _C.prepare_head(
+    rows, centred, gram, biases = head.addresses()
+    wide_bias = None if bias is None else bias.double().contiguous()
+    finite = _C.prepare_head(
         _scalar(weight),
         weight.data_ptr(),
+        0 if wide_bias is None else wide_bias.data_ptr(),
         n_classes,
         dim,
         weight.stride(0),
         rows,
         centred,
         gram,
+        biases,
         torch.get_num_threads(),
     )
-    values = [0.0] * n_classes if bias is None else bias.tolist()
-    mean = sum(values) / n_classes
-    view = Prepared(head.memory.numpy(), n_classes)
-    view.memory[-2 * n_classes - 1 :] = [*values, *[value - mean for value in values], longest]
-    # What is not finite in W makes its column of the mean row so, and with that every entry of the Gram matrix.
-    return head, math.isfinite(view.gram[0, 0] + mean)
+    return head, bool(finite)
 
 
 def small_logits(latents: Tensor, head: Prepared, dtype: torch.dtype) -> Tensor:
-    """Logits as of `_ops.logits_impl`, by NumPy's product, on the calling thread alone.
+    """Logits as of `_ops.logits_impl`, on the calling thread alone.
 
     Torch splits even a product of 5 × 5 over its threads, and on a busy machine waits milliseconds for one of them.
     """
-    view, precision = Prepared(head.memory.numpy(), head.n_classes), _NUMPY[dtype]
-    z = latents if latents.dtype == dtype else latents.to(dtype)
-    weight = view.centred[:, : z.shape[1]].astype(precision)
-    with np.errstate(over="ignore", invalid="ignore"):  # the callers look for what is not finite
-        logits = torch.from_numpy(np.dot(z.numpy(), weight.T))
-    return logits.add_(torch.from_numpy(view.offset.astype(precision)))
+    z = _unit_columns(latents.to(dtype))
+    n, dim = z.shape
+    logits = torch.empty((n, head.n_classes), dtype=dtype)
+    workspace = _workspace(8 * n * (padded_dim(dim) + head.n_classes))
+    _, centred, _, biases = head.addresses()
+    _C.multiply_logits(
+        _scalar(z),
+        z.data_ptr(),
+        n,
+        head.n_classes,
+        dim,
+        z.stride(0),
+        centred,
+        biases,
+        logits.data_ptr(),
+        workspace.data_ptr(),
+    )
+    return logits
 
 
 def update_gaps(gaps: Tensor, logits: Tensor) -> int:

@@ -18,7 +18,7 @@ from ._results import Certificate, SolverError, Status, TacSolution
 
 # Bytes of logits per step of the stream: fits the caches, and is long enough for an efficient matrix product.
 _CHUNK_BYTES = 4 << 20
-# Multiplications up to which a product is too small for threads; up to here NumPy's OpenBLAS uses none.
+# Multiplications up to which a product is too small for threads.
 _SMALL_PRODUCT = 1 << 18
 
 
@@ -171,7 +171,7 @@ def logits_impl(latents: Tensor, head: Tensor, n_classes: int, dtype: torch.dtyp
     with it most of the rounding where W has a common offset.
     """
     prepared = Prepared(head, n_classes)
-    if latents.device.type == "cpu" and latents.numel() * n_classes <= _SMALL_PRODUCT:
+    if latents.numel() * n_classes <= _SMALL_PRODUCT and backend(latents.device) is _ext:
         return _ext.small_logits(latents, prepared, dtype)
     # Reduced-precision float32 products (TF32, bfloat16) cost 5e-4 in s and more: multiply in float64 instead.
     narrowed = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"

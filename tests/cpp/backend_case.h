@@ -42,6 +42,7 @@ struct PreparedHead {
     int64_t classes, dim, row_stride, stride;
     std::vector<T> W;
     Aligned rows, centred, gram;
+    std::vector<double> biases;
     double longest = 0;
 
     PreparedHead(const std::vector<T>& tight, int64_t classes_, int64_t dim_, int threads)
@@ -52,12 +53,13 @@ struct PreparedHead {
           W(static_cast<size_t>((classes - 1) * row_stride + dim), std::numeric_limits<T>::quiet_NaN()),
           rows(classes * stride * 8),
           centred(classes * stride * 8),
-          gram(classes * classes * 8) {
+          gram(classes * classes * 8),
+          biases(2 * classes + 1) {
         for (int64_t j = 0; j < classes; ++j) std::copy_n(tight.data() + j * dim, dim, W.data() + j * row_stride);
-        HeadPreparation args{scalar_of<T>,   W.data(),          classes,        dim, row_stride,
-                             rows.doubles(), centred.doubles(), gram.doubles(), 0,   threads};
+        HeadPreparation args{scalar_of<T>,      W.data(), classes,        dim,           row_stride, rows.doubles(),
+                             centred.doubles(), nullptr,  gram.doubles(), biases.data(), threads};
         cpu::prepare_head(args);
-        longest = args.longest;
+        longest = biases.back();
     }
 
     double same() const { return 4 * double(std::numeric_limits<T>::epsilon()) * longest; }
