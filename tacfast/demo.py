@@ -187,8 +187,8 @@ def _run_demo(seed: int, clean: bool, on_progress: Progress | None) -> DemoResul
     if report.verdict.label == "suspicious":
         defense = partial(repair, seed=seed, on_epoch=lambda record: tell("repair", record.epoch, REPAIR_EPOCHS))
         after = run_defense(defense, trial, batch_size=REPAIR_BATCH_SIZE).after
-    failures = _broken_promises(report, None if clean else trial.attack.target, before, after)
     poisoned = None if clean else trial.attack.target
+    failures = _broken_promises(report, poisoned, before, after)
     return DemoResult(report, poisoned, before, after, time.perf_counter() - start, failures)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.randomness import isolated_randomness
-from ..models.head import Head, latest_call, submodule
+from ..models.head import Head, kept_modes, latest_call, submodule
 from ..models.latents import latent_batches, split_batch
 from ..scanning import ScanReport
 from ..solver import GapMatrix, Status
@@ -156,17 +156,15 @@ def _is_finite(value: object) -> bool:
 @contextmanager
 def _trainable(model: nn.Module) -> Iterator[None]:
     """Training mode and gradients for every weight, also those that were frozen; all as before on leaving."""
-    modes = [(module, module.training) for module in model.modules()]
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    model.train().requires_grad_(True)
-    try:
-        yield
-    finally:
-        model.zero_grad(set_to_none=True)
-        for module, mode in modes:
-            module.training = mode
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+    with kept_modes(model):
+        model.train().requires_grad_(True)
+        try:
+            yield
+        finally:
+            model.zero_grad(set_to_none=True)
+            for parameter in frozen:
+                parameter.requires_grad_(False)
 
 
 def _target(target: int | None, report: ScanReport) -> int:

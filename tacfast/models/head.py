@@ -15,15 +15,22 @@ class HeadError(ValueError):
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode, and each back as it was on leaving, also after an exception."""
+def kept_modes(model: nn.Module) -> Iterator[None]:
+    """Put every module back in its mode, training or evaluation, on leaving, also after an exception."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
         yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module in evaluation mode, and each back as it was on leaving, also after an exception."""
+    with kept_modes(model):
+        model.eval()
+        yield
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,7 @@
 """Pictures, tables and files for people and programs to read."""
 
-from .files import write_atomically, write_json
+from ..solver._files import write_atomically
+from .files import write_json
 from .plots import new_figure, plot_norms
 from .tables import before_after_table
 

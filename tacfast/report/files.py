@@ -1,34 +1,13 @@
-"""Files that are either written whole or not at all."""
+"""Reports as JSON, written whole or not at all."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
-
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write ``content`` to a temporary file beside ``path`` and rename it.
-
-    Whoever reads ``path`` sees the old file or the new one, never half of one; after a failure the temporary
-    file is gone and the old file stands.
-    """
-    target = Path(path)
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        # mkstemp makes the file private; a report is as readable as any other new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+from ..solver._files import write_atomically
 
 
 def write_json(path: str | os.PathLike[str], payload: Any) -> None:

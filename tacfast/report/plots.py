@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..detection import Verdict
-from .files import write_atomically
+from ..solver._files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from torch import Tensor
 
 
 def prepared_size(n_classes: int, stride: int) -> int:
@@ -11,7 +11,7 @@ def prepared_size(n_classes: int, stride: int) -> int:
 
 
 class Prepared:
-    """What depends on W (C, d) and b alone, in float64: parts of one flat tensor, or NumPy array, ``memory``.
+    """What depends on W (C, d) and b alone, in float64: parts of one flat tensor, ``memory``.
 
     It is one tensor because a solve with ten classes takes as long as the making of a few dozen.
 
@@ -25,28 +25,28 @@ class Prepared:
     longest : the largest norm of a row of W
     """
 
-    def __init__(self, memory: Any, n_classes: int) -> None:
+    def __init__(self, memory: Tensor, n_classes: int) -> None:
         self.memory, self.n_classes = memory, n_classes
         self._block = (memory.shape[0] - n_classes * (n_classes + 2) - 1) // 2  # entries of rows, or of centred
 
     @property
-    def rows(self) -> Any:
+    def rows(self) -> Tensor:
         return self.memory[: self._block].reshape(self.n_classes, -1)
 
     @property
-    def centred(self) -> Any:
+    def centred(self) -> Tensor:
         return self.memory[self._block : 2 * self._block].reshape(self.n_classes, -1)
 
     @property
-    def gram(self) -> Any:
+    def gram(self) -> Tensor:
         return self.memory[2 * self._block : -2 * self.n_classes - 1].reshape(self.n_classes, -1)
 
     @property
-    def bias(self) -> Any:
+    def bias(self) -> Tensor:
         return self.memory[-2 * self.n_classes - 1 : -self.n_classes - 1]
 
     @property
-    def offset(self) -> Any:
+    def offset(self) -> Tensor:
         return self.memory[-self.n_classes - 1 : -1]
 
     @property
@@ -54,7 +54,7 @@ class Prepared:
         return float(self.memory[-1])
 
     def addresses(self) -> tuple[int, int, int, int]:
-        """Where rows, centred, gram and bias begin; of a tensor."""
-        start: int = self.memory.data_ptr()
+        """Where rows, centred, gram and bias begin."""
+        start = self.memory.data_ptr()
         gram = start + 16 * self._block
         return start, start + 8 * self._block, gram, gram + 8 * self.n_classes**2

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ._checks import Array, Head, check_finite, check_head, check_latents, check_number
+from ._files import write_atomically
 
 Record = TypeVar("Record", bound="Certificate | TacSolution | PerSampleSolution")
 
@@ -196,7 +195,7 @@ class TacSolution:
         inner = {f"certificate.{name}": value for name, value in vars(self.certificate).items()}
         tensors = {name: torch.as_tensor(value).cpu().contiguous() for name, value in (outer | inner).items()}
         scalars = {"n_samples": self.n_samples, "margin": self.margin, "trim": self.trim}
-        _write_atomically(Path(path), save(tensors, metadata={"tacfast.TacSolution": json.dumps(scalars)}))
+        write_atomically(path, save(tensors, metadata={"tacfast.TacSolution": json.dumps(scalars)}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> TacSolution:
@@ -274,15 +273,3 @@ def _mapped(record: Record, convert: Callable[[str, Array], Array]) -> Record:
 
 def _to_numpy(_: str, value: Tensor) -> Array:
     return value.numpy()
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"path: expected a file in an existing folder, got {path}")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -152,10 +152,10 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_the_work(pretend, tm
 def test_a_folder_that_takes_no_files_is_an_error_before_the_work(pretend, tmp_path, monkeypatch, capsys):
     seen = pretend(make_result())
 
-    def refuse(**_):
+    def refuse(*_):
         raise PermissionError("no files here")
 
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    monkeypatch.setattr("pathlib.Path.write_bytes", refuse)
     assert cli.main(["demo", "--out", str(tmp_path)]) == 1
     assert "no files here" in capsys.readouterr().err
     assert seen == []

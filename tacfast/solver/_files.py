@@ -1,0 +1,25 @@
+"""Files that are either written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write ``content`` to a temporary file beside ``path`` and rename it.
+
+    Whoever reads ``path`` sees the old file or the new one, never half of one; after a failure the temporary file is
+    gone and the old file stands. Raises FileNotFoundError if the folder does not exist.
+    """
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"path: expected a file in an existing folder, got {target}")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
