@@ -4,11 +4,9 @@
 // cuda::. Matrices are row-major; a stride counts elements.
 #pragma once
 
-#include <cstdint>
+#include "core/arguments.h"
 
 namespace tacfast {
-
-enum class Scalar : int { f32 = 0, f64 = 1 };
 
 // Folds n rows of logits into a running gap matrix.
 struct GapUpdate {
@@ -43,96 +41,21 @@ struct HeadPreparation {
     int64_t classes;     // C
     int64_t dim;         // d
     int64_t row_stride;  // of W
-    double* rows;        // (C, padded_dim(d)), out: W; zeros in the padding
-    double* centred;     // (C, padded_dim(d)), out: W minus its mean row; zeros in the padding
     const double* bias;  // (C,) or null
-    double* gram;        // (C, C), out: centred * centred'
-    double* biases;      // (2 C + 1,), out: b or zeros, b minus its mean, and the largest |w_j|
+    double* memory;      // prepared_size(C, d) doubles, out: see PreparedHead
     int threads;         // at most so many
     bool finite = true;  // out: whether all of W and b is
 };
 
 // Logits of a few samples, up to a constant per sample: latents * centred' + (b - its mean), summed in float64.
 struct LogitProduct {
-    Scalar scalar;          // of latents and of logits
-    const void* latents;    // (n, d), unit column stride
-    int64_t n;              //
-    int64_t classes;        // C
-    int64_t dim;            // d
-    int64_t row_stride;     // of latents
-    const double* centred;  // as HeadPreparation left them
-    const double* biases;   //
-    void* logits;           // (n, C), out, contiguous
-    void* workspace;        // n * (padded_dim(d) + C) doubles, 64-byte aligned
-};
-
-// Rows of float64 matrices start on 64-byte boundaries.
-constexpr int64_t padded_dim(int64_t d) { return (d + 7) / 8 * 8; }
-
-constexpr int kCertificateFields = 6;  // primal, dual, stationarity, gap, lower, upper
-
-// Status values, as in tacfast.Status; kCrowded never leaves the package.
-enum StatusCode : int8_t {
-    kOptimal = 0,
-    kInfeasible = 1,
-    kMaxIter = 2,
-    kInaccurate = 3,
-    kInvalidInput = 4,
-    kCrowded = 5,  // gave up because the active set outgrew max_active
-};
-
-// The class-wise QPs from the gap matrix.
-struct ClassSolve {
-    Scalar scalar;           // of gaps, perturbations, norms and duals
-    const double* rows;      // as HeadPreparation left them
-    const double* centred;   //
-    const double* gram;      //
-    double longest;          //
-    int64_t classes;         // C
-    int64_t dim;             // d
-    const double* bias;      // (C,) or null
-    double same;             // rows of W closer than this are equal
-    const void* gaps;        // R[k, j] at k * gap_strides[0] + j * gap_strides[1]
-    int64_t gap_strides[2];  //
-    const int64_t* targets;  // (K,) the classes to solve for
-    int64_t count;           // K
-    double margin;           //
-    double tol;              // on the certificate
-    int max_iter;            // adds and drops per class
-    int max_active;          // size of the active set at which to give up as kCrowded
-    const double* guess;     // (K, C) multipliers to try first and to take the support of, or null
-    void* perturbations;     // (K, d), out
-    void* norms;             // (K,), out
-    int8_t* status;          // (K,), out
-    void* duals;             // (K, C), out
-    double* certificate;     // (kCertificateFields, K), out
-    void* workspace;         // solve_workspace_bytes(...) bytes, 64-byte aligned
-    int threads;             // at most so many
-};
-
-// One QP for every sample and class.
-struct SampleSolve {
-    Scalar scalar;           // of logits, norms and perturbations
-    const double* rows;      // as HeadPreparation left them
-    const double* gram;      //
-    double longest;          //
-    int64_t classes;         // C
-    int64_t dim;             // d
-    const double* bias;      // (C,) or null
-    double same;             // rows of W closer than this are equal
-    const void* logits;      // (n, C), contiguous
-    int64_t n;               //
-    const int64_t* targets;  // (K,)
-    int64_t count;           // K
-    double margin;           //
-    double tol;              //
-    int max_iter;            //
-    void* norms;             // (n, K), out
-    int8_t* status;          // (n, K), out
-    void* perturbations;     // (n, K, d), out, or null
-    double* certificate;     // (kCertificateFields, K), in and out: the worst so far
-    void* workspace;         // sample_workspace_bytes(...) bytes, 64-byte aligned
-    int threads;             // at most so many
+    Scalar scalar;        // of latents and of logits
+    PreparedHead head;    //
+    const void* latents;  // (n, d), unit column stride
+    int64_t n;            //
+    int64_t row_stride;   // of latents
+    void* logits;         // (n, C), out, contiguous
+    void* workspace;      // n * (padded_dim(d) + C) doubles, 64-byte aligned
 };
 
 namespace cpu {
@@ -163,6 +86,34 @@ struct DeviceReport {
     const char* message = "";  // what the error means
 };
 DeviceReport devices();
+
+// Where a launch goes.
+struct Queue {
+    int device;
+    void* stream;  // a cudaStream_t
+};
+
+// What went wrong; `kernel` is null when nothing did.
+struct Fault {
+    const char* kernel = nullptr;
+    int code = 0;              // cudaError_t
+    const char* message = "";  // what it means
+};
+
+// All of these only put work on the queue: they allocate nothing, wait for nothing, and can be captured in a graph.
+// `threads` is not looked at. What the samples spoil (a logit that is not finite) becomes NaN in row and column of its
+// class, and GapUpdate::first_bad stays -1.
+int64_t gap_workspace_bytes(Scalar scalar, int64_t n, int64_t classes);
+Fault update_gaps(const GapUpdate& args, Queue queue);
+
+int64_t trim_workspace_bytes(Scalar scalar, int64_t n, int64_t classes);
+Fault trimmed_gaps(const TrimmedGaps& args, Queue queue);
+
+int64_t solve_workspace_bytes(int64_t classes, int64_t dim, int64_t count);
+Fault solve_classes(const ClassSolve& args, Queue queue);
+
+int64_t sample_workspace_bytes(int64_t classes, int64_t dim, int64_t n, int64_t count);
+Fault solve_samples(const SampleSolve& args, Queue queue);
 }  // namespace cuda
 
 }  // namespace tacfast

@@ -14,28 +14,22 @@ T* at(uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
 
+tacfast::PreparedHead head_at(uintptr_t memory, int64_t classes, int64_t dim, double same_share) {
+    return {at<double>(memory), classes, dim, same_share};
+}
+
 bool prepare_head(int scalar, uintptr_t W, uintptr_t bias, int64_t classes, int64_t dim, int64_t row_stride,
-                  uintptr_t rows, uintptr_t centred, uintptr_t gram, uintptr_t biases, int threads) {
-    tacfast::HeadPreparation args;
-    args.scalar = Scalar(scalar);
-    args.W = at<void>(W);
-    args.classes = classes;
-    args.dim = dim;
-    args.row_stride = row_stride;
-    args.rows = at<double>(rows);
-    args.centred = at<double>(centred);
-    args.bias = at<double>(bias);
-    args.gram = at<double>(gram);
-    args.biases = at<double>(biases);
-    args.threads = threads;
+                  uintptr_t memory, int threads) {
+    tacfast::HeadPreparation args{Scalar(scalar),   at<void>(W),        classes, dim, row_stride,
+                                  at<double>(bias), at<double>(memory), threads};
     tacfast::cpu::prepare_head(args);
     return args.finite;
 }
 
-void multiply_logits(int scalar, uintptr_t latents, int64_t n, int64_t classes, int64_t dim, int64_t row_stride,
-                     uintptr_t centred, uintptr_t biases, uintptr_t logits, uintptr_t workspace) {
-    tacfast::cpu::multiply_logits({Scalar(scalar), at<void>(latents), n, classes, dim, row_stride, at<double>(centred),
-                                   at<double>(biases), at<void>(logits), at<void>(workspace)});
+void multiply_logits(int scalar, const tacfast::PreparedHead& head, uintptr_t latents, int64_t n, int64_t row_stride,
+                     uintptr_t logits, uintptr_t workspace) {
+    tacfast::cpu::multiply_logits(
+        {Scalar(scalar), head, at<void>(latents), n, row_stride, at<void>(logits), at<void>(workspace)});
 }
 
 int64_t update_gaps(int scalar, uintptr_t logits, int64_t n, int64_t classes, int64_t row_stride, uintptr_t gaps,
@@ -59,24 +53,18 @@ void trimmed_gaps(int scalar, uintptr_t rows, int64_t n, int64_t classes, double
         {Scalar(scalar), at<int64_t>(rows), n, classes, trim, at<void>(gaps), at<void>(workspace), threads});
 }
 
-void solve_classes(int scalar, uintptr_t rows, uintptr_t centred, uintptr_t gram, double longest, int64_t classes,
-                   int64_t dim, uintptr_t bias, double same, uintptr_t gaps, int64_t gap_stride_k, int64_t gap_stride_j,
-                   uintptr_t targets, int64_t count, double margin, double tol, int max_iter, int max_active,
-                   uintptr_t guess, uintptr_t perturbations, uintptr_t norms, uintptr_t status, uintptr_t duals,
-                   uintptr_t certificate, uintptr_t workspace, int threads) {
+void solve_classes(int scalar, const tacfast::PreparedHead& head, uintptr_t gaps, int64_t gap_stride_k,
+                   int64_t gap_stride_j, uintptr_t targets, int64_t count, int64_t first, int64_t last, double margin,
+                   double tol, int max_iter, int max_active, uintptr_t guess, uintptr_t perturbations, uintptr_t norms,
+                   uintptr_t status, uintptr_t duals, uintptr_t certificate, uintptr_t workspace, int threads) {
     tacfast::cpu::solve_classes({Scalar(scalar),
-                                 at<double>(rows),
-                                 at<double>(centred),
-                                 at<double>(gram),
-                                 longest,
-                                 classes,
-                                 dim,
-                                 at<double>(bias),
-                                 same,
+                                 head,
                                  at<void>(gaps),
                                  {gap_stride_k, gap_stride_j},
                                  at<int64_t>(targets),
                                  count,
+                                 first,
+                                 last,
                                  margin,
                                  tol,
                                  max_iter,
@@ -91,31 +79,12 @@ void solve_classes(int scalar, uintptr_t rows, uintptr_t centred, uintptr_t gram
                                  threads});
 }
 
-void solve_samples(int scalar, uintptr_t rows, uintptr_t gram, double longest, int64_t classes, int64_t dim,
-                   uintptr_t bias, double same, uintptr_t logits, int64_t n, uintptr_t targets, int64_t count,
-                   double margin, double tol, int max_iter, uintptr_t norms, uintptr_t status, uintptr_t perturbations,
-                   uintptr_t certificate, uintptr_t workspace, int threads) {
-    tacfast::cpu::solve_samples({Scalar(scalar),
-                                 at<double>(rows),
-                                 at<double>(gram),
-                                 longest,
-                                 classes,
-                                 dim,
-                                 at<double>(bias),
-                                 same,
-                                 at<void>(logits),
-                                 n,
-                                 at<int64_t>(targets),
-                                 count,
-                                 margin,
-                                 tol,
-                                 max_iter,
-                                 at<void>(norms),
-                                 at<int8_t>(status),
-                                 at<void>(perturbations),
-                                 at<double>(certificate),
-                                 at<void>(workspace),
-                                 threads});
+void solve_samples(int scalar, const tacfast::PreparedHead& head, uintptr_t logits, int64_t n, uintptr_t targets,
+                   int64_t count, double margin, double tol, int max_iter, uintptr_t norms, uintptr_t status,
+                   uintptr_t perturbations, uintptr_t certificate, uintptr_t workspace, int threads) {
+    tacfast::cpu::solve_samples({Scalar(scalar), head, at<void>(logits), n, at<int64_t>(targets), count, margin, tol,
+                                 max_iter, at<void>(norms), at<int8_t>(status), at<void>(perturbations),
+                                 at<double>(certificate), at<void>(workspace), threads});
 }
 
 py::dict build_info() {
@@ -138,6 +107,7 @@ PYBIND11_MODULE(_C, m) {
     m.doc() = "tacfast's compiled core";
     const py::call_guard<py::gil_scoped_release> unlocked;
     m.def("build_info", &build_info);
+    py::class_<tacfast::PreparedHead>(m, "PreparedHead").def(py::init(&head_at));
     m.def("padded_dim", &tacfast::padded_dim);
     m.def("prepare_head", &prepare_head, unlocked);
     m.def("multiply_logits", &multiply_logits, unlocked);

@@ -40,20 +40,41 @@ TACFAST_HD double maximum(const Team& team, int n, const F& f) {
     return best.index < 0 ? 0.0 : best.value;
 }
 
-// values[j] = a_j's, or 0 for a constraint that is left out, given u = W s for the centred W. Where w_k - w_j cancels,
-// the difference is taken first.
+// What a solve knows of a point before it was rounded to be handed out.
+struct Unrounded {
+    const double* point;     // (d)
+    const double* products;  // (C) a_j'point, to within the rounding of the Gram matrix
+    double multipliers;      // the sum of |lambda|
+};
+
+// low[j] <= a_j's + its own rounding, with equality unless the constraint holds by more than what the rounding of s and
+// of the Gram matrix can amount to: few do not, and only for those a_j's is summed. 0 for constraints left out.
+// `list` (C) is scratch.
 template <class Team, class T>
-TACFAST_HD void along_constraints(const Team& team, const Head& head, const Constraints& c, const T* s,
-                                  const double* TACFAST_RESTRICT u, double* TACFAST_RESTRICT values) {
+TACFAST_HD void along_constraints(const Team& team, const Head& head, const Constraints& c, const T* s, double norm,
+                                  const Unrounded& before, double* TACFAST_RESTRICT low, int* list) {
+    const double* TACFAST_RESTRICT rho = c.rho;
     const double* TACFAST_RESTRICT norm2 = c.norm2;
-    const double* wk = head.rows + c.target * int64_t(head.stride);
-    const double at_target = u[c.target], cancels = 1e-2 * head.longest * head.longest;
-    team.each(head.classes, [=](int j) { values[j] = norm2[j] > 0 ? at_target - u[j] : 0.0; });
-    team.each(head.classes, [&](int j) {
-        if (norm2[j] > cancels || norm2[j] == 0) return;
-        const double* wj = head.rows + j * int64_t(head.stride);
-        values[j] = SerialTeam{}.sum(head.dim, [&](int x) { return (wk[x] - wj[x]) * double(s[x]); });
+    const double* TACFAST_RESTRICT length = c.length;
+    const double* TACFAST_RESTRICT products = before.products;
+    const double* TACFAST_RESTRICT point = before.point;
+    const double rounding = relative_rounding(head);
+    const double moved2 = team.sum(head.dim, [=](int x) {
+        const double moved = double(s[x]) - point[x];
+        return moved * moved;
     });
+    const double along = 2 * (std::sqrt(moved2) + rounding * norm);
+    const double of_gram = 16 * rounding * head.longest * head.longest * before.multipliers;
+    team.each(head.classes, [=](int j) {
+        const double far = products[j] - (along * length[j] + of_gram);
+        low[j] = norm2[j] == 0 ? 0.0 : far > rho[j] ? far : NAN;
+    });
+    const double* wk = head.rows + c.target * int64_t(head.stride);
+    const int near = team.collect(head.classes, [=](int j) { return low[j] != low[j]; }, list);
+    const double* rows = head.rows;
+    const int64_t stride = head.stride;
+    auto term = [=](int i, auto at) { return (at(wk) - at(rows + list[i] * stride)) * at(s); };
+    team.dots(near, head.dim, term, [=](int i, double product) { low[list[i]] = product; });
     team.sync();
 }
 
@@ -89,42 +110,35 @@ struct DualSums {
     double lowest;  // max_j (-lambda_j)+ |a_j|
 };
 
-// Leaves A'lambda in `combined`, of d entries; `support` has C entries, for the constraints that it is summed over.
+// Leaves A'lambda in `combined`, of d entries; `support` has C entries, for the constraints with a multiplier.
 template <class Team, class T>
 TACFAST_HD DualSums sum_duals(const Team& team, const Head& head, const Constraints& c, const T* lambda,
                               double* combined, int* support) {
-    const double* TACFAST_RESTRICT norm2 = c.norm2;
-    auto counts = [=](int j) { return int(lambda[j] != 0) & int(norm2[j] > 0); };
-    const int count = int(team.sum(head.classes, [=](int j) { return double(counts(j)); }));
-    if (team.rank() == 0)
-        for (int j = 0, i = 0; i < count; ++j) {  // no branch: a value that does not count is overwritten
-            support[i] = j;
-            i += counts(j);
-        }
-    team.sync();
-    combine_rows(team, head, c, support, count, [=](int i) { return double(lambda[support[i]]); }, combined);
-    const int C = head.classes, d = head.dim;
-    const double* TACFAST_RESTRICT rho = c.rho;
-    const double* TACFAST_RESTRICT length = c.length;
+    const int count = team.collect(head.classes, [=](int j) { return lambda[j] != 0; }, support);
+    auto multiplier = [=](int i) { return double(lambda[support[i]]); };
+    auto rho = [=](int i) { return c.rho[support[i]]; };
+    auto length = [=](int i) { return c.length[support[i]]; };
+    auto kept = [=](int i) { return length(i) > 0 ? multiplier(i) : 0.0; };
+    combine_rows(team, head, c, support, count, kept, combined);
     DualSums sums;
-    sums.length = std::sqrt(team.sum(d, [=](int x) { return combined[x] * combined[x]; }));
-    sums.terms = team.sum(C, [=](int j) { return std::fabs(double(lambda[j])) * length[j]; });
-    sums.value = team.sum(C, [=](int j) { return double(lambda[j]) * rho[j]; });
-    sums.size = team.sum(C, [=](int j) { return std::fabs(double(lambda[j]) * rho[j]); });
-    sums.lowest = maximum(team, C, [=](int j) { return positive(-double(lambda[j])) * length[j]; });
+    sums.length = std::sqrt(team.sum(head.dim, [=](int x) { return combined[x] * combined[x]; }));
+    sums.terms = team.sum(count, [=](int i) { return std::fabs(multiplier(i)) * length(i); });
+    sums.value = team.sum(count, [=](int i) { return multiplier(i) * rho(i); });
+    sums.size = team.sum(count, [=](int i) { return std::fabs(multiplier(i) * rho(i)); });
+    sums.lowest = maximum(team, count, [=](int i) { return positive(-multiplier(i)) * length(i); });
     return sums;
 }
 
-// s has d entries, lambda C, u = W s (W centred) C; `combined` (d), `low` (C) and `support` (C) are scratch. The
-// constraint values are widened by what their own rounding can amount to, so that the bounds hold as printed.
+// s has d entries, lambda C; `combined` (d), `low` (C) and `support` (C) are scratch. The constraint values are widened
+// by what their own rounding can amount to, so that the bounds hold as printed.
 template <class Team, class T>
 TACFAST_HD Certificate certify(const Team& team, const Head& head, const Constraints& c, const T* s, const T* lambda,
-                               const double* u, double* combined, double* low, int* support) {
+                               const Unrounded& before, double* combined, double* low, int* support) {
     const DualSums sums = sum_duals(team, head, c, lambda, combined, support);
     const double rounding = relative_rounding(head);
     const double norm2 = team.sum(head.dim, [=](int x) { return double(s[x]) * double(s[x]); });
     const double norm = std::sqrt(norm2);
-    along_constraints(team, head, c, s, u, low);
+    along_constraints(team, head, c, s, norm, before, low, support);
     Certificate result;
     const double* TACFAST_RESTRICT rho = c.rho;
     const double* TACFAST_RESTRICT norm2s = c.norm2;

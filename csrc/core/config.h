@@ -40,8 +40,12 @@ constexpr int kVectorBytes = 16;
 #endif
 #ifdef __CUDACC__
 using Doubles = double;
+using Floats = float;
+TACFAST_HD Doubles widen(Floats x) { return x; }
 #else
 using Doubles = double __attribute__((vector_size(kVectorBytes)));
+using Floats = float __attribute__((vector_size(kVectorBytes / 2)));
+TACFAST_HD Doubles widen(Floats x) { return __builtin_convertvector(x, Doubles); }
 #endif
 constexpr int kDoubles = static_cast<int>(sizeof(Doubles) / sizeof(double));
 

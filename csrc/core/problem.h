@@ -2,6 +2,7 @@
 //     min 1/2 |s|^2   subject to   a_j's >= rho_j for every class j != k,   a_j = w_k - w_j.
 #pragma once
 
+#include "core/arguments.h"
 #include "core/team.h"
 
 TACFAST_CORE_BEGIN
@@ -15,6 +16,18 @@ struct Head {
     int dim;             // d
     int stride;          // of rows
     double longest;      // the largest row norm of W
+    double same;         // rows of W closer than this are equal
+
+    static TACFAST_HD Head of(const PreparedHead& prepared) {
+        const double longest = prepared.longest();
+        return {prepared.rows(),
+                prepared.gram(),
+                int(prepared.classes),
+                int(prepared.dim),
+                int(padded_dim(prepared.dim)),
+                longest,
+                prepared.same_share * longest};
+    }
 };
 
 // The constraints towards one class. All arrays have C entries, indexed by class.
@@ -51,11 +64,11 @@ struct Screening {
     bool hard;  // some |a_j| is so much shorter than the rows that the Gram matrix loses its direction
 };
 
-// Fills in norm2, weight and rho = gap + margin, where gap(j) is R[k, j]. Rows closer than `same` to w_k are equal to
-// it as far as their type can tell: their constraint is decided here, from the bias, and then left out.
+// Fills in norm2, weight and rho = gap + margin, where gap(j) is R[k, j]. Rows closer than head.same to w_k are equal
+// to it as far as their type can tell: their constraint is decided here, from the bias (C), and then left out.
 template <class Team, class Gap>
 TACFAST_HD Screening screen(const Team& team, const Head& head, const Constraints& c, const double* bias, double margin,
-                            double same, const Gap& gap) {
+                            const Gap& gap) {
     const int k = c.target;
     const int64_t C = head.classes;
     const double* TACFAST_RESTRICT own = head.gram + k * C;
@@ -68,9 +81,9 @@ TACFAST_HD Screening screen(const Team& team, const Head& head, const Constraint
     team.each(head.classes, [&](int j) {
         const double total = corner + head.gram[j * (C + 1)];
         if (!(norm2[j] > 1e-4 * total)) norm2[j] = j == k ? 0.0 : direct_norm2(head, k, j);
-        const bool kept = norm2[j] > same * same;
+        const bool kept = norm2[j] > head.same * head.same;
         if (!kept) norm2[j] = 0;
-        c.rho[j] = kept ? gap(j) + margin : (j == k ? 0.0 : margin - (bias ? bias[k] - bias[j] : 0.0));
+        c.rho[j] = kept ? gap(j) + margin : (j == k ? 0.0 : margin - (bias[k] - bias[j]));
     });
     team.each(head.classes, [=](int j) {
         length[j] = std::sqrt(norm2[j]);

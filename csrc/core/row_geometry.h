@@ -27,10 +27,6 @@ struct RowGeometry {
     TACFAST_HD double* unit(int i) const { return basis + i * int64_t(head.stride); }
     TACFAST_HD double* column(int i) const { return factor + i * int64_t(capacity); }
 
-    TACFAST_HD double dot(const double* x, const double* y) const {
-        return SerialTeam{}.sum(head.dim, [=](int t) { return x[t] * y[t]; });
-    }
-
     template <class Team>
     TACFAST_HD void reset(const Team& team) {
         team.each(head.dim, [&](int x) { point[x] = 0; });
@@ -48,15 +44,18 @@ struct RowGeometry {
         team.each(head.dim, [&](int x) { normal[x] = wk[x] - wp[x]; });
         team.sync();
         for (int pass = 0; pass < kPasses && m > 0; ++pass) {
-            team.each(m, [&](int i) {
-                scratch[i] = dot(unit(i), normal);
-                along[i] += scratch[i];
+            const double *q = basis, *rest = normal;
+            const int64_t stride = head.stride;
+            auto term = [=](int i, auto at) { return at(q + i * stride) * at(rest); };
+            team.dots(m, head.dim, term, [&](int i, double product) {
+                scratch[i] = product;
+                along[i] += product;
             });
             team.sync();
             team.each(head.dim, [&](int x) {
-                double rest = normal[x];
-                for (int i = 0; i < m; ++i) rest -= scratch[i] * unit(i)[x];
-                normal[x] = rest;
+                double left = normal[x];
+                for (int i = 0; i < m; ++i) left -= scratch[i] * unit(i)[x];
+                normal[x] = left;
             });
             team.sync();
         }
@@ -127,10 +126,11 @@ struct RowGeometry {
     TACFAST_HD void evaluate(const Team& team, const Constraints& c, ActiveSet& set) {
         const double* wk = row(c.target);
         const double* s = point;
-        team.each(head.classes, [&](int j) {
-            const double* wj = row(j);
-            set.products[j] = SerialTeam{}.sum(head.dim, [=](int t) { return (wk[t] - wj[t]) * s[t]; });
-        });
+        const double* rows = head.rows;
+        const int64_t stride = head.stride;
+        auto term = [=](int j, auto at) { return (at(wk) - at(rows + j * stride)) * at(s); };
+        double* products = set.products;
+        team.dots(head.classes, head.dim, term, [=](int j, double product) { products[j] = product; });
         set.norm = std::sqrt(team.sum(head.dim, [=](int x) { return s[x] * s[x]; }));
         team.sync();
     }

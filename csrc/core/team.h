@@ -8,11 +8,16 @@
 //   combine(n, m, start, term, out)
 //                        out[j] = start + the sum of term(i, at) over i in [0, m), in this order, for every j in [0,
 //                        n), where at(p) is p[j]. No sync before or after, as for each().
+//   dots(n, m, term, store)
+//                        store(i, the sum over x in [0, m) of term(i, at), where at(p) is p[x]) for every i in [0, n),
+//                        on any one lane. No sync before or after.
+//   collect(n, f, list)  list = the i in [0, n) for which f(i) is true, in ascending order; returns how many. f(i) may
+//                        be called on any lane. Synchronises before and after.
 //   sum(n, f)            the sum of f(i), known to every lane; f(i) is called on the lane that each() would choose.
 //                        Synchronises.
 //   largest(n, f)        the largest f(i) and the smallest i that attains it, {-inf, -1} if there is none; NaN never
 //                        wins. Synchronises.
-// All lanes must reach every sync, sum and largest.
+// All lanes must reach every sync, dots, collect, sum and largest.
 #pragma once
 
 #include "core/config.h"
@@ -41,6 +46,14 @@ TACFAST_HD void combine_each(const Team& team, int n, int m, double start, const
     });
 }
 
+// The sum of dots() for one i, one entry at a time.
+template <class Term>
+TACFAST_HD double dot_each(int m, int i, const Term& term) {
+    double sum = 0;
+    for (int x = 0; x < m; ++x) sum += term(i, [x](const auto* p) { return double(p[x]); });
+    return sum;
+}
+
 // One CPU lane. Its long reductions fill a buffer first, in a loop that compilers turn into vectors, and run over 32
 // partial results after that; short ones are not worth that.
 struct SerialTeam {
@@ -51,6 +64,32 @@ struct SerialTeam {
     template <class F>
     TACFAST_HD void each(int n, const F& f) const {
         for (int i = 0; i < n; ++i) f(i);
+    }
+
+    // Four vectors of sums hide the latency of an addition.
+    template <class Term, class Store>
+    TACFAST_HD void dots(int n, int m, const Term& term, const Store& store) const {
+        constexpr int kSums = 4;
+        for (int i = 0; i < n; ++i) {
+            Doubles part[kSums] = {};
+            int x = 0;
+            for (; x + kSums * kDoubles <= m; x += kSums * kDoubles)
+                for (int v = 0; v < kSums; ++v)
+                    part[v] += term(i, [first = x + v * kDoubles](const auto* p) { return load(p + first); });
+            double rest = 0;
+            for (; x < m; ++x) rest += term(i, [x](const auto* p) { return double(p[x]); });
+            store(i, rest + fold<kSums>(part, [](auto a, auto b) { return a + b; }));
+        }
+    }
+
+    template <class F>
+    TACFAST_HD int collect(int n, const F& f, int* list) const {
+        int count = 0;
+        for (int i = 0; i < n; ++i) {  // no branch: what does not count is overwritten
+            list[count] = i;
+            count += f(i) ? 1 : 0;
+        }
+        return count;
     }
 
     template <class F>
@@ -67,7 +106,7 @@ struct SerialTeam {
             for (int i = 0; i < count; i += kStep)
                 for (int v = 0; v < kParts; ++v) part[v] += load(values + i + v * kDoubles);
         }
-        return fold(part, [](auto a, auto b) { return a + b; });
+        return fold<kParts>(part, [](auto a, auto b) { return a + b; });
     }
 
     template <class F>
@@ -114,6 +153,12 @@ struct SerialTeam {
         return entries;
     }
 
+    TACFAST_HD static Doubles load(const float* from) {
+        Floats entries;
+        __builtin_memcpy(&entries, from, sizeof entries);
+        return widen(entries);
+    }
+
     // The next values, filled up to a multiple of kStep; returns how many there are then.
     template <class F>
     TACFAST_HD static int fill(double* values, int n, int first, double filling, const F& f) {
@@ -125,9 +170,9 @@ struct SerialTeam {
     }
 
     // Partial results to one, pairwise.
-    template <class Combine>
+    template <int parts, class Combine>
     TACFAST_HD static double fold(Doubles* part, const Combine& combine) {
-        for (int half = kParts / 2; half > 0; half /= 2)
+        for (int half = parts / 2; half > 0; half /= 2)
             for (int v = 0; v < half; ++v) part[v] = combine(part[v], part[v + half]);
         double lane[kDoubles];
         __builtin_memcpy(lane, part, sizeof lane);
@@ -144,7 +189,7 @@ struct SerialTeam {
                 const Doubles value = load(values + i + v * kDoubles);
                 part[v] = value > part[v] ? value : part[v];  // a NaN never wins
             }
-        return fold(part, [](auto a, auto b) { return a > b ? a : b; });
+        return fold<kParts>(part, [](auto a, auto b) { return a > b ? a : b; });
     }
 
     TACFAST_HD static int first_equal(const double* values, int count, double wanted) {

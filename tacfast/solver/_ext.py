@@ -52,7 +52,6 @@ def prepare_head(W: Tensor, bias: Tensor | None) -> tuple[Prepared, bool]:
     weight = _unit_columns(_wide(W))
     n_classes, dim = weight.shape
     head = Prepared(torch.empty(prepared_size(n_classes, padded_dim(dim)), dtype=torch.float64), n_classes)
-    rows, centred, gram, biases = head.addresses()
     wide_bias = None if bias is None else bias.double().contiguous()
     finite = _C.prepare_head(
         _scalar(weight),
@@ -61,10 +60,7 @@ def prepare_head(W: Tensor, bias: Tensor | None) -> tuple[Prepared, bool]:
         n_classes,
         dim,
         weight.stride(0),
-        rows,
-        centred,
-        gram,
-        biases,
+        head.memory.data_ptr(),
         torch.get_num_threads(),
     )
     return head, bool(finite)
@@ -79,16 +75,12 @@ def small_logits(latents: Tensor, head: Prepared, dtype: torch.dtype) -> Tensor:
     n, dim = z.shape
     logits = torch.empty((n, head.n_classes), dtype=dtype)
     workspace = _workspace(8 * n * (padded_dim(dim) + head.n_classes))
-    _, centred, _, biases = head.addresses()
     _C.multiply_logits(
         _scalar(z),
+        _C.PreparedHead(head.memory.data_ptr(), head.n_classes, dim, 0.0),
         z.data_ptr(),
         n,
-        head.n_classes,
-        dim,
         z.stride(0),
-        centred,
-        biases,
         logits.data_ptr(),
         workspace.data_ptr(),
     )
@@ -137,38 +129,48 @@ def trimmed_gaps(gaps: Tensor, chunks: list[Tensor], trim: float) -> Tensor:
     return trimmed
 
 
-def solve_classes(problem: Problem, gaps: Tensor, *, max_active: int | None = None, guess: Tensor | None = None) -> Raw:
-    """See `_reference.solve_classes`.
-
-    ``guess`` (K, C) float64 are multipliers to try as they are, and to take the first active set from. A class whose
-    active set outgrows ``max_active`` is given up with status CROWDED.
-    """
-    (n_classes, _), count, dim, dtype = gaps.shape, problem.classes.shape[0], problem.dim, gaps.dtype
-    threads = torch.get_num_threads()
-    rows, centred, gram, bias = problem.head.addresses()
-    raw = Raw(
-        torch.empty((count, dim), dtype=dtype),
+def empty_results(problem: Problem, gaps: Tensor) -> Raw:
+    """Room for the results of `solve_classes`."""
+    count, dtype = problem.classes.shape[0], gaps.dtype
+    return Raw(
+        torch.empty((count, problem.dim), dtype=dtype),
         torch.empty(count, dtype=dtype),
         torch.empty(count, dtype=torch.int8),
-        torch.empty((count, n_classes), dtype=dtype),
+        torch.empty((count, gaps.shape[0]), dtype=dtype),
         torch.empty((6, count), dtype=torch.float64),
     )
+
+
+def solve_classes(
+    problem: Problem,
+    gaps: Tensor,
+    *,
+    out: Raw | None = None,
+    first: int = 0,
+    last: int | None = None,
+    max_active: int | None = None,
+    guess: Tensor | None = None,
+) -> Raw:
+    """See `_reference.solve_classes`.
+
+    Of the classes, only those at [``first``, ``last``) are solved for; ``out`` receives the results. ``guess`` (K, C)
+    float64 are multipliers to try as they are, and to take the first active set from. A class whose active set outgrows
+    ``max_active`` is given up with status CROWDED.
+    """
+    n_classes, count, dim = gaps.shape[0], problem.classes.shape[0], problem.dim
+    threads = torch.get_num_threads()
+    raw = empty_results(problem, gaps) if out is None else out
     workspace = _workspace(_C.solve_workspace_bytes(n_classes, dim, threads))
     _C.solve_classes(
         _scalar(gaps),
-        rows,
-        centred,
-        gram,
-        problem.longest,
-        n_classes,
-        dim,
-        bias,
-        problem.same,
+        _head(problem),
         gaps.data_ptr(),
         gaps.stride(0),
         gaps.stride(1),
         problem.classes.data_ptr(),
         count,
+        first,
+        count if last is None else last,
         problem.margin,
         problem.tol,
         problem.max_iter,
@@ -190,7 +192,6 @@ def solve_samples(problem: Problem, logits: Tensor, return_perturbations: bool) 
     values = logits.contiguous()
     (n, n_classes), count, dim = values.shape, len(problem.classes), problem.dim
     threads = torch.get_num_threads()
-    rows, _, gram, bias = problem.head.addresses()
     norms = torch.empty((n, count), dtype=values.dtype)
     status = torch.empty((n, count), dtype=torch.int8)
     perturbations = torch.empty((n, count, dim if return_perturbations else 0), dtype=values.dtype)
@@ -198,13 +199,7 @@ def solve_samples(problem: Problem, logits: Tensor, return_perturbations: bool) 
     workspace = _workspace(_C.sample_workspace_bytes(n_classes, dim, count, threads))
     _C.solve_samples(
         _scalar(values),
-        rows,
-        gram,
-        problem.longest,
-        n_classes,
-        dim,
-        bias,
-        problem.same,
+        _head(problem),
         values.data_ptr(),
         n,
         problem.classes.data_ptr(),
@@ -220,6 +215,10 @@ def solve_samples(problem: Problem, logits: Tensor, return_perturbations: bool) 
         threads,
     )
     return RawSamples(norms, status, perturbations, summary)
+
+
+def _head(problem: Problem) -> Any:
+    return _C.PreparedHead(problem.head.memory.data_ptr(), problem.head.n_classes, problem.dim, problem.same_share)
 
 
 def _scalar(tensor: Tensor) -> int:

@@ -198,7 +198,7 @@ class GapMatrix:
         chosen = _checks.check_classes(classes, gaps.shape[0], gaps.device)
         if trim > 0:
             gaps = self._trimmed(gaps, trim)
-        R = gaps.clone().T
+        R = gaps.T.clone(memory_format=torch.contiguous_format)
         how = (
             _checks.check_method(method),
             _checks.check_tol(tol, R.dtype),

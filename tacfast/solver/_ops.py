@@ -101,8 +101,7 @@ def _problem(W: Tensor, head: Tensor, classes: Tensor, margin: float, tol: float
     longest = prepared.longest
     if not _SMALLEST_ROW <= longest <= 1 / _SMALLEST_ROW and bool(W.any()):
         raise ValueError(f"W: expected rows no longer than 1e140, and some longer than 1e-140, got {W.abs().max():.1e}")
-    same = 4 * torch.finfo(W.dtype).eps * longest
-    return Problem(prepared, W.shape[1], longest, same, classes.contiguous(), margin, tol, max_iter)
+    return Problem(prepared, W.shape[1], 4 * torch.finfo(W.dtype).eps, classes.contiguous(), margin, tol, max_iter)
 
 
 def _solve(problem: Problem, gaps: Tensor, method: str) -> Raw:
@@ -110,7 +109,10 @@ def _solve(problem: Problem, gaps: Tensor, method: str) -> Raw:
         return _reference.solve_classes(problem, gaps)  # one method there, to the same answer
     if method == "projected-gradient":
         guess = predict_multipliers(problem.head.gram, gaps, problem.classes, problem.margin)
-    elif method == "auto" and _is_dense(problem, gaps):
+    elif method == "auto" and problem.classes.shape[0] >= _DENSE_CLASSES:
+        raw, crowded = _probe(problem, gaps)
+        if crowded <= _PROBES // 2:
+            return _ext.solve_classes(problem, gaps, out=raw, first=0 if crowded else _PROBES)
         guess = all_active_multipliers(problem.head.gram, gaps, problem.classes, problem.margin)
     else:
         return _ext.solve_classes(problem, gaps)
@@ -133,13 +135,11 @@ _DENSE_CLASSES = 64
 _PROBES = 4
 
 
-def _is_dense(problem: Problem, gaps: Tensor) -> bool:
-    """Whether most active sets are large, judged by the first few classes."""
-    if problem.classes.shape[0] < _DENSE_CLASSES:
-        return False
-    probe = problem._replace(classes=problem.classes[:_PROBES])
-    status = _ext.solve_classes(probe, gaps, max_active=16 + len(gaps) // 8).status
-    return int((status == _ext.CROWDED).sum()) > _PROBES // 2
+def _probe(problem: Problem, gaps: Tensor) -> tuple[Raw, int]:
+    """Solve the first few classes; how many of them have large active sets tells whether most classes have."""
+    raw = _ext.empty_results(problem, gaps)
+    _ext.solve_classes(problem, gaps, out=raw, last=_PROBES, max_active=16 + len(gaps) // 8)
+    return raw, raw.status[:_PROBES].tolist().count(_ext.CROWDED)
 
 
 def solve_samples_impl(

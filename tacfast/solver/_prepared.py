@@ -52,9 +52,3 @@ class Prepared:
     @property
     def longest(self) -> float:
         return float(self.memory[-1])
-
-    def addresses(self) -> tuple[int, int, int, int]:
-        """Where rows, centred, gram and bias begin."""
-        start = self.memory.data_ptr()
-        gram = start + 16 * self._block
-        return start, start + 8 * self._block, gram, gram + 8 * self.n_classes**2

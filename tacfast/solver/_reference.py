@@ -21,14 +21,12 @@ _DEPENDENT = 1e-14  # relative to the terms of a projection: below this what is 
 class Problem(NamedTuple):
     """A head with the classes to solve for, and how.
 
-    ``dim`` is d, ``longest`` the largest norm of a row of W, ``classes`` int64 (K,). Rows of W closer than ``same`` are
-    equal.
+    ``dim`` is d, ``classes`` int64 (K,). Rows of W closer than ``same_share`` of the longest are equal.
     """
 
     head: Prepared
     dim: int
-    longest: float
-    same: float
+    same_share: float
     classes: Tensor
     margin: float
     tol: float
@@ -187,7 +185,7 @@ def _constraints(rows: Tensor, problem: Problem, gaps: Tensor, k: int) -> tuple[
 
     Rows equal to w_k in their dtype are decided by the bias alone.
     """
-    kept = (rows - rows[k]).norm(dim=1) > problem.same
+    kept = (rows - rows[k]).norm(dim=1) > problem.same_share * problem.head.longest
     kept[k] = False
     bias = problem.head.bias
     rho = torch.where(kept, gaps + problem.margin, problem.margin - (bias[k] - bias))

@@ -38,39 +38,36 @@ class Aligned {
 
 // W with NaN between its rows, prepared.
 template <class T>
-struct PreparedHead {
+struct Prepared {
     int64_t classes, dim, row_stride, stride;
     std::vector<T> W;
-    Aligned rows, centred, gram;
-    std::vector<double> biases;
-    double longest = 0;
+    Aligned memory;
 
-    PreparedHead(const std::vector<T>& tight, int64_t classes_, int64_t dim_, int threads)
+    Prepared(const std::vector<T>& tight, int64_t classes_, int64_t dim_, int threads,
+             const std::vector<double>& bias = {})
         : classes(classes_),
           dim(dim_),
           row_stride(dim_ + 3),
           stride(padded_dim(dim_)),
           W(static_cast<size_t>((classes - 1) * row_stride + dim), std::numeric_limits<T>::quiet_NaN()),
-          rows(classes * stride * 8),
-          centred(classes * stride * 8),
-          gram(classes * classes * 8),
-          biases(2 * classes + 1) {
+          memory(prepared_size(classes, dim) * 8) {
         for (int64_t j = 0; j < classes; ++j) std::copy_n(tight.data() + j * dim, dim, W.data() + j * row_stride);
-        HeadPreparation args{scalar_of<T>,      W.data(), classes,        dim,           row_stride, rows.doubles(),
-                             centred.doubles(), nullptr,  gram.doubles(), biases.data(), threads};
+        HeadPreparation args{scalar_of<T>,     W.data(), classes, dim, row_stride, bias.empty() ? nullptr : bias.data(),
+                             memory.doubles(), threads};
         cpu::prepare_head(args);
-        longest = biases.back();
     }
 
-    double same() const { return 4 * double(std::numeric_limits<T>::epsilon()) * longest; }
+    PreparedHead view() const {
+        return {memory.doubles(), classes, dim, 4 * double(std::numeric_limits<T>::epsilon())};
+    }
+    double same() const { return view().same_share * view().longest(); }
 };
 
 // What one call is to do; everything else is fixed.
 template <class T>
 struct Question {
-    const PreparedHead<T>& head;
+    const Prepared<T>& head;
     std::vector<T> right;  // gaps, R[k, j] at k + j * C (as GapUpdate leaves them); or logits (n, C)
-    std::vector<double> bias;
     std::vector<int64_t> targets;
     double margin = 0;
     std::vector<double> guess{};
@@ -80,11 +77,12 @@ struct Question {
 
     Definition definition(int64_t k, const T* rho_row, int64_t step) const {
         const int C = int(head.classes);
-        Definition qp(head.rows.doubles(), C, int(head.dim), int(head.stride), int(k));
+        const double* bias = head.view().bias();
+        Definition qp(head.view().rows(), C, int(head.dim), int(head.stride), int(k));
         for (int j = 0; j < C; ++j) {
             const bool kept = j != k && qp.length(j) > head.same();
-            const double bias_gap = bias.empty() ? 0 : bias[k] - bias[j];
-            const double rho = kept ? double(rho_row[j * step]) - (step == 1 ? double(rho_row[k]) : 0.0) : -bias_gap;
+            const double rho =
+                kept ? double(rho_row[j * step]) - (step == 1 ? double(rho_row[k]) : 0.0) : bias[j] - bias[k];
             qp.kept.push_back(kept);
             qp.rho.push_back(j == k ? 0.0 : rho + margin);
         }
@@ -109,19 +107,12 @@ struct ClassAnswer {
         const Aligned workspace(cpu::solve_workspace_bytes(C, d, threads));
         ClassSolve args{};
         args.scalar = scalar_of<T>;
-        args.rows = q.head.rows.doubles();
-        args.centred = q.head.centred.doubles();
-        args.gram = q.head.gram.doubles();
-        args.longest = q.head.longest;
-        args.classes = C;
-        args.dim = d;
-        args.bias = q.bias.empty() ? nullptr : q.bias.data();
-        args.same = q.head.same();
+        args.head = q.head.view();
         args.gaps = q.right.data();
         args.gap_strides[0] = 1;
         args.gap_strides[1] = C;
         args.targets = q.targets.data();
-        args.count = int64_t(q.targets.size());
+        args.count = args.last = int64_t(q.targets.size());
         args.margin = q.margin;
         args.tol = Question<T>::kTol;
         args.max_iter = q.max_iter;
@@ -160,13 +151,7 @@ struct SampleAnswer {
         const Aligned workspace(cpu::sample_workspace_bytes(C, d, K, threads));
         SampleSolve args{};
         args.scalar = scalar_of<T>;
-        args.rows = q.head.rows.doubles();
-        args.gram = q.head.gram.doubles();
-        args.longest = q.head.longest;
-        args.classes = C;
-        args.dim = d;
-        args.bias = q.bias.empty() ? nullptr : q.bias.data();
-        args.same = q.head.same();
+        args.head = q.head.view();
         args.logits = q.right.data();
         args.n = n;
         args.targets = q.targets.data();

@@ -24,6 +24,7 @@ class BlockTeam {
         std::barrier<> barrier;
         std::vector<double> sums;
         std::vector<Best> bests;
+        int collected = 0;
     };
 
     BlockTeam(Shared& shared_, int lane_) : shared(&shared_), lane(lane_) {}
@@ -40,6 +41,20 @@ class BlockTeam {
     template <class Term>
     void combine(int n, int m, double start, const Term& term, double* out) const {
         core::combine_each(*this, n, m, start, term, out);
+    }
+
+    template <class Term, class Store>
+    void dots(int n, int m, const Term& term, const Store& store) const {
+        for (int i = n - 1 - lane; i >= 0; i -= shared->lanes)  // another lane than each() would choose
+            store(i, core::dot_each(m, i, term));
+    }
+
+    template <class F>
+    int collect(int n, const F& f, int* list) const {
+        sync();
+        if (lane == shared->lanes - 1) shared->collected = core::SerialTeam{}.collect(n, f, list);
+        sync();
+        return shared->collected;
     }
 
     template <class F>
@@ -105,6 +120,16 @@ struct ReversedTeam {
     template <class Term>
     void combine(int n, int m, double start, const Term& term, double* out) const {
         core::combine_each(*this, n, m, start, term, out);
+    }
+
+    template <class Term, class Store>
+    void dots(int n, int m, const Term& term, const Store& store) const {
+        each(n, [&](int i) { store(i, core::dot_each(m, i, term)); });
+    }
+
+    template <class F>
+    int collect(int n, const F& f, int* list) const {
+        return core::SerialTeam{}.collect(n, f, list);
     }
 
     template <class F>

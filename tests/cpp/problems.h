@@ -34,7 +34,7 @@ struct Problem {
     std::vector<double> rows{}, gram{};
     double longest = 0, same = 0;
 
-    core::Head head() const { return {rows.data(), gram.data(), classes, dim, stride, longest}; }
+    core::Head head() const { return {rows.data(), gram.data(), classes, dim, stride, longest, same}; }
 
     // Centres the rows and multiplies them out.
     void prepare() {

@@ -49,8 +49,7 @@ struct Arrays {
     using Doubles = std::vector<double>;
 
     std::vector<int> index, support;
-    Doubles lambda, coef, scratch, products, low, point, normal, combined, basis, rho, norm2, length, weight, image,
-        duals;
+    Doubles lambda, coef, scratch, products, low, point, normal, combined, basis, rho, norm2, length, weight, duals;
     Answer answer{};
 
     explicit Arrays(const Problem& p) {
@@ -58,7 +57,7 @@ struct Arrays {
         index.assign(most, 1 << 28);
         support.assign(all, 1 << 28);
         for (Doubles* x : {&lambda, &coef, &scratch}) x->assign(most, kGarbage);
-        for (Doubles* x : {&products, &low, &rho, &norm2, &length, &weight, &image, &duals}) x->assign(all, kGarbage);
+        for (Doubles* x : {&products, &low, &rho, &norm2, &length, &weight, &duals}) x->assign(all, kGarbage);
         for (Doubles* x : {&point, &normal, &combined}) x->assign(p.dim, kGarbage);
         basis.assign(core::Work::basis_size(p.classes, p.dim, p.stride), kGarbage);
     }
@@ -98,7 +97,7 @@ __attribute__((noinline)) Answer run_lane(const Team& team, const Problem& p, Ar
                               arrays.weight.data()};
     core::Work work = arrays.work();
     const core::Screening screening =
-        core::screen(team, head, c, p.bias.data(), p.margin, p.same, [&](int j) { return p.gaps[j]; });
+        core::screen(team, head, c, p.bias.data(), p.margin, [&](int j) { return p.gaps[j]; });
     Answer answer{Outcome::infeasible, 0, 0, 0, {}};
     if (screening.clash >= 0) return answer;
     if (guess != nullptr) core::adopt_support(team, head, c, guess, work.set);
@@ -112,14 +111,9 @@ __attribute__((noinline)) Answer run_lane(const Team& team, const Problem& p, Ar
     if (answer.outcome == Outcome::infeasible) {
         answer.certificate = core::certify_ray(team, head, c, duals, work.combined, work.support);
     } else {
-        team.each(head.classes, [&](int j) {
-            double sum = 0;
-            for (int x = 0; x < head.dim; ++x) sum += head.rows[j * head.stride + x] * work.point[x];
-            arrays.image[j] = sum;
-        });
-        team.sync();
-        answer.certificate =
-            core::certify(team, head, c, work.point, duals, arrays.image.data(), work.combined, work.low, work.support);
+        const double total = team.sum(answer.size, [&](int i) { return std::fabs(work.set.lambda[i]); });
+        answer.certificate = core::certify(team, head, c, work.point, duals, {work.point, work.set.products, total},
+                                           work.combined, work.low, work.support);
     }
     return answer;
 }

@@ -36,14 +36,12 @@ std::vector<T> gaps_of(const std::vector<T>& logits, int64_t n, int64_t C) {
 
 template <class T>
 void test_head(const std::vector<T>& W, int64_t C, int64_t d) {
-    const PreparedHead<T> head(W, C, d, 1);
+    const Prepared<T> head(W, C, d, 1);
     for (int threads : kThreads) {
-        const PreparedHead<T> again(W, C, d, threads);
-        check(again.rows == head.rows && again.centred == head.centred && again.gram == head.gram &&
-                  same_bits(again.longest, head.longest),
-              "head: the same bits on %d threads, C=%d d=%d", threads, int(C), int(d));
+        const Prepared<T> again(W, C, d, threads);
+        check(again.memory == head.memory, "head: the same bits on %d threads, C=%d d=%d", threads, int(C), int(d));
     }
-    const double *rows = head.rows.doubles(), *middle = head.centred.doubles(), *gram = head.gram.doubles();
+    const double *rows = head.view().rows(), *middle = head.view().centred(), *gram = head.view().gram();
     bool copied = true;
     Real sum_off = 0, gram_off = 0;
     for (int64_t x = 0; x < head.stride; ++x) {
@@ -169,10 +167,10 @@ void test_limits(Question<T> q, const ClassAnswer<T>& clean) {
 }
 
 template <class T>
-void test_classes(const PreparedHead<T>& head, const std::vector<T>& logits, int64_t n) {
+void test_classes(const Prepared<T>& head, const std::vector<T>& logits, int64_t n) {
     const int64_t C = head.classes;
     const bool large = C * head.dim > 3000;
-    Question<T> q{head, gaps_of(logits, n, C), {}, some_classes(C, head.dim > 100 ? 40 : C)};
+    Question<T> q{head, gaps_of(logits, n, C), some_classes(C, head.dim > 100 ? 40 : C)};
     for (double margin : {0.0, 0.5}) {
         q.margin = margin;
         const ClassAnswer<T> a = solve_everywhere(q, "classes");
@@ -224,9 +222,9 @@ void check_against_classes(const Question<T>& q, const SampleAnswer<T>& a, int64
 }
 
 template <class T>
-void test_samples(const PreparedHead<T>& head, const std::vector<T>& logits, int64_t n, double margin) {
+void test_samples(const Prepared<T>& head, const std::vector<T>& logits, int64_t n, double margin) {
     const int64_t C = head.classes;
-    Question<T> q{head, logits, {}, some_classes(C, 20), margin};
+    Question<T> q{head, logits, some_classes(C, 20), margin};
     const SampleAnswer<T> first(q, n, true, 1, T(1));
     for (int threads : kThreads) {
         check(SampleAnswer<T>(q, n, true, threads, T(99)) == first, "samples: the same bits on %d threads", threads);
@@ -258,10 +256,9 @@ void test_equal_rows(double margin) {
         for (int64_t j : {3, 4}) W[j * d + x] = T(std::lround(W[j * d + x] * 64)) / 64;  // so that the mean is exact
         W[2 * d + x] = (W[3 * d + x] + W[4 * d + x]) / 2;
     }
-    const PreparedHead<T> head(W, C, d, 1);
+    const Prepared<T> head(W, C, d, 1, {0.25, 0, 0, 0, 0, 0, 0});
     const std::vector<T> logits = normals<T>(n * C, 78);
-    Question<T> q{head, gaps_of(logits, n, C), std::vector<double>(size_t(C), 0.0), {0, 1, 2, 3, 4, 5, 6}, margin};
-    q.bias[0] = 0.25;
+    Question<T> q{head, gaps_of(logits, n, C), {0, 1, 2, 3, 4, 5, 6}, margin};
     const ClassAnswer<T> a = solve_everywhere(q, "equal rows");
     check(a.status[0] == (margin > 0.25 ? kInfeasible : kOptimal), "equal rows: the one with the larger bias");
     check(a.status[1] == kInfeasible && a.duals[C] == 1, "equal rows: the one with the smaller bias");
@@ -283,7 +280,7 @@ void test_scalar() {
         const std::vector<T> W = normals<T>(C * d, seed), logits = normals<T>(n * C, seed + 1);
         seed += 2;
         test_head(W, C, d);
-        const PreparedHead<T> head(W, C, d, 1);
+        const Prepared<T> head(W, C, d, 1);
         test_classes(head, logits, n);
         test_samples(head, logits, n, seed % 4 == 1 ? 0.3 : 0.0);
     }

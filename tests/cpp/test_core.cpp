@@ -179,7 +179,8 @@ void test_large() {
     }
 }
 
-// certify() against the definition away from the solution too.
+// certify() against the definition away from the solution too, given products that are as far off as they may be, and
+// nonsense where it has to look for itself.
 void test_certify(unsigned seed) {
     Random random(seed);
     for (const Problem& p : families(seed)) {
@@ -187,13 +188,22 @@ void test_certify(unsigned seed) {
         const core::Head head = p.head();
         const core::Constraints c{p.target, a.rho.data(), a.norm2.data(), a.length.data(), a.weight.data()};
         const core::SerialTeam team;
-        core::screen(team, head, c, p.bias.data(), p.margin, p.same, [&](int j) { return p.gaps[j]; });
+        core::screen(team, head, c, p.bias.data(), p.margin, [&](int j) { return p.gaps[j]; });
         for (double& s : a.point) s = random.normal();
         for (double& l : a.duals) l = random.below(3) == 0 ? random.normal() : random.uniform();
-        for (int j = 0; j < p.classes; ++j)
-            a.image[j] = core::SerialTeam{}.sum(p.dim, [&](int x) { return p.rows[j * p.stride + x] * a.point[x]; });
-        a.answer.certificate = core::certify(team, head, c, a.point.data(), a.duals.data(), a.image.data(),
-                                             a.combined.data(), a.low.data(), a.support.data());
+        std::vector<double> before = a.point;
+        for (double& s : before) s += 1e-7 * random.normal();
+        const Definition qp = p.definition();
+        double multipliers = 0;
+        for (double l : a.duals) multipliers += std::fabs(l);
+        const double off = 1e-14 * p.longest * p.longest * multipliers;
+        for (int j = 0; j < p.classes; ++j) {
+            a.products[j] = double(qp.product(j, before.data())) + (random.below(2) ? off : -off);
+            if (random.below(5) == 0) a.products[j] = NAN;
+        }
+        a.answer.certificate = core::certify(team, head, c, a.point.data(), a.duals.data(),
+                                             {before.data(), a.products.data(), multipliers}, a.combined.data(),
+                                             a.low.data(), a.support.data());
         const Residuals r = residuals(p.definition(), a.point.data(), a.duals.data());
         check_certificate(p, kSerial, Route::both, a.answer.certificate, r);
     }

@@ -90,8 +90,8 @@ def test_the_reference_agrees(classes, dim, margin):
     sol = tacfast.solve_tac(*p, margin=margin)
     head, finite = _reference.prepare_head(p.W, p.b)
     assert finite
-    same = 4 * torch.finfo(torch.float64).eps * head.longest
-    problem = _reference.Problem(head, dim, head.longest, same, sol.classes, margin, 1e-10, 4 * classes + 100)
+    same_share = 4 * torch.finfo(torch.float64).eps
+    problem = _reference.Problem(head, dim, same_share, sol.classes, margin, 1e-10, 4 * classes + 100)
     raw = _reference.solve_classes(problem, sol.gaps)
     assert torch.equal(raw.status, sol.status)
     feasible = sol.status == Status.OPTIMAL

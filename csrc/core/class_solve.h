@@ -1,0 +1,149 @@
+// One class-wise QP as a backend runs it: from a row of the gap matrix to the outputs of ClassSolve.
+#pragma once
+
+#include "core/class_qp.h"
+
+TACFAST_CORE_BEGIN
+
+// T: the type of the gaps and of what is handed out. Everything else is float64.
+template <class T, class Team>
+class ClassTask {
+  public:
+    // Doubles of memory that one task needs.
+    static TACFAST_HD int64_t size(int64_t classes, int64_t dim) {
+        return Work::size(int(classes), int(dim), int(padded_dim(dim))) + kArrays * packed(int(classes));
+    }
+
+    TACFAST_HD ClassTask(const Team& team_, const ClassSolve& args_, double* memory)
+        : team(team_), args(args_), head(Head::of(args_.head)), limits{args_.max_iter, args_.max_active} {
+        const int64_t C = packed(head.classes);
+        constraints = {0, memory, memory + C, memory + 2 * C, memory + 3 * C};
+        exact_duals = memory + 4 * C;
+        work = Work::carve(memory + kArrays * C, head.classes, head.dim, head.stride);
+    }
+
+    // Target r of args.targets.
+    TACFAST_HD void run(int64_t r) {
+        row = r;
+        const int64_t k = args.targets[r];
+        constraints.target = int(k);
+        const T* gaps = static_cast<const T*>(args.gaps) + k * args.gap_strides[0];
+        const Screening screening = screen(team, head, constraints, args.head.bias(), args.margin,
+                                           [&](int j) { return double(gaps[j * args.gap_strides[1]]); });
+        work.set.size = 0;
+        const double* rho = constraints.rho;
+        if (!(team.sum(head.classes, [=](int j) { return 0 * rho[j]; }) == 0)) {
+            write(true, NAN);
+            return finish(kInvalidInput, unknown());
+        }
+        if (screening.clash >= 0) return finish_clash(screening.clash);
+        finish_solve(solve(screening.hard));
+    }
+
+  private:
+    static constexpr int kArrays = 5;  // rho, norm2, length, weight, and the duals before rounding
+
+    const Team& team;
+    const ClassSolve& args;
+    const Head head;
+    const Limits limits;
+    Constraints constraints;
+    double* exact_duals;  // (C) before rounding
+    Work work;
+    int64_t row = 0;
+
+    TACFAST_HD T* perturbation() const { return static_cast<T*>(args.perturbations) + row * args.head.dim; }
+    TACFAST_HD T* duals() const { return static_cast<T*>(args.duals) + row * args.head.classes; }
+    static TACFAST_HD Certificate unknown() { return {NAN, NAN, NAN, NAN, 0, INFINITY}; }
+
+    TACFAST_HD Outcome solve(bool hard) {
+        if (args.guess != nullptr) {
+            const double* guess = args.guess + row * head.classes;
+            adopt_support(team, head, constraints, guess, work.set);
+            if (take_guess(guess)) return Outcome::settled;
+        }
+        return solve_constraints(team, head, constraints, hard, work, limits);
+    }
+
+    // Whether the guess is the solution already; then it is in the active set.
+    TACFAST_HD bool take_guess(const double* guess) {
+        team.each(work.set.size, [&](int i) { work.set.lambda[i] = guess[work.set.index[i]]; });
+        team.sync();
+        combine_active(team, head, constraints, work);
+        GramGeometry{head, work.basis, work.scratch}.evaluate(team, constraints, work.set);
+        scatter_duals(team, head, work.set, exact_duals);
+        return certify(work.point, exact_duals).within(kExact);
+    }
+
+    // Of what was last solved.
+    template <class U>
+    TACFAST_HD Certificate certify(const U* s, const U* lambda) const {
+        const double multipliers = team.sum(work.set.size, [&](int i) { return std::fabs(work.set.lambda[i]); });
+        return core::certify(team, head, constraints, s, lambda, {work.point, work.set.products, multipliers},
+                             work.combined, work.low, work.support);
+    }
+
+    // The results, rounded to T. `none`: there is no perturbation, and its norm is `norm`.
+    TACFAST_HD void write(bool none, double norm) {
+        scatter_duals(team, head, work.set, exact_duals);
+        team.each(head.classes, [&](int j) { duals()[j] = T(exact_duals[j]); });
+        T* TACFAST_RESTRICT s = perturbation();
+        const double* TACFAST_RESTRICT point = work.point;
+        if (none) {
+            team.each(head.dim, [=](int x) { s[x] = T(NAN); });
+        } else {
+            team.each(head.dim, [=](int x) { s[x] = T(point[x]); });
+            norm = std::sqrt(team.sum(head.dim, [=](int x) { return double(s[x]) * double(s[x]); }));
+        }
+        if (team.rank() == 0) static_cast<T*>(args.norms)[row] = T(norm);
+        team.sync();
+    }
+
+    TACFAST_HD void finish_solve(Outcome outcome) {
+        if (outcome == Outcome::infeasible) return finish_ray();
+        write(false, 0);
+        if (outcome == Outcome::crowded) return finish(kCrowded, unknown());
+        Certificate certificate = certify(perturbation(), duals());
+        if (!certificate.within(args.tol) && outcome == Outcome::settled) {
+            adopt_support(team, head, constraints, exact_duals, work.set);
+            outcome = solve_by_rows(team, head, constraints, work, limits);
+            if (outcome == Outcome::infeasible) return finish_ray();
+            write(false, 0);
+            certificate = certify(perturbation(), duals());
+        }
+        const StatusCode failed = outcome == Outcome::settled ? kInaccurate : kMaxIter;
+        finish(certificate.within(args.tol) ? kOptimal : failed, certificate);
+    }
+
+    // A class with the target's row and a larger bias: its constraint alone is the ray.
+    TACFAST_HD void finish_clash(int clash) {
+        team.sync();
+        if (team.rank() == 0) {
+            work.set.index[0] = clash;
+            work.set.lambda[0] = 1;
+        }
+        team.sync();
+        work.set.size = 1;
+        finish_ray();
+    }
+
+    // The word "infeasible" is used only for a ray that holds up in float64; the certificate is of the rounded one.
+    TACFAST_HD void finish_ray() {
+        write(true, INFINITY);
+        const Certificate exact = certify_ray(team, head, constraints, exact_duals, work.combined, work.support);
+        finish(exact.proves(kExact) ? kInfeasible : kInaccurate,
+               certify_ray(team, head, constraints, duals(), work.combined, work.support));
+    }
+
+    TACFAST_HD void finish(StatusCode status, const Certificate& certificate) {
+        if (team.rank() == 0) {
+            const double values[kCertificateFields] = {certificate.primal, certificate.dual,  certificate.stationarity,
+                                                       certificate.gap,    certificate.lower, certificate.upper};
+            for (int f = 0; f < kCertificateFields; ++f) args.certificate[f * args.count + row] = values[f];
+            args.status[row] = status;
+        }
+        team.sync();
+    }
+};
+
+TACFAST_CORE_END
