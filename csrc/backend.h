@@ -105,6 +105,7 @@ struct Fault {
 // class, and GapUpdate::first_bad stays -1.
 int64_t gap_workspace_bytes(Scalar scalar, int64_t n, int64_t classes);
 Fault update_gaps(const GapUpdate& args, Queue queue);
+Fault update_gaps_plain(const GapUpdate& args, Queue queue);  // the same without asynchronous copies
 
 int64_t trim_workspace_bytes(Scalar scalar, int64_t n, int64_t classes);
 Fault trimmed_gaps(const TrimmedGaps& args, Queue queue);

@@ -171,8 +171,8 @@ TACFAST_HD Outcome enforce(const Team& team, Geometry& geometry, const Constrain
 
 // Raises the dual until no constraint is violated.
 template <class Team, class Geometry>
-TACFAST_HD Outcome ascend(const Team& team, const Head& head, Geometry& geometry, const Constraints& c, ActiveSet& set,
-                          const Limits& limits) {
+TACFAST_PART Outcome ascend(const Team& team, const Head& head, Geometry& geometry, const Constraints& c,
+                            ActiveSet& set, const Limits& limits) {
     for (;;) {
         geometry.evaluate(team, c, set);
         const Best worst = most_violated(team, head, c, set);
@@ -186,8 +186,8 @@ TACFAST_HD Outcome ascend(const Team& team, const Head& head, Geometry& geometry
 // depends on the rest, solves for equality and lets go of negative multipliers. What remains is a point that the
 // method itself could have reached.
 template <class Team, class Geometry>
-TACFAST_HD Outcome restart(const Team& team, Geometry& geometry, const Constraints& c, ActiveSet& set,
-                           const Limits& limits) {
+TACFAST_PART Outcome restart(const Team& team, Geometry& geometry, const Constraints& c, ActiveSet& set,
+                             const Limits& limits) {
     const int guessed = set.size;
     geometry.reset(team);
     set.size = 0;
@@ -227,22 +227,22 @@ TACFAST_HD void sort_active(const Team& team, const Constraints& c, ActiveSet& s
 // Solves the QP from the guess in set.index[0 .. set.size), which may be empty and lists no constraint twice and none
 // of weight 0. On return set.index, set.lambda, set.products and set.norm describe the solution.
 template <class Team, class Geometry>
-TACFAST_HD Outcome solve_active_set(const Team& team, const Head& head, Geometry& geometry, const Constraints& c,
-                                    ActiveSet& set, const Limits& limits) {
+TACFAST_PART Outcome solve_active_set(const Team& team, const Head& head, Geometry& geometry, const Constraints& c,
+                                      ActiveSet& set, const Limits& limits) {
     set.iterations = 0;
-    constexpr int kRounds = 3;  // the second usually finds nothing to do; the last is taken as it is
-    for (int round = 0; round < kRounds; ++round) {
+    constexpr int kRounds = 3;  // the second usually finds nothing to do; what the last ends with is only polished
+    for (int round = 0;; ++round) {
         Outcome outcome = restart(team, geometry, c, set, limits);
         if (outcome != Outcome::settled) return outcome;
+        if (round == kRounds) break;
         const int before = set.iterations;
         outcome = ascend(team, head, geometry, c, set, limits);
         if (outcome != Outcome::settled) return outcome;
-        if (round > 0 && set.iterations == before) return Outcome::settled;
+        if (round > 0 && set.iterations == before) return outcome;
         sort_active(team, c, set);
     }
-    const Outcome outcome = restart(team, geometry, c, set, limits);
     geometry.evaluate(team, c, set);
-    return outcome;
+    return Outcome::settled;
 }
 
 TACFAST_CORE_END

@@ -51,8 +51,8 @@ struct Unrounded {
 // of the Gram matrix can amount to: few do not, and only for those a_j's is summed. 0 for constraints left out.
 // `list` (C) is scratch.
 template <class Team, class T>
-TACFAST_HD void along_constraints(const Team& team, const Head& head, const Constraints& c, const T* s, double norm,
-                                  const Unrounded& before, double* TACFAST_RESTRICT low, int* list) {
+TACFAST_PART void along_constraints(const Team& team, const Head& head, const Constraints& c, const T* s, double norm,
+                                    const Unrounded& before, double* TACFAST_RESTRICT low, int* list) {
     const double* TACFAST_RESTRICT rho = c.rho;
     const double* TACFAST_RESTRICT norm2 = c.norm2;
     const double* TACFAST_RESTRICT length = c.length;
@@ -112,8 +112,8 @@ struct DualSums {
 
 // Leaves A'lambda in `combined`, of d entries; `support` has C entries, for the constraints with a multiplier.
 template <class Team, class T>
-TACFAST_HD DualSums sum_duals(const Team& team, const Head& head, const Constraints& c, const T* lambda,
-                              double* combined, int* support) {
+TACFAST_PART DualSums sum_duals(const Team& team, const Head& head, const Constraints& c, const T* lambda,
+                                double* combined, int* support) {
     const int count = team.collect(head.classes, [=](int j) { return lambda[j] != 0; }, support);
     auto multiplier = [=](int i) { return double(lambda[support[i]]); };
     auto rho = [=](int i) { return c.rho[support[i]]; };
@@ -132,8 +132,8 @@ TACFAST_HD DualSums sum_duals(const Team& team, const Head& head, const Constrai
 // s has d entries, lambda C; `combined` (d), `low` (C) and `support` (C) are scratch. The constraint values are widened
 // by what their own rounding can amount to, so that the bounds hold as printed.
 template <class Team, class T>
-TACFAST_HD Certificate certify(const Team& team, const Head& head, const Constraints& c, const T* s, const T* lambda,
-                               const Unrounded& before, double* combined, double* low, int* support) {
+TACFAST_PART Certificate certify(const Team& team, const Head& head, const Constraints& c, const T* s, const T* lambda,
+                                 const Unrounded& before, double* combined, double* low, int* support) {
     const DualSums sums = sum_duals(team, head, c, lambda, combined, support);
     const double rounding = relative_rounding(head);
     const double norm2 = team.sum(head.dim, [=](int x) { return double(s[x]) * double(s[x]); });
@@ -167,8 +167,8 @@ TACFAST_HD Certificate certify(const Team& team, const Head& head, const Constra
 
 // What remains of the certificate when there is no point: the multipliers are a ray, A'lambda = 0 and rho'lambda > 0.
 template <class Team, class T>
-TACFAST_HD Certificate certify_ray(const Team& team, const Head& head, const Constraints& c, const T* lambda,
-                                   double* combined, int* support) {
+TACFAST_PART Certificate certify_ray(const Team& team, const Head& head, const Constraints& c, const T* lambda,
+                                     double* combined, int* support) {
     const DualSums sums = sum_duals(team, head, c, lambda, combined, support);
     const double rounding = relative_rounding(head);
     const double value = sums.value - rounding * sums.size;

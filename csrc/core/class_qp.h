@@ -7,47 +7,61 @@
 
 TACFAST_CORE_BEGIN
 
-// Scratch of one team, and the arrays that outlive the solve of one class.
+// How much a task is for. A GPU solves nearly everything by quick tasks, in little memory and by little code, and what
+// they leave open once more by thorough ones. A CPU has no need of quick ones.
+enum class Effort : int { quick, thorough };
+constexpr int kQuickActive = 128;  // the largest active set of a quick task
+
+// Scratch of one team, and the arrays that outlive the solve of one class: what every step touches, which a GPU keeps
+// in shared memory, and the rest.
 struct Work {
     ActiveSet set;
     double* scratch;   // (capacity)
-    double* basis;     // basis_size(...)
+    double* low;       // (C)
+    int* support;      // (C)
+    double* first;     // GramGeometry's inverse while it is small
+    double* wide;      // and after that
+    double* rows;      // RowGeometry's factorisation, in the place of `wide`
     double* point;     // (stride) s, before rounding
     double* normal;    // (stride)
     double* combined;  // (stride)
-    double* low;       // (C)
-    int* support;      // (C)
 
     static TACFAST_HD int capacity(int classes, int dim) { return packed((classes - 1 < dim ? classes - 1 : dim) + 1); }
-    static TACFAST_HD int64_t basis_size(int classes, int dim, int stride) {
-        const int64_t most = capacity(classes, dim), side = GramGeometry::side(most);
-        const int64_t by_gram = side * side, by_rows = most * (stride + most);
-        return by_gram > by_rows ? by_gram : by_rows;
+
+    // Doubles of the arrays that every step touches.
+    static TACFAST_HD int64_t near_size(int classes, int dim) {
+        const int64_t most = capacity(classes, dim), side = GramGeometry::first_side(most);
+        return 4 * most + 3 * packed(classes) + side * side;
     }
-    // Doubles that carve() takes from its memory.
-    static TACFAST_HD int64_t size(int classes, int dim, int stride) {
-        const int64_t most = capacity(classes, dim), all = packed(classes);
-        return 4 * most + 3 * all + 3 * stride + basis_size(classes, dim, stride);
+    // Doubles of the rest.
+    static TACFAST_HD int64_t far_size(int classes, int dim, int stride, Effort effort) {
+        const bool thorough = effort == Effort::thorough;
+        const int64_t most = capacity(classes, dim);
+        const int64_t side = GramGeometry::side(thorough || most < kQuickActive ? most : kQuickActive);
+        const int64_t by_gram = side * side, by_rows = thorough ? most * (stride + most) : 0;
+        return 3 * stride + (by_gram > by_rows ? by_gram : by_rows);
     }
-    static TACFAST_HD Work carve(double* memory, int classes, int dim, int stride) {
-        const int64_t most = capacity(classes, dim), all = packed(classes);
-        auto next = [&](int64_t length) {
+    static TACFAST_HD Work carve(double* near, double* far, int classes, int dim, int stride) {
+        const int64_t most = capacity(classes, dim), all = packed(classes), side = GramGeometry::first_side(most);
+        auto next = [&](double*& memory, int64_t length) {
             double* start = memory;
             memory += length;
             return start;
         };
         Work work;
-        work.set.index = reinterpret_cast<int*>(next(most));
-        work.set.lambda = next(most);
-        work.set.coef = next(most);
-        work.scratch = next(most);
-        work.set.products = next(all);
-        work.low = next(all);
-        work.support = reinterpret_cast<int*>(next(all));
-        work.point = next(stride);
-        work.normal = next(stride);
-        work.combined = next(stride);
-        work.basis = next(basis_size(classes, dim, stride));
+        work.set.index = reinterpret_cast<int*>(next(near, most));
+        work.set.lambda = next(near, most);
+        work.set.coef = next(near, most);
+        work.scratch = next(near, most);
+        work.set.products = next(near, all);
+        work.low = next(near, all);
+        work.support = reinterpret_cast<int*>(next(near, all));
+        work.first = next(near, side * side);
+        work.point = next(far, stride);
+        work.normal = next(far, stride);
+        work.combined = next(far, stride);
+        work.wide = far;
+        work.rows = far;
         work.set.size = 0;
         work.set.iterations = 0;
         work.set.norm = 0;
@@ -74,25 +88,20 @@ template <class Team>
 TACFAST_HD Outcome solve_by_rows(const Team& team, const Head& head, const Constraints& c, Work& work,
                                  const Limits& limits) {
     const int most = Work::capacity(head.classes, head.dim);
-    double* factor = work.basis + most * int64_t(head.stride);
-    RowGeometry geometry{head, work.basis, factor, work.point, work.normal, work.scratch, most};
+    double* factor = work.rows + most * int64_t(head.stride);
+    RowGeometry geometry{head, work.rows, factor, work.point, work.normal, work.scratch, most};
     restore_weights(team, head, c);
     return solve_active_set(team, head, geometry, c, work.set, limits);
 }
 
-// Through the Gram matrix where it can tell, else through the rows. Leaves s in work.point, unless infeasible.
+// Through the Gram matrix. Leaves s in work.point, unless the outcome is ambiguous.
 template <class Team>
-TACFAST_HD Outcome solve_constraints(const Team& team, const Head& head, const Constraints& c, bool hard, Work& work,
-                                     const Limits& limits) {
-    if (!hard) {
-        GramGeometry geometry{head, work.basis, work.scratch};
-        const Outcome outcome = solve_active_set(team, head, geometry, c, work.set, limits);
-        if (outcome != Outcome::ambiguous) {
-            combine_active(team, head, c, work);
-            return outcome;
-        }
-    }
-    return solve_by_rows(team, head, c, work, limits);
+TACFAST_HD Outcome solve_by_gram(const Team& team, const Head& head, const Constraints& c, Work& work,
+                                 const Limits& limits) {
+    GramGeometry geometry(head, work.first, work.wide, work.scratch);
+    const Outcome outcome = solve_active_set(team, head, geometry, c, work.set, limits);
+    if (outcome != Outcome::ambiguous) combine_active(team, head, c, work);
+    return outcome;
 }
 
 // The multipliers of all classes, from those of the active set.

@@ -6,41 +6,58 @@
 TACFAST_CORE_BEGIN
 
 // T: the type of the gaps and of what is handed out. Everything else is float64.
-template <class T, class Team>
+template <class T, class Team, Effort effort>
 class ClassTask {
   public:
-    // Doubles of memory that one task needs.
-    static TACFAST_HD int64_t size(int64_t classes, int64_t dim) {
-        return Work::size(int(classes), int(dim), int(padded_dim(dim))) + kArrays * packed(int(classes));
+    static constexpr Effort kEffort = effort;
+
+    // Doubles of the two parts of its memory, see Work.
+    static TACFAST_HD int64_t near_size(int64_t classes, int64_t dim) {
+        return Work::near_size(int(classes), int(dim)) + kArrays * packed(int(classes));
+    }
+    static TACFAST_HD int64_t far_size(int64_t classes, int64_t dim) {
+        return Work::far_size(int(classes), int(dim), int(padded_dim(dim)), effort);
     }
 
-    TACFAST_HD ClassTask(const Team& team_, const ClassSolve& args_, double* memory)
-        : team(team_), args(args_), head(Head::of(args_.head)), limits{args_.max_iter, args_.max_active} {
+    TACFAST_HD ClassTask(const Team& team_, const ClassSolve& args_, double* near, double* far)
+        : team(team_),
+          args(args_),
+          head(Head::of(args_.head)),
+          limits{args_.max_iter, thorough || args_.max_active < kQuickActive ? args_.max_active : kQuickActive} {
         const int64_t C = packed(head.classes);
-        constraints = {0, memory, memory + C, memory + 2 * C, memory + 3 * C};
-        exact_duals = memory + 4 * C;
-        work = Work::carve(memory + kArrays * C, head.classes, head.dim, head.stride);
+        constraints = {0, near, near + C, near + 2 * C, near + 3 * C};
+        exact_duals = near + 4 * C;
+        work = Work::carve(near + kArrays * C, far, head.classes, head.dim, head.stride);
     }
 
     // Target r of args.targets.
     TACFAST_HD void run(int64_t r) {
         row = r;
         const int64_t k = args.targets[r];
+        work.set.size = 0;
+        if (k < 0 || k >= head.classes || !(head.longest < INFINITY)) return finish_invalid();
         constraints.target = int(k);
         const T* gaps = static_cast<const T*>(args.gaps) + k * args.gap_strides[0];
         const Screening screening = screen(team, head, constraints, args.head.bias(), args.margin,
                                            [&](int j) { return double(gaps[j * args.gap_strides[1]]); });
-        work.set.size = 0;
         const double* rho = constraints.rho;
-        if (!(team.sum(head.classes, [=](int j) { return 0 * rho[j]; }) == 0)) {
-            write(true, NAN);
-            return finish(kInvalidInput, unknown());
+        if (!(team.sum(head.classes, [=](int j) { return 0 * rho[j]; }) == 0)) return finish_invalid();
+        if constexpr (thorough) {
+            if (screening.clash >= 0) return finish_clash(screening.clash);
+            solve(screening.hard);
+        } else {
+            const bool easy = screening.clash < 0 && !screening.hard;
+            finish_quick(easy ? solve_quickly() : Outcome::ambiguous);
         }
-        if (screening.clash >= 0) return finish_clash(screening.clash);
-        finish_solve(solve(screening.hard));
+    }
+
+    // Whether a thorough task could end otherwise than with this status.
+    static TACFAST_HD bool is_open(int8_t status) {
+        return status == kCrowded || status == kMaxIter || status == kInaccurate;
     }
 
   private:
+    static constexpr bool thorough = effort == Effort::thorough;
     static constexpr int kArrays = 5;  // rho, norm2, length, weight, and the duals before rounding
 
     const Team& team;
@@ -56,13 +73,36 @@ class ClassTask {
     TACFAST_HD T* duals() const { return static_cast<T*>(args.duals) + row * args.head.classes; }
     static TACFAST_HD Certificate unknown() { return {NAN, NAN, NAN, NAN, 0, INFINITY}; }
 
-    TACFAST_HD Outcome solve(bool hard) {
+    // Through the Gram matrix where it can tell and the certificate agrees, else through the rows.
+    TACFAST_HD void solve(bool by_rows) {
+        bool guessed = false;
         if (args.guess != nullptr) {
             const double* guess = args.guess + row * head.classes;
             adopt_support(team, head, constraints, guess, work.set);
-            if (take_guess(guess)) return Outcome::settled;
+            guessed = take_guess(guess);
         }
-        return solve_constraints(team, head, constraints, hard, work, limits);
+        for (;;) {
+            const Outcome outcome = guessed   ? Outcome::settled
+                                    : by_rows ? solve_by_rows(team, head, constraints, work, limits)
+                                              : solve_by_gram(team, head, constraints, work, limits);
+            guessed = false;
+            if (outcome == Outcome::infeasible) return finish_ray();
+            if (outcome != Outcome::ambiguous) {
+                write(false, 0);
+                if (outcome == Outcome::crowded) return finish(kCrowded, unknown());
+                const Certificate certificate = certify(perturbation(), duals());
+                const StatusCode failed = outcome == Outcome::settled ? kInaccurate : kMaxIter;
+                if (certificate.within(args.tol)) return finish(kOptimal, certificate);
+                if (by_rows || failed == kMaxIter) return finish(failed, certificate);
+                adopt_support(team, head, constraints, exact_duals, work.set);
+            }
+            by_rows = true;
+        }
+    }
+
+    TACFAST_HD Outcome solve_quickly() {
+        if (args.guess != nullptr) adopt_support(team, head, constraints, args.guess + row * head.classes, work.set);
+        return solve_by_gram(team, head, constraints, work, limits);
     }
 
     // Whether the guess is the solution already; then it is in the active set.
@@ -70,7 +110,7 @@ class ClassTask {
         team.each(work.set.size, [&](int i) { work.set.lambda[i] = guess[work.set.index[i]]; });
         team.sync();
         combine_active(team, head, constraints, work);
-        GramGeometry{head, work.basis, work.scratch}.evaluate(team, constraints, work.set);
+        GramGeometry(head, work.first, work.wide, work.scratch).evaluate(team, constraints, work.set);
         scatter_duals(team, head, work.set, exact_duals);
         return certify(work.point, exact_duals).within(kExact);
     }
@@ -99,20 +139,17 @@ class ClassTask {
         team.sync();
     }
 
-    TACFAST_HD void finish_solve(Outcome outcome) {
-        if (outcome == Outcome::infeasible) return finish_ray();
+    TACFAST_HD void finish_invalid() {
+        write(true, NAN);
+        finish(kInvalidInput, unknown());
+    }
+
+    // What is not solved is left open.
+    TACFAST_HD void finish_quick(Outcome outcome) {
+        if (outcome != Outcome::settled) return finish(kCrowded, unknown());
         write(false, 0);
-        if (outcome == Outcome::crowded) return finish(kCrowded, unknown());
-        Certificate certificate = certify(perturbation(), duals());
-        if (!certificate.within(args.tol) && outcome == Outcome::settled) {
-            adopt_support(team, head, constraints, exact_duals, work.set);
-            outcome = solve_by_rows(team, head, constraints, work, limits);
-            if (outcome == Outcome::infeasible) return finish_ray();
-            write(false, 0);
-            certificate = certify(perturbation(), duals());
-        }
-        const StatusCode failed = outcome == Outcome::settled ? kInaccurate : kMaxIter;
-        finish(certificate.within(args.tol) ? kOptimal : failed, certificate);
+        const Certificate certificate = certify(perturbation(), duals());
+        finish(certificate.within(args.tol) ? kOptimal : kInaccurate, certificate);
     }
 
     // A class with the target's row and a larger bias: its constraint alone is the ray.

@@ -22,8 +22,11 @@
 
 #ifdef __CUDACC__
 #define TACFAST_HD __host__ __device__ __forceinline__
+#define TACFAST_PART TACFAST_HD
 #else
 #define TACFAST_HD inline __attribute__((always_inline))
+// A step that is a function of its own on a CPU, or compilers would need minutes for the whole; a GPU wants all in one.
+#define TACFAST_PART inline __attribute__((noinline))
 #endif
 
 #define TACFAST_RESTRICT __restrict__

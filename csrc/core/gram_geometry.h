@@ -15,20 +15,32 @@ constexpr int kFirstStride = 32;
 
 struct GramGeometry {
     Head head;
-    double* inverse;            // H, as many rows and columns as the active set, row-major with `stride`
-    double* scratch;            // (capacity)
-    int stride = kFirstStride;  // a multiple of kPack
+    double* first;    // H while the active set is small, and after that
+    double* wide;     //
+    double* scratch;  // (capacity)
+    double* inverse;  // H, as many rows and columns as the active set, row-major with `stride`
+    int stride;       // a multiple of kPack
 
-    // The side of the square that `inverse` must have room for.
+    TACFAST_HD GramGeometry(const Head& head_, double* first_, double* wide_, double* scratch_)
+        : head(head_), first(first_), wide(wide_), scratch(scratch_), inverse(first_), stride(first_stride()) {}
+
+    // The sides of the squares that `first` and `wide` must have room for.
+    static TACFAST_HD int64_t first_side(int64_t capacity) { return capacity < kFirstStride ? capacity : kFirstStride; }
     static TACFAST_HD int64_t side(int64_t capacity) {
         int64_t side = kFirstStride;
         while (side < capacity) side *= 2;
-        return side;
+        return side > kFirstStride ? side : 0;
+    }
+
+    TACFAST_HD int first_stride() const {
+        const int most = packed((head.classes - 1 < head.dim ? head.classes - 1 : head.dim) + 1);
+        return int(first_side(most));
     }
 
     template <class Team>
     TACFAST_HD void reset(const Team&) {
-        stride = kFirstStride;
+        inverse = first;
+        stride = first_stride();
     }
 
     // G[i, j] for the target k.
@@ -63,15 +75,12 @@ struct GramGeometry {
         if (m == stride) widen(team, m);
         const double scale = 1 / distance2;
         const double* TACFAST_RESTRICT coef = set.coef;
-        team.each(m, [=, *this](int i) {
-            double* TACFAST_RESTRICT row = inverse + i * int64_t(stride);
-            const double factor = scale * coef[i];
-            for (int j = 0; j < packed(m); ++j) row[j] += factor * coef[j];
-            row[m] = -factor;
-        });
-        double* TACFAST_RESTRICT added = inverse + m * int64_t(stride);
-        team.each(m, [=](int j) { added[j] = -scale * coef[j]; });
-        if (team.rank() == 0) added[m] = scale;
+        double* TACFAST_RESTRICT H = inverse;
+        const int64_t step = stride;
+        team.grid(m, packed(m), [=](int i, int j) { H[i * step + j] += scale * coef[i] * coef[j]; });
+        team.sync();
+        team.each(m, [=](int j) { H[m * step + j] = H[j * step + m] = -scale * coef[j]; });
+        if (team.rank() == 0) H[m * step + m] = scale;
         team.sync();
     }
 
@@ -81,11 +90,13 @@ struct GramGeometry {
         team.each(set.size, [&](int i) { scratch[i] = inverse[i * int64_t(stride) + q]; });
         team.sync();
         const double scale = 1 / scratch[q];
-        team.each(set.size, [&](int i) {
-            double* TACFAST_RESTRICT row = inverse + i * int64_t(stride);
-            const double factor = scratch[i] * scale;
-            for (int j = 0; j < packed(last + 1); ++j) row[j] -= factor * scratch[j];
-            for (int j = q; j < last; ++j) row[j] = row[j + 1];
+        const double* TACFAST_RESTRICT column = scratch;
+        double* TACFAST_RESTRICT H = inverse;
+        const int64_t step = stride;
+        team.grid(set.size, packed(set.size), [=](int i, int j) { H[i * step + j] -= column[i] * scale * column[j]; });
+        team.sync();
+        team.each(set.size, [=](int i) {
+            for (int j = q; j < last; ++j) H[i * step + j] = H[i * step + j + 1];
         });
         team.sync();
         team.each(last, [&](int j) {
@@ -148,16 +159,18 @@ struct GramGeometry {
         team.combine(packed(m), m, 0, [=](int j, auto at) { return x[j] * at(columns + j * step); }, y);
     }
 
-    // Spreads the rows of H to twice the stride, from the last to the first, so that none is overwritten.
+    // Spreads the rows of H to the next larger stride, from the last to the first, so that none is overwritten.
     template <class Team>
     TACFAST_HD void widen(const Team& team, int m) {
-        for (int i = m - 1; i > 0; --i) {
+        const int next = stride < kFirstStride ? kFirstStride : 2 * stride;
+        for (int i = m - 1; i >= 0; --i) {
             const double* from = inverse + i * int64_t(stride);
-            double* to = inverse + i * int64_t(2 * stride);
+            double* to = wide + i * int64_t(next);
             team.each(m, [&](int j) { to[j] = from[j]; });
             team.sync();
         }
-        stride *= 2;
+        inverse = wide;
+        stride = next;
     }
 };
 

@@ -43,7 +43,7 @@ struct Constraints {
 TACFAST_HD double direct_norm2(const Head& head, int k, int j) {
     const double* wk = head.rows + k * int64_t(head.stride);
     const double* wj = head.rows + j * int64_t(head.stride);
-    return SerialTeam{}.sum(head.dim, [&](int x) { return (wk[x] - wj[x]) * (wk[x] - wj[x]); });
+    return dot_each(head.dim, 0, [=](int, auto at) { return (at(wk) - at(wj)) * (at(wk) - at(wj)); });
 }
 
 // out = the sum of factor(i) a_j over the constraints j = index[i], i in [0, count). Synchronises.
@@ -67,8 +67,8 @@ struct Screening {
 // Fills in norm2, weight and rho = gap + margin, where gap(j) is R[k, j]. Rows closer than head.same to w_k are equal
 // to it as far as their type can tell: their constraint is decided here, from the bias (C), and then left out.
 template <class Team, class Gap>
-TACFAST_HD Screening screen(const Team& team, const Head& head, const Constraints& c, const double* bias, double margin,
-                            const Gap& gap) {
+TACFAST_PART Screening screen(const Team& team, const Head& head, const Constraints& c, const double* bias,
+                              double margin, const Gap& gap) {
     const int k = c.target;
     const int64_t C = head.classes;
     const double* TACFAST_RESTRICT own = head.gram + k * C;

@@ -12,25 +12,36 @@ struct SampleResult {
 };
 
 // T: the type of the logits and of what is handed out. Everything else is float64.
-template <class T, class Team>
+template <class T, class Team, Effort effort>
 class SampleTask {
   public:
-    // Doubles of memory that one task needs.
-    static TACFAST_HD int64_t size(int64_t classes, int64_t dim) {
-        return Work::size(int(classes), int(dim), int(padded_dim(dim))) + kArrays * packed(int(classes));
+    static constexpr Effort kEffort = effort;
+
+    // Doubles of the two parts of its memory, see Work.
+    static TACFAST_HD int64_t near_size(int64_t classes, int64_t dim) {
+        return Work::near_size(int(classes), int(dim)) + kArrays * packed(int(classes));
+    }
+    static TACFAST_HD int64_t far_size(int64_t classes, int64_t dim) {
+        return Work::far_size(int(classes), int(dim), int(padded_dim(dim)), effort);
     }
 
-    TACFAST_HD SampleTask(const Team& team_, const SampleSolve& args_, double* memory)
-        : team(team_), args(args_), head(Head::of(args_.head)), limits{args_.max_iter, int(args_.head.classes)} {
+    TACFAST_HD SampleTask(const Team& team_, const SampleSolve& args_, double* near, double* far)
+        : team(team_),
+          args(args_),
+          head(Head::of(args_.head)),
+          limits{args_.max_iter,
+                 thorough || args_.head.classes < kQuickActive ? int(args_.head.classes) : kQuickActive} {
         const int64_t C = packed(head.classes);
-        constraints = {0, memory, memory + C, memory + 2 * C, memory + 3 * C};
-        work = Work::carve(memory + kArrays * C, head.classes, head.dim, head.stride);
+        constraints = {0, near, near + C, near + 2 * C, near + 3 * C};
+        work = Work::carve(near + kArrays * C, far, head.classes, head.dim, head.stride);
     }
 
     // The samples that follow are sent to target r of args.targets.
     TACFAST_HD void choose(int64_t r) {
         row = r;
-        constraints.target = int(args.targets[r]);
+        const int64_t k = args.targets[r];
+        known = k >= 0 && k < head.classes;
+        constraints.target = known ? int(k) : 0;
         screening = screen(team, head, constraints, args.head.bias(), args.margin, [](int) { return 0.0; });
     }
 
@@ -42,7 +53,8 @@ class SampleTask {
         team.each(head.classes, [&](int j) {
             if (norm2[j] > 0) rho[j] = double(logits[j]) - own + args.margin;
         });
-        const bool finite = team.sum(head.classes, [=](int j) { return 0 * rho[j]; }) == 0;
+        const bool finite =
+            known && head.longest < INFINITY && team.sum(head.classes, [=](int j) { return 0 * rho[j]; }) == 0;
         const Best largest = team.largest(head.classes, [=](int j) { return norm2[j] > 0 ? rho[j] : -INFINITY; });
         work.set.size = 0;
         work.set.norm = 0;
@@ -52,10 +64,14 @@ class SampleTask {
         finish(i, solve());
     }
 
+    // Whether a thorough task could end otherwise than with this status.
+    static TACFAST_HD bool is_open(int8_t status) { return status == kMaxIter || status == kInaccurate; }
+
     int64_t row = 0;           // the target that was chosen
     SampleResult result = {};  // of the last sample
 
   private:
+    static constexpr bool thorough = effort == Effort::thorough;
     static constexpr int kArrays = 4;  // rho, norm2, length, weight
 
     const Team& team;
@@ -65,22 +81,35 @@ class SampleTask {
     Constraints constraints;
     Work work;
     Screening screening = {};
+    bool known = false;  // whether the target is a class
 
     TACFAST_HD SampleResult solve() {
-        Outcome outcome = screening.hard ? Outcome::ambiguous : solve_by_gram();
-        Certificate certificate = certify();
-        if (outcome == Outcome::ambiguous || (outcome == Outcome::settled && !certificate.within(args.tol))) {
-            outcome = solve_by_rows(team, head, constraints, work, limits);
-            certificate = certify();
+        SampleResult found = {};
+        bool by_rows = screening.hard;
+        if (!thorough && by_rows) return {kInaccurate, NAN, {NAN, NAN, NAN, NAN, 0, INFINITY}};
+        for (;;) {
+            Outcome outcome = Outcome::ambiguous;
+            if (!by_rows) outcome = solve_gram();
+            if constexpr (thorough)
+                if (by_rows) outcome = solve_by_rows(team, head, constraints, work, limits);
+            const Certificate certificate = certify();
+            const bool settled = outcome == Outcome::settled;
+            const bool solved = (settled || outcome == Outcome::stopped) && certificate.within(args.tol);
+            found = {solved ? kOptimal : settled ? kInaccurate : kMaxIter, work.set.norm, certificate};
+            const bool rows_may_help = outcome == Outcome::ambiguous || (settled && !solved);
+            if (by_rows || !thorough || !rows_may_help) {
+                if constexpr (thorough)
+                    if (outcome == Outcome::infeasible) found = certify_infeasible();
+                break;
+            }
+            by_rows = true;
         }
         restore_weights(team, head, constraints);
-        if (outcome == Outcome::infeasible) return certify_infeasible();
-        const StatusCode failed = outcome == Outcome::settled ? kInaccurate : kMaxIter;
-        return {certificate.within(args.tol) ? kOptimal : failed, work.set.norm, certificate};
+        return found;
     }
 
-    TACFAST_HD Outcome solve_by_gram() {
-        GramGeometry geometry{head, work.basis, work.scratch};
+    TACFAST_HD Outcome solve_gram() {
+        GramGeometry geometry(head, work.first, work.wide, work.scratch);
         return solve_active_set(team, head, geometry, constraints, work.set, limits);
     }
 

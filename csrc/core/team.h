@@ -5,6 +5,7 @@
 //   sync()               what any lane wrote before is seen by every lane after
 //   each(n, f)           f(i) once for every i in [0, n), on any lane; i stays with its lane from call to call.
 //                        No sync before or after.
+//   grid(n, m, f)        f(i, j) once for every i in [0, n) and j in [0, m), on any lane. No sync before or after.
 //   combine(n, m, start, term, out)
 //                        out[j] = start + the sum of term(i, at) over i in [0, m), in this order, for every j in [0,
 //                        n), where at(p) is p[j]. No sync before or after, as for each().
@@ -64,6 +65,12 @@ struct SerialTeam {
     template <class F>
     TACFAST_HD void each(int n, const F& f) const {
         for (int i = 0; i < n; ++i) f(i);
+    }
+
+    template <class F>
+    TACFAST_HD void grid(int n, int m, const F& f) const {
+        for (int i = 0; i < n; ++i)
+            for (int j = 0; j < m; ++j) f(i, j);
     }
 
     // Four vectors of sums hide the latency of an addition.

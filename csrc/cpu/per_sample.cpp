@@ -14,7 +14,8 @@ constexpr int64_t kBlock = 1024;  // samples of one class in one task
 // Doubles of one worker: its summary of certificates, and a task's memory.
 int64_t summary_size(int64_t count) { return padded_dim(kCertificateFields * count); }
 int64_t worker_size(int64_t classes, int64_t dim, int64_t count) {
-    return summary_size(count) + SampleTask<double, SerialTeam>::size(classes, dim);
+    using Task = SampleTask<double, SerialTeam, Effort::thorough>;
+    return summary_size(count) + Task::near_size(classes, dim) + Task::far_size(classes, dim);
 }
 
 // Folds a certificate into the summary of its class: the worst residuals, the widest bounds.
@@ -42,7 +43,9 @@ void solve_typed(const SampleSolve& args) {
     auto summary = [&](int worker) { return static_cast<double*>(args.workspace) + worker * worker_size(C, d, K); };
     for (int worker = 0; worker < threads; ++worker) start_summary(summary(worker), K);
     auto block = [&](int worker, int64_t t) {
-        SampleTask<T, SerialTeam> task(team, args, summary(worker) + summary_size(K));
+        using Task = SampleTask<T, SerialTeam, Effort::thorough>;
+        double* memory = summary(worker) + summary_size(K);
+        Task task(team, args, memory, memory + Task::near_size(C, d));
         task.choose(t / blocks);
         const int64_t first = t % blocks * kBlock;
         for (int64_t i = first; i < first + kBlock && i < n; ++i) {

@@ -11,13 +11,19 @@ using namespace core;
 constexpr SerialTeam team;
 constexpr int64_t kGroup = 8;  // classes that are worth a thread, from about 50 microseconds of work
 
+int64_t worker_size(int64_t classes, int64_t dim) {
+    using Task = ClassTask<double, SerialTeam, Effort::thorough>;
+    return Task::near_size(classes, dim) + Task::far_size(classes, dim);
+}
+
 template <class T>
 void solve_typed(const ClassSolve& args) {
-    using Task = ClassTask<T, SerialTeam>;
+    using Task = ClassTask<T, SerialTeam, Effort::thorough>;
     const int64_t C = args.head.classes, d = args.head.dim;
     const int threads = (args.last - args.first) * C * d < 400'000 ? 1 : args.threads;
     auto group = [&](int worker, int64_t g) {
-        Task task(team, args, static_cast<double*>(args.workspace) + worker * Task::size(C, d));
+        double* memory = static_cast<double*>(args.workspace) + worker * worker_size(C, d);
+        Task task(team, args, memory, memory + Task::near_size(C, d));
         const int64_t begin = args.first + g * kGroup;
         for (int64_t r = begin; r < begin + kGroup && r < args.last; ++r) task.run(r);
     };
@@ -27,7 +33,7 @@ void solve_typed(const ClassSolve& args) {
 }  // namespace
 
 int64_t solve_workspace_bytes(int64_t classes, int64_t dim, int threads) {
-    return threads * ClassTask<double, SerialTeam>::size(classes, dim) * int64_t(sizeof(double));
+    return threads * worker_size(classes, dim) * int64_t(sizeof(double));
 }
 
 void solve_classes(const ClassSolve& args) {

@@ -5,6 +5,8 @@ Tensors come in checked; all memory, workspaces included, is allocated here, by 
 
 from __future__ import annotations
 
+import functools
+import os
 import sys
 import warnings
 from types import ModuleType
@@ -32,9 +34,27 @@ except ImportError as error:
     )
 
 
+_cuda: Any = getattr(_C, "cuda", None)  # the launchers of a build with CUDA
+
+
 def backend(device: torch.device) -> ModuleType:
     """The module that solves on a device: this one, or `_reference` where there is no compiled code for it."""
-    return sys.modules[__name__] if _C is not None and device.type == "cpu" else _reference
+    if _C is not None and (device.type == "cpu" or (device.type == "cuda" and _cuda is not None)):
+        return sys.modules[__name__]
+    if _C is not None:
+        _warn_of_slow_device(device.type)
+    return _reference
+
+
+@functools.cache
+def _warn_of_slow_device(kind: str) -> None:
+    warnings.warn(
+        f"tacfast: this build has no compiled code for {kind} tensors; solving in plain torch on that device, which "
+        "gives the same answers much more slowly. With a CUDA compiler at hand, reinstalling tacfast builds it for "
+        "CUDA.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def build_info() -> dict[str, Any]:
@@ -48,9 +68,11 @@ def padded_dim(dim: int) -> int:
 
 
 def prepare_head(W: Tensor, bias: Tensor | None) -> tuple[Prepared, bool]:
-    """See `_reference.prepare_head`."""
+    """See `_reference.prepare_head`. On CUDA, nothing waits to know whether all is finite: the solve will tell."""
     weight = _unit_columns(_wide(W))
     n_classes, dim = weight.shape
+    if W.device.type == "cuda":
+        return _reference.form_head(weight, bias, padded_dim(dim)), True
     head = Prepared(torch.empty(prepared_size(n_classes, padded_dim(dim)), dtype=torch.float64), n_classes)
     wide_bias = None if bias is None else bias.double().contiguous()
     finite = _C.prepare_head(
@@ -74,7 +96,7 @@ def small_logits(latents: Tensor, head: Prepared, dtype: torch.dtype) -> Tensor:
     z = _unit_columns(latents.to(dtype))
     n, dim = z.shape
     logits = torch.empty((n, head.n_classes), dtype=dtype)
-    workspace = _workspace(8 * n * (padded_dim(dim) + head.n_classes))
+    workspace = _workspace(8 * n * (padded_dim(dim) + head.n_classes), z.device)
     _C.multiply_logits(
         _scalar(z),
         _C.PreparedHead(head.memory.data_ptr(), head.n_classes, dim, 0.0),
@@ -88,13 +110,18 @@ def small_logits(latents: Tensor, head: Prepared, dtype: torch.dtype) -> Tensor:
 
 
 def update_gaps(gaps: Tensor, logits: Tensor) -> int:
-    """See `_reference.update_gaps`."""
+    """See `_reference.update_gaps`. On CUDA, a logit that is not finite makes gaps NaN instead."""
     values = _unit_columns(logits)
     n, n_classes = values.shape
-    threads, scalar = torch.get_num_threads(), _scalar(values)
-    workspace = _workspace(_C.gap_workspace_bytes(scalar, n, n_classes, threads))
-    return int(
-        _C.update_gaps(
+    scalar, device = _scalar(values), gaps.device
+    sizes = (scalar, n, n_classes)
+    workspace = _workspace(_side(device).gap_workspace_bytes(*sizes, *_threads(device)), device)
+    # As TACFAST_ISA caps the instruction set, for tests and for a device on which the usual kernel fails.
+    plain = device.type == "cuda" and os.environ.get("TACFAST_CUDA_GAPS") == "plain"
+    bad = _run(
+        "update_gaps_plain" if plain else "update_gaps",
+        device,
+        _C.GapUpdate(
             scalar,
             values.data_ptr(),
             n,
@@ -102,42 +129,46 @@ def update_gaps(gaps: Tensor, logits: Tensor) -> int:
             values.stride(0),
             gaps.data_ptr(),
             workspace.data_ptr(),
-            threads,
-        )
+            torch.get_num_threads(),
+        ),
     )
+    return -1 if bad is None else int(bad)
 
 
 def trimmed_gaps(gaps: Tensor, chunks: list[Tensor], trim: float) -> Tensor:
     """See `_reference.trimmed_gaps`."""
     values = [_unit_columns(chunk.to(gaps.dtype)) for chunk in chunks]
-    rows = torch.cat(
-        [chunk.data_ptr() + torch.arange(len(chunk)) * (chunk.stride(0) * chunk.element_size()) for chunk in values]
-    )
+    device = gaps.device
+    rows = torch.cat([_row_addresses(chunk) for chunk in values])
     trimmed = gaps.clone(memory_format=torch.contiguous_format)
-    threads, scalar = torch.get_num_threads(), _scalar(gaps)
-    workspace = _workspace(_C.trim_workspace_bytes(scalar, len(rows), len(gaps), threads))
-    _C.trimmed_gaps(
-        scalar,
-        rows.data_ptr(),
-        len(rows),
-        len(gaps),
-        trim,
-        trimmed.data_ptr(),
-        workspace.data_ptr(),
-        threads,
+    sizes = (_scalar(gaps), len(rows), len(gaps))
+    workspace = _workspace(_side(device).trim_workspace_bytes(*sizes, *_threads(device)), device)
+    _run(
+        "trimmed_gaps",
+        device,
+        _C.TrimmedGaps(
+            sizes[0],
+            rows.data_ptr(),
+            len(rows),
+            len(gaps),
+            trim,
+            trimmed.data_ptr(),
+            workspace.data_ptr(),
+            torch.get_num_threads(),
+        ),
     )
     return trimmed
 
 
 def empty_results(problem: Problem, gaps: Tensor) -> Raw:
     """Room for the results of `solve_classes`."""
-    count, dtype = problem.classes.shape[0], gaps.dtype
+    count, dtype, device = problem.classes.shape[0], gaps.dtype, gaps.device
     return Raw(
-        torch.empty((count, problem.dim), dtype=dtype),
-        torch.empty(count, dtype=dtype),
-        torch.empty(count, dtype=torch.int8),
-        torch.empty((count, gaps.shape[0]), dtype=dtype),
-        torch.empty((6, count), dtype=torch.float64),
+        torch.empty((count, problem.dim), dtype=dtype, device=device),
+        torch.empty(count, dtype=dtype, device=device),
+        torch.empty(count, dtype=torch.int8, device=device),
+        torch.empty((count, gaps.shape[0]), dtype=dtype, device=device),
+        torch.empty((6, count), dtype=torch.float64, device=device),
     )
 
 
@@ -157,11 +188,12 @@ def solve_classes(
     float64 are multipliers to try as they are, and to take the first active set from. A class whose active set outgrows
     ``max_active`` is given up with status CROWDED.
     """
-    n_classes, count, dim = gaps.shape[0], problem.classes.shape[0], problem.dim
+    n_classes, count, device = gaps.shape[0], problem.classes.shape[0], gaps.device
     threads = torch.get_num_threads()
     raw = empty_results(problem, gaps) if out is None else out
-    workspace = _workspace(_C.solve_workspace_bytes(n_classes, dim, threads))
-    _C.solve_classes(
+    teams = threads if device.type == "cpu" else count
+    workspace = _workspace(_side(device).solve_workspace_bytes(n_classes, problem.dim, teams), device)
+    args = _C.ClassSolve(
         _scalar(gaps),
         _head(problem),
         gaps.data_ptr(),
@@ -184,6 +216,7 @@ def solve_classes(
         workspace.data_ptr(),
         threads,
     )
+    _run("solve_classes", device, args)
     return raw
 
 
@@ -191,13 +224,14 @@ def solve_samples(problem: Problem, logits: Tensor, return_perturbations: bool) 
     """See `_reference.solve_samples`."""
     values = logits.contiguous()
     (n, n_classes), count, dim = values.shape, len(problem.classes), problem.dim
-    threads = torch.get_num_threads()
-    norms = torch.empty((n, count), dtype=values.dtype)
-    status = torch.empty((n, count), dtype=torch.int8)
-    perturbations = torch.empty((n, count, dim if return_perturbations else 0), dtype=values.dtype)
-    summary = _reference.empty_summary(count, values.device)
-    workspace = _workspace(_C.sample_workspace_bytes(n_classes, dim, count, threads))
-    _C.solve_samples(
+    threads, device = torch.get_num_threads(), values.device
+    norms = torch.empty((n, count), dtype=values.dtype, device=device)
+    status = torch.empty((n, count), dtype=torch.int8, device=device)
+    perturbations = torch.empty((n, count, dim if return_perturbations else 0), dtype=values.dtype, device=device)
+    summary = _reference.empty_summary(count, device)
+    teams = (count, threads) if device.type == "cpu" else (n, count)
+    workspace = _workspace(_side(device).sample_workspace_bytes(n_classes, dim, *teams), device)
+    args = _C.SampleSolve(
         _scalar(values),
         _head(problem),
         values.data_ptr(),
@@ -214,6 +248,7 @@ def solve_samples(problem: Problem, logits: Tensor, return_perturbations: bool) 
         workspace.data_ptr(),
         threads,
     )
+    _run("solve_samples", device, args)
     return RawSamples(norms, status, perturbations, summary)
 
 
@@ -235,6 +270,28 @@ def _unit_columns(matrix: Tensor) -> Tensor:
     return matrix if matrix.stride(1) == 1 else matrix.contiguous()
 
 
-def _workspace(size: int) -> Tensor:
+def _workspace(size: int, device: torch.device) -> Tensor:
     """Scratch memory; torch aligns it to 64 bytes."""
-    return torch.empty(size, dtype=torch.uint8)
+    return torch.empty(size, dtype=torch.uint8, device=device)
+
+
+def _row_addresses(matrix: Tensor) -> Tensor:
+    step = matrix.stride(0) * matrix.element_size()
+    return matrix.data_ptr() + torch.arange(len(matrix), device=matrix.device) * step
+
+
+def _side(device: torch.device) -> Any:
+    """The functions for a device."""
+    return _C if device.type == "cpu" else _cuda
+
+
+def _threads(device: torch.device) -> tuple[int, ...]:
+    """What the size of a workspace depends on beside the sizes of the problem."""
+    return (torch.get_num_threads(),) if device.type == "cpu" else ()
+
+
+def _run(name: str, device: torch.device, args: Any) -> Any:
+    """Run on the calling thread, or put on the current stream of the device."""
+    if device.type == "cpu":
+        return getattr(_C, name)(args)
+    return getattr(_cuda, name)(args, device.index, torch.cuda.current_stream(device).cuda_stream)

@@ -17,7 +17,7 @@ from ._reference import Problem, Raw, RawSamples
 from ._results import Certificate, SolverError, Status, TacSolution
 
 # Bytes of logits per step of the stream: fits the caches, and is long enough for an efficient matrix product.
-_CHUNK_BYTES = 4 << 20
+_CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 32 << 20}
 # Multiplications up to which a product is too small for threads.
 _SMALL_PRODUCT = 1 << 18
 
@@ -41,7 +41,7 @@ def gaps_of_latents_impl(gaps: Tensor, latents: Tensor, head: Tensor) -> Tensor:
     """Transposed gap matrix (C, C) after latents (n, d), in the dtype of ``gaps``; ``head`` is `Prepared.memory`."""
     result = gaps.clone(memory_format=torch.contiguous_format)
     n, n_classes = latents.shape[0], gaps.shape[0]
-    chunk = max(1, _CHUNK_BYTES // (n_classes * gaps.element_size()))
+    chunk = _chunk_rows(gaps)
     for start in range(0, n, chunk):
         part = latents if n <= chunk else latents[start : start + chunk]
         logits = logits_impl(part, head, n_classes, gaps.dtype)
@@ -54,13 +54,17 @@ def gaps_of_latents_impl(gaps: Tensor, latents: Tensor, head: Tensor) -> Tensor:
 def gaps_of_logits_impl(gaps: Tensor, logits: Tensor) -> Tensor:
     """Transposed gap matrix (C, C) after logits (n, C), in the dtype of ``gaps``."""
     result = gaps.clone(memory_format=torch.contiguous_format)
-    chunk = len(logits) if logits.dtype == gaps.dtype else max(1, _CHUNK_BYTES // (len(gaps) * gaps.element_size()))
+    chunk = len(logits) if logits.dtype == gaps.dtype else _chunk_rows(gaps)
     for start in range(0, len(logits), chunk):
         part = logits[start : start + chunk]
         bad = backend(gaps.device).update_gaps(result, part.to(gaps.dtype))
         if bad >= 0:
             raise ValueError(f"logits: expected finite values, got {describe_bad(part, start)}")
     return result
+
+
+def _chunk_rows(gaps: Tensor) -> int:
+    return max(1, _CHUNK_BYTES.get(gaps.device.type, 32 << 20) // (gaps.shape[0] * gaps.element_size()))
 
 
 def trimmed_gaps_impl(gaps: Tensor, logits: Sequence[Tensor], trim: float) -> Tensor:
@@ -86,7 +90,7 @@ def solve_classes_impl(
     if gaps.device.type == "cpu":
         check_class_values(classes, gaps.shape[0])
     problem = _problem(W, head, classes, margin, tol, max_iter)
-    raw = _solve(problem, gaps, method)
+    raw = _solve(problem, gaps, method, may_wait=raise_on_failure or gaps.device.type == "cpu")
     statuses = raw.status.tolist() if raise_on_failure or gaps.device.type == "cpu" else []
     if Status.INVALID_INPUT in statuses:
         check_finite("R", gaps)
@@ -98,25 +102,27 @@ def solve_classes_impl(
 
 def _problem(W: Tensor, head: Tensor, classes: Tensor, margin: float, tol: float, max_iter: int) -> Problem:
     prepared = Prepared(head, W.shape[0])
-    longest = prepared.longest
+    longest = prepared.longest if W.device.type == "cpu" else 1.0
     if not _SMALLEST_ROW <= longest <= 1 / _SMALLEST_ROW and bool(W.any()):
         raise ValueError(f"W: expected rows no longer than 1e140, and some longer than 1e-140, got {W.abs().max():.1e}")
     return Problem(prepared, W.shape[1], 4 * torch.finfo(W.dtype).eps, classes.contiguous(), margin, tol, max_iter)
 
 
-def _solve(problem: Problem, gaps: Tensor, method: str) -> Raw:
+def _solve(problem: Problem, gaps: Tensor, method: str, may_wait: bool) -> Raw:
+    """``may_wait``: whether the choice of a path may depend on results, for which a CUDA device must be waited for."""
     if backend(gaps.device) is _reference:
         return _reference.solve_classes(problem, gaps)  # one method there, to the same answer
     if method == "projected-gradient":
         guess = predict_multipliers(problem.head.gram, gaps, problem.classes, problem.margin)
-    elif method == "auto" and problem.classes.shape[0] >= _DENSE_CLASSES:
+    elif method == "auto" and may_wait and problem.classes.shape[0] >= _DENSE_CLASSES:
         raw, crowded = _probe(problem, gaps)
         if crowded <= _PROBES // 2:
             return _ext.solve_classes(problem, gaps, out=raw, first=0 if crowded else _PROBES)
         guess = all_active_multipliers(problem.head.gram, gaps, problem.classes, problem.margin)
     else:
         return _ext.solve_classes(problem, gaps)
-    return _retry_failures(problem, gaps, _ext.solve_classes(problem, gaps, guess=guess))
+    raw = _ext.solve_classes(problem, gaps, guess=guess)
+    return _retry_failures(problem, gaps, raw) if may_wait else raw
 
 
 def _retry_failures(problem: Problem, gaps: Tensor, raw: Raw) -> Raw:
@@ -174,11 +180,18 @@ def logits_impl(latents: Tensor, head: Tensor, n_classes: int, dtype: torch.dtyp
     if latents.numel() * n_classes <= _SMALL_PRODUCT and backend(latents.device) is _ext:
         return _ext.small_logits(latents, prepared, dtype)
     # Reduced-precision float32 products (TF32, bfloat16) cost 5e-4 in s and more: multiply in float64 instead.
-    narrowed = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    narrowed = dtype == torch.float32 and _products_are_narrowed(latents.device.type)
     inner = torch.float64 if narrowed else dtype
     weight = prepared.centred[:, : latents.shape[1]].to(inner).T
     with torch.autocast(latents.device.type, enabled=False):
         return torch.addmm(prepared.offset.to(inner), latents.to(inner), weight).to(dtype)
+
+
+def _products_are_narrowed(kind: str) -> bool:
+    """Whether the user allows torch less than float32 in products of float32 tensors, by its older or newer switch."""
+    if torch.get_float32_matmul_precision() != "highest":
+        return True
+    return kind == "cuda" and getattr(torch.backends.cuda.matmul, "fp32_precision", "ieee") not in ("ieee", "none")
 
 
 def dress(raw: Raw, gaps: Tensor, classes: Tensor, n_samples: int, margin: float, trim: float) -> TacSolution:

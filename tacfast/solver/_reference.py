@@ -57,12 +57,18 @@ def prepare_head(W: Tensor, bias: Tensor | None) -> tuple[Prepared, bool]:
 
     The second result is False if any entry of W or the bias is not finite.
     """
-    wide = W.double()
+    head = form_head(W, bias, W.shape[1])
+    return head, first_bad(head.memory) < 0
+
+
+def form_head(W: Tensor, bias: Tensor | None, stride: int) -> Prepared:
+    """The prepared head, its rows padded to ``stride``; `Prepared.longest` is finite only if W and the bias are."""
+    wide = torch.nn.functional.pad(W.double(), (0, stride - W.shape[1]))
     centred = wide - wide.mean(0)
     b = torch.zeros_like(wide[:, 0]) if bias is None else bias.double()
-    parts = (wide, centred, centred @ centred.T, b, b - b.mean(), wide.norm(dim=1).max())
-    head = Prepared(torch.cat([part.reshape(-1) for part in parts]), len(W))
-    return head, first_bad(head.memory) < 0
+    longest = wide.norm(dim=1).max() + 0 * b.sum()
+    parts = (wide, centred, centred @ centred.T, b, b - b.mean(), longest)
+    return Prepared(torch.cat([part.reshape(-1) for part in parts]), len(W))
 
 
 def update_gaps(gaps: Tensor, logits: Tensor) -> int:

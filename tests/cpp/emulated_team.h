@@ -38,6 +38,11 @@ class BlockTeam {
         for (int i = lane; i < n; i += shared->lanes) f(i);
     }
 
+    template <class F>
+    void grid(int n, int m, const F& f) const {
+        each(n * m, [&](int at) { f(at / m, at % m); });
+    }
+
     template <class Term>
     void combine(int n, int m, double start, const Term& term, double* out) const {
         core::combine_each(*this, n, m, start, term, out);
@@ -115,6 +120,11 @@ struct ReversedTeam {
     template <class F>
     void each(int n, const F& f) const {
         for (int i = n - 1; i >= 0; --i) f(i);
+    }
+
+    template <class F>
+    void grid(int n, int m, const F& f) const {
+        each(n * m, [&](int at) { f(at / m, at % m); });
     }
 
     template <class Term>

@@ -49,7 +49,8 @@ struct Arrays {
     using Doubles = std::vector<double>;
 
     std::vector<int> index, support;
-    Doubles lambda, coef, scratch, products, low, point, normal, combined, basis, rho, norm2, length, weight, duals;
+    Doubles lambda, coef, scratch, products, low, point, normal, combined, first, wide, rho, norm2, length, weight,
+        duals;
     Answer answer{};
 
     explicit Arrays(const Problem& p) {
@@ -59,7 +60,9 @@ struct Arrays {
         for (Doubles* x : {&lambda, &coef, &scratch}) x->assign(most, kGarbage);
         for (Doubles* x : {&products, &low, &rho, &norm2, &length, &weight, &duals}) x->assign(all, kGarbage);
         for (Doubles* x : {&point, &normal, &combined}) x->assign(p.dim, kGarbage);
-        basis.assign(core::Work::basis_size(p.classes, p.dim, p.stride), kGarbage);
+        const size_t side = core::GramGeometry::first_side(int64_t(most));
+        first.assign(side * side, kGarbage);
+        wide.assign(core::Work::far_size(p.classes, p.dim, p.stride, core::Effort::thorough) - 3 * p.stride, kGarbage);
     }
 
     core::Work work() {
@@ -69,7 +72,8 @@ struct Arrays {
         w.set.coef = coef.data();
         w.set.products = products.data();
         w.scratch = scratch.data();
-        w.basis = basis.data();
+        w.first = first.data();
+        w.wide = w.rows = wide.data();
         w.point = point.data();
         w.normal = normal.data();
         w.combined = combined.data();
@@ -102,7 +106,8 @@ __attribute__((noinline)) Answer run_lane(const Team& team, const Problem& p, Ar
     if (screening.clash >= 0) return answer;
     if (guess != nullptr) core::adopt_support(team, head, c, guess, work.set);
     const bool hard = screening.hard || route == Route::rows;
-    answer.outcome = core::solve_constraints(team, head, c, hard, work, limits);
+    answer.outcome = hard ? Outcome::ambiguous : core::solve_by_gram(team, head, c, work, limits);
+    if (answer.outcome == Outcome::ambiguous) answer.outcome = core::solve_by_rows(team, head, c, work, limits);
     answer.size = work.set.size;
     answer.iterations = work.set.iterations;
     answer.norm = work.set.norm;

@@ -20,6 +20,7 @@ ALLOWED = {
     "attacks": LOW,
     "scanning": LOW,
     "defenses": LOW | {"scanning"},
+    "_info": {SOLVER},
     "evaluation": LOW | {"scanning", "attacks", "defenses"},
     "report": LOW | {"scanning", "attacks", "defenses", "evaluation"},
 }
