@@ -90,8 +90,8 @@ def detect(solution: TacSolution, samples_per_class: Sequence[int] | Tensor | No
     """
     if not isinstance(solution, TacSolution):
         raise TypeError(f"solution: expected a TacSolution (from solve_tac), got {type(solution).__name__}")
-    classes = [int(k) for k in torch.as_tensor(solution.classes).tolist()]
-    norms = torch.as_tensor(solution.norms).double().cpu()
+    solution = solution.to("cpu")
+    classes, norms = solution.classes.tolist(), solution.norms.double()
     median, spread = _median_and_spread(norms)
     index = (median - norms) / spread if 0 < spread < math.inf else torch.full_like(norms, math.nan)
     threshold = median + min((MAX_RATIO - 1) * median, -MIN_INDEX * spread) if math.isfinite(spread) else math.nan

@@ -6,14 +6,14 @@ import math
 import numbers
 import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# torch.Tensor or numpy.ndarray: results are of the kind of the latents that they were computed from.
-Array: TypeAlias = Any
+from . import _arrays
+from ._arrays import Array, kind_of
 
 METHODS = ("auto", "active-set", "projected-gradient")
 
@@ -25,36 +25,18 @@ class Head(NamedTuple):
     b: Tensor | None
 
 
-class _ReadOnly:
-    """Presents a read-only NumPy array as writable, because torch warns about read-only memory that it shares.
-
-    Nothing in the solver writes to its inputs.
-    """
-
-    def __init__(self, array: np.ndarray) -> None:
-        self.array = array
-        interface = dict(array.__array_interface__)
-        interface["data"] = (interface["data"][0], False)
-        self.__array_interface__ = interface
-
-
 def as_tensor(name: str, value: Array) -> Tensor:
-    """Tensor view of a tensor or NumPy array: real floating point, detached, no copy where torch can help it."""
-    if isinstance(value, np.ndarray):
-        if isinstance(value, np.ma.MaskedArray):
-            raise TypeError(f"{name}: expected an array without a mask, got {type(value).__name__}")
-        if value.dtype.kind != "f" or value.dtype.itemsize > 8:
-            raise TypeError(f"{name}: expected float16, float32 or float64 values, got {value.dtype}")
-        if any(s < 0 or s % value.itemsize for s in value.strides) or not value.dtype.isnative:
-            value = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("="))
-        value = torch.from_numpy(value if value.flags.writeable else np.asarray(_ReadOnly(value)))
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor or numpy.ndarray, got {type(value).__name__}")
-    if not value.dtype.is_floating_point or value.dtype.itemsize < 2:
-        raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64 values, got {value.dtype}")
-    if value.is_nested or value.layout != torch.strided:
-        raise TypeError(f"{name}: expected a dense tensor, got {'nested ' * value.is_nested}layout {value.layout}")
-    return value.detach().resolve_neg()
+    """Tensor view of an array of any kind: real floating point, detached, no copy where torch can help it."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected an array without a mask, got {type(value).__name__}")
+    if kind_of(value) not in ("torch", "") and (value.dtype.kind != "f" or value.dtype.itemsize > 8):
+        raise TypeError(f"{name}: expected float16, float32 or float64 values, got {value.dtype}")
+    tensor = _arrays.as_tensor(name, value)
+    if not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2:
+        raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64 values, got {tensor.dtype}")
+    if tensor.is_nested or tensor.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {'nested ' * tensor.is_nested}layout {tensor.layout}")
+    return tensor.detach().resolve_neg()
 
 
 def check_head(W: Array, b: Array | None) -> Head:
@@ -150,6 +132,7 @@ def check_classes(classes: Sequence[int] | Array | None, n_classes: int, device:
         chosen = None
     if chosen is None or chosen.ndim != 1:
         raise TypeError(f"classes: expected a 1-D sequence of integers, got {classes!r}")
+    _arrays.hand_back(classes)
     return chosen.to(device)
 
 
@@ -158,7 +141,9 @@ def _integers(values: Any) -> Tensor | None:
     if isinstance(values, np.ndarray):
         plain = values.dtype.kind in "iu" and not isinstance(values, np.ma.MaskedArray)
         return torch.from_numpy(values.astype(np.int64)) if plain else None
-    if not isinstance(values, Tensor):
+    if kind_of(values):
+        values = _arrays.as_tensor("classes", values)
+    else:
         values = torch.as_tensor(values, dtype=None if len(values) else torch.int64)
     kind = values.dtype
     whole = not (kind.is_floating_point or kind.is_complex or kind == torch.bool) and values.layout == torch.strided

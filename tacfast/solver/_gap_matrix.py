@@ -6,16 +6,15 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor
 
 from . import _checks, _custom_ops
-from ._checks import Array
+from ._arrays import Array, as_kind, hand_back, kind_of
 from ._ops import dress
 from ._reference import Raw
-from ._results import SolverError, TacSolution
+from ._results import SolverError, TacSolution, with_kind
 from ._state import State, check_state
 
 
@@ -28,7 +27,7 @@ class GapMatrix:
 
     Parameters
     ----------
-    W : (C, d) weights of the last linear layer, tensor or NumPy array; copied
+    W : (C, d) weights of the last linear layer, an array of any kind that `solve_tac` takes; copied
     b : (C,) its bias, optional
     keep_logits : keep all logits, n × C values of the dtype of R, which trimmed gaps need
 
@@ -47,11 +46,12 @@ class GapMatrix:
         self._W = head.W.clone()
         self._b = None if head.b is None else head.b.clone()
         self._head = _custom_ops.prepare_head(self._W, self._b)
+        hand_back(W, b)
         self._gaps: Tensor | None = None  # transposed: [j, k] = max_i (L[i, j] − L[i, k])
         self._logits: list[Tensor] | None = [] if keep_logits else None
         self._n_samples = 0
         self._n_own = 0  # without those that all_reduce brought from other processes
-        self._numpy = False
+        self._kind = "torch"  # of the results: that of the last array given
 
     @classmethod
     def from_gaps(cls, W: Array, b: Array | None, R: Array, *, n_samples: int = 0) -> GapMatrix:
@@ -67,7 +67,8 @@ class GapMatrix:
         dtype = _checks.result_dtype(matrix._W, matrix._b, gaps)
         matrix._gaps = gaps.T.to(dtype).contiguous()
         matrix._n_samples = matrix._n_own = _checks.check_integer("n_samples", n_samples, 0)
-        matrix._numpy = isinstance(R, np.ndarray)
+        matrix._kind = kind_of(R)
+        hand_back(R)
         return matrix
 
     @property
@@ -77,7 +78,7 @@ class GapMatrix:
 
     @property
     def gaps(self) -> Array:
-        """R (C, C), a copy: float64 if any input was, else float32; NumPy if the latents were.
+        """R (C, C), a copy: float64 if any input was, else float32; of the kind of the latents.
 
         Raises
         ------
@@ -85,7 +86,7 @@ class GapMatrix:
             Before the first sample.
         """
         R = self._seen().T.clone(memory_format=torch.contiguous_format)
-        return R.numpy() if self._numpy else R
+        return as_kind(R, self._kind)
 
     def update(self, latents: Array) -> GapMatrix:
         """Fold in latents (n, d); returns self.
@@ -144,7 +145,7 @@ class GapMatrix:
             self._raise_to(other._gaps)
             self._n_samples += other._n_samples
             self._n_own += other._n_own
-            self._numpy = other._numpy
+            self._kind = other._kind
         if self._logits is not None and other._logits is not None:
             self._logits += other._logits
         return self
@@ -209,11 +210,11 @@ class GapMatrix:
         try:
             raw = Raw(*_custom_ops.solve_classes(self._W, self._head, R, chosen, margin, trim, *how))
         except SolverError as error:
-            if self._numpy:
-                raise SolverError(str(error), error.solution._as_numpy()) from None
+            if self._kind != "torch":
+                raise SolverError(str(error), with_kind(error.solution, self._kind)) from None
             raise
         solution = dress(raw, R, chosen, self._n_samples, margin, trim)
-        return solution._as_numpy() if self._numpy else solution
+        return with_kind(solution, self._kind)
 
     @property
     def fingerprint(self) -> str:
@@ -229,7 +230,7 @@ class GapMatrix:
         """Everything but W and b, copied, for `load_state_dict`; safe for ``torch.save`` and ``weights_only=True``."""
         gaps = None if self._gaps is None else self._gaps.clone()
         logits = None if self._logits is None else [chunk.clone() for chunk in self._logits]
-        return State(self.fingerprint, gaps, logits, self._n_samples, self._n_own, self._numpy)._asdict()
+        return State(self.fingerprint, gaps, logits, self._n_samples, self._n_own, self._kind)._asdict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a copy of what `state_dict` gave.
@@ -241,7 +242,7 @@ class GapMatrix:
         """
         found = check_state(state, self._W, self.fingerprint, self._logits is not None)
         self._gaps, self._logits = found.gaps, found.logits
-        self._n_samples, self._n_own, self._numpy = found.n_samples, found.n_own, found.numpy
+        self._n_samples, self._n_own, self._kind = found.n_samples, found.n_own, found.kind
 
     def _seen(self) -> Tensor:
         if self._gaps is None:
@@ -272,5 +273,6 @@ class GapMatrix:
         self._raise_to(gaps)
         self._n_samples += rows.shape[0]
         self._n_own += rows.shape[0]
-        self._numpy = isinstance(given, np.ndarray)
+        self._kind = kind_of(given)
+        hand_back(given)
         return self

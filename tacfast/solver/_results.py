@@ -9,11 +9,11 @@ from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ._checks import Array, Head, check_finite, check_head, check_latents, check_number
+from ._arrays import Array, as_kind, as_tensor, hand_back, kind_of
+from ._checks import Head, check_finite, check_head, check_latents, check_number
 from ._files import write_atomically
 
 Record = TypeVar("Record", bound="Certificate | TacSolution | PerSampleSolution")
@@ -86,7 +86,7 @@ class TacSolution:
     """The smallest shared latent shift towards each class: the reconstructed trigger-activated change.
 
     For K requested classes of C, in latent dimension d. Floating-point fields are float64 if any input was, else
-    float32; they are NumPy arrays if the latents were, else tensors on the device of the latents, and carry no
+    float32; they are arrays of the kind of the latents (torch, NumPy, CuPy or numba), on their device, and carry no
     gradient.
 
     Attributes
@@ -116,7 +116,7 @@ class TacSolution:
     @property
     def statuses(self) -> list[Status]:
         """The status of each class as `Status` (synchronises with the device)."""
-        return [_STATUS[value] for value in self.status.tolist()]
+        return [_STATUS[value] for value in as_tensor("status", self.status).tolist()]
 
     def flipped(
         self,
@@ -153,7 +153,7 @@ class TacSolution:
         head, z = self._checked(latents, W, b)
         check_number(scale, "scale: expected a number")
         check_number(0 if tie_tol is None else tie_tol, "tie_tol: expected a number")
-        s = torch.as_tensor(self.perturbations).to(head.W.device)
+        s = as_tensor("perturbations", self.perturbations).to(head.W.device)
         tol = 16 * torch.finfo(s.dtype).eps if tie_tol is None else tie_tol
         shares = torch.zeros(len(s), dtype=torch.float64, device=s.device)
         weight = head.W.double() - head.W.double().mean(0)
@@ -161,12 +161,13 @@ class TacSolution:
         shift = scale * s.double()
         for rows in torch.split(z, 8192):
             logits = rows.double() @ weight.T + bias
-            for r, k in enumerate(self.classes.tolist()):
+            for r, k in enumerate(as_tensor("classes", self.classes).tolist()):
                 moved = logits + weight @ shift[r]
                 slack = tol * weight.norm(dim=1).max() * (rows.double().norm(dim=1) + shift[r].norm())
                 shares[r] += (moved.amax(1) - moved[:, k] <= slack).sum()
         shares = torch.where(shift.isnan().any(1), torch.nan, shares / len(z)).to(s.dtype)
-        return shares.numpy() if isinstance(self.norms, np.ndarray) else shares
+        hand_back(latents, W, b)
+        return as_kind(shares, kind_of(self.norms))
 
     def _checked(self, latents: Array, W: Array, b: Array | None) -> tuple[Head, Tensor]:
         head = check_head(W, b)
@@ -191,9 +192,9 @@ class TacSolution:
         """
         from safetensors.torch import save
 
-        outer = {name: value for name, value in vars(self).items() if isinstance(value, (Tensor, np.ndarray))}
+        outer = {name: value for name, value in vars(self).items() if kind_of(value)}
         inner = {f"certificate.{name}": value for name, value in vars(self.certificate).items()}
-        tensors = {name: torch.as_tensor(value).cpu().contiguous() for name, value in (outer | inner).items()}
+        tensors = {name: as_tensor(name, value).cpu().contiguous() for name, value in (outer | inner).items()}
         scalars = {"n_samples": self.n_samples, "margin": self.margin, "trim": self.trim}
         write_atomically(path, save(tensors, metadata={"tacfast.TacSolution": json.dumps(scalars)}))
 
@@ -220,18 +221,15 @@ class TacSolution:
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> TacSolution:
         """Copy with every tensor on ``device`` and perturbations, norms, duals and gaps in ``dtype``.
 
-        The certificate stays float64, and stays that of the tensors as they were solved. NumPy arrays become
-        tensors.
+        The certificate stays float64, and stays that of the tensors as they were solved. Arrays of other kinds
+        become tensors.
         """
         cast = {"perturbations", "norms", "duals", "gaps"}
 
         def move(name: str, value: Array) -> Tensor:
-            return torch.as_tensor(value).to(device=device, dtype=dtype if name in cast else None)
+            return as_tensor(name, value).to(device=device, dtype=dtype if name in cast else None)
 
         return _mapped(self, move)
-
-    def _as_numpy(self) -> TacSolution:
-        return _mapped(self, _to_numpy)
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,8 +254,10 @@ class PerSampleSolution:
     perturbations: Array | None
     margin: float
 
-    def _as_numpy(self) -> PerSampleSolution:
-        return _mapped(self, _to_numpy)
+
+def with_kind(record: Record, kind: str) -> Record:
+    """Copy of a solution with every tensor as an array of that kind, as of `as_kind`."""
+    return record if kind == "torch" else _mapped(record, lambda _, value: as_kind(value, kind))
 
 
 def _mapped(record: Record, convert: Callable[[str, Array], Array]) -> Record:
@@ -266,10 +266,6 @@ def _mapped(record: Record, convert: Callable[[str, Array], Array]) -> Record:
     for name, value in values.items():
         if isinstance(value, Certificate):
             values[name] = _mapped(value, convert)
-        elif isinstance(value, (Tensor, np.ndarray)):
+        elif kind_of(value):
             values[name] = convert(name, value)
     return type(record)(**values)
-
-
-def _to_numpy(_: str, value: Tensor) -> Array:
-    return value.numpy()

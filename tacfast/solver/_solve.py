@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from . import _checks, _custom_ops
-from ._checks import Array
+from ._arrays import Array, hand_back, kind_of
 from ._gap_matrix import GapMatrix
-from ._results import Certificate, PerSampleSolution, TacSolution
+from ._results import Certificate, PerSampleSolution, TacSolution, with_kind
 
 
 def solve_tac(
@@ -33,8 +31,9 @@ def solve_tac(
 
     Parameters
     ----------
-    latents : (n, d) penultimate activations of clean samples, tensor or NumPy array; float16 and bfloat16 are widened
-    W : (C, d) weights of the last linear layer, same device
+    latents : (n, d) penultimate activations of clean samples: a tensor, a NumPy or CuPy array, or a device array of
+        numba; float16 and bfloat16 are widened
+    W : (C, d) weights of the last linear layer, same device, perhaps of another kind
     b : (C,) its bias; None leaves the bias out, as the paper does
     classes : target classes, a sequence or an integer tensor without duplicates; default all
     margin : m ≥ 0, in units of logits
@@ -136,4 +135,5 @@ def solve_tac_per_sample(
         perturbations if return_perturbations else None,
         margin,
     )
-    return solution._as_numpy() if isinstance(latents, np.ndarray) else solution
+    hand_back(latents, W, b)
+    return with_kind(solution, kind_of(latents))

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from ._arrays import DEVICES
 
 
 class State(NamedTuple):
     """The fields of `GapMatrix.state_dict`.
 
     ``fingerprint`` of W and b; ``gaps`` (C, C), the transpose of R, or None before the first sample; ``logits``, the
-    kept ones, or None; ``n_samples`` seen, ``n_own`` of them not through `GapMatrix.all_reduce`; ``numpy``: whether
-    results are NumPy arrays.
+    kept ones, or None; ``n_samples`` seen, ``n_own`` of them not through `GapMatrix.all_reduce`; ``kind`` of the
+    results, as of `kind_of`.
     """
 
     fingerprint: str
@@ -24,7 +25,7 @@ class State(NamedTuple):
     logits: list[Tensor] | None
     n_samples: int
     n_own: int
-    numpy: bool
+    kind: str
 
 
 def check_state(state: Mapping[str, Any], W: Tensor, fingerprint: str, keep_logits: bool) -> State:
@@ -36,15 +37,15 @@ def check_state(state: Mapping[str, Any], W: Tensor, fingerprint: str, keep_logi
         raise ValueError(f"state: expected the fields of GapMatrix.state_dict, got none named {missing}")
     if state["fingerprint"] != fingerprint:
         raise ValueError("state: expected a gap matrix of the same W and b, got one of another head")
-    if not isinstance(state["numpy"], bool):
-        raise TypeError(f"state['numpy']: expected a bool, got {type(state['numpy']).__name__}")
+    if not isinstance(state["kind"], str) or state["kind"] not in DEVICES:
+        raise ValueError(f"state['kind']: expected one of {', '.join(DEVICES)}, got {state['kind']!r}")
     gaps = None if state["gaps"] is None else _checks.check_gaps("state['gaps']", state["gaps"], W)
     logits = _check_logits(state["logits"], gaps, W, keep_logits)
     n_samples = _checks.check_integer("state['n_samples']", state["n_samples"], 0)
     if logits is not None and n_samples != (rows := sum(map(len, logits))):
         raise ValueError(f"state['n_samples']: expected {rows}, the number of rows of logits, got {n_samples}")
     n_own = _checks.check_integer("state['n_own']", state["n_own"], 0)
-    return State(fingerprint, gaps, logits, n_samples, n_own, state["numpy"])
+    return State(fingerprint, gaps, logits, n_samples, n_own, state["kind"])
 
 
 def _check_logits(chunks: Any, gaps: Tensor | None, W: Tensor, keep_logits: bool) -> list[Tensor] | None:

@@ -28,7 +28,7 @@ ARGUMENTS = {
     "integer NumPy": ({"latents": P.latents.numpy().astype(int)}, TypeError, r"latents: expected float16, float32 or float64 values, got int64"),
     "object NumPy": ({"W": P.W.numpy().astype(object)}, TypeError, r"W: expected .* got object"),
     "long double": ({"W": P.W.numpy().astype(np.longdouble)}, TypeError, r"W: expected .* got (float128|longdouble|float96)"),
-    "a list": ({"latents": P.latents.tolist()}, TypeError, r"latents: expected a torch.Tensor or numpy.ndarray, got list"),
+    "a list": ({"latents": P.latents.tolist()}, TypeError, r"latents: expected a torch.Tensor, numpy.ndarray, .*, got list"),
     "sparse": ({"latents": P.latents.to_sparse()}, TypeError, r"latents: expected a dense tensor, got layout torch.sparse_coo"),
     "W 1-D": ({"W": P.W[0]}, ValueError, r"W: expected shape \(C, d\) with d >= 1, got \(8,\)"),
     "W without columns": ({"W": P.W[:, :0]}, ValueError, r"W: expected shape \(C, d\) with d >= 1, got \(5, 0\)"),
@@ -135,7 +135,7 @@ MATRIX = {
     "negative n_samples": (lambda: GapMatrix.from_gaps(P.W, None, R, n_samples=-1), ValueError, r"n_samples: expected an integer >= 0, got -1"),
     "no state": (lambda: GapMatrix(P.W).load_state_dict(None), TypeError, r"state: expected what GapMatrix.state_dict gave, got NoneType"),
     "state of another head": (lambda: GapMatrix(P.W).load_state_dict(GapMatrix(P.W, P.b).state_dict()), ValueError, r"state: expected a gap matrix of the same W and b, got one of another head"),
-    "incomplete state": (lambda: GapMatrix(P.W).load_state_dict({"gaps": R}), ValueError, r"state: expected the fields of GapMatrix.state_dict, got none named \['fingerprint', 'logits', 'n_own', 'n_samples', 'numpy'\]"),
+    "incomplete state": (lambda: GapMatrix(P.W).load_state_dict({"gaps": R}), ValueError, r"state: expected the fields of GapMatrix.state_dict, got none named \['fingerprint', 'kind', 'logits', 'n_own', 'n_samples'\]"),
 }  # fmt: skip
 
 

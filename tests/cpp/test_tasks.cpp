@@ -1,0 +1,246 @@
+// What a GPU runs per class and per sample, by emulated thread blocks: quick tasks, then thorough ones for what they
+// left open. Compared with the CPU backend, by status, norm and certificate.
+#include "backend_case.h"
+#include "core/class_solve.h"
+#include "core/sample_solve.h"
+#include "emulated_team.h"
+
+using namespace tacfast;
+using namespace tacfast::test;
+using core::ClassTask;
+using core::Effort;
+using core::SampleTask;
+
+namespace {
+
+constexpr int kLanes[] = {1, 5};
+
+template <class T>
+std::vector<T> normals(int64_t count, unsigned seed) {
+    Random random(seed);
+    std::vector<T> values;
+    for (int64_t i = 0; i < count; ++i) values.push_back(T(random.normal()));
+    return values;
+}
+
+// The arguments of a call and its outputs, which start as garbage.
+template <class T>
+struct ClassCall {
+    std::vector<T> perturbations, norms, duals;
+    std::vector<int8_t> status;
+    std::vector<double> certificate;
+    ClassSolve args{};
+
+    ClassCall(const PreparedHead& head, const std::vector<T>& gaps, const std::vector<int64_t>& targets,
+              const double* guess)
+        : perturbations(targets.size() * head.dim, T(7)),
+          norms(targets.size(), T(7)),
+          duals(targets.size() * head.classes, T(7)),
+          status(targets.size(), int8_t(99)),
+          certificate(targets.size() * kCertificateFields, 7.0) {
+        const int64_t K = int64_t(targets.size());
+        args = {scalar_of<T>,
+                head,
+                gaps.data(),
+                {1, head.classes},
+                targets.data(),
+                K,
+                0,
+                K,
+                0.0,
+                sizeof(T) == 4 ? 1e-6 : 1e-10,
+                1000,
+                1000,
+                guess,
+                perturbations.data(),
+                norms.data(),
+                status.data(),
+                duals.data(),
+                certificate.data(),
+                nullptr,
+                1};
+    }
+};
+
+// Runs every task of one effort, each in memory of exactly its size.
+template <class T, Effort effort>
+void run_classes(ClassSolve& args, int lanes) {
+    using Task = ClassTask<T, BlockTeam, effort>;
+    const Aligned near(Task::near_size(args.head.classes, args.head.dim) * 8);
+    const Aligned far(Task::far_size(args.head.classes, args.head.dim) * 8);
+    for (int64_t r = 0; r < args.count; ++r) {
+        if (effort == Effort::thorough && !Task::is_open(args.status[r])) continue;
+        run_block(lanes, [&](const BlockTeam& team) { Task(team, args, near.doubles(), far.doubles()).run(r); });
+    }
+}
+
+template <class T>
+void compare(const ClassCall<T>& got, const ClassCall<T>& want, const char* what) {
+    const int64_t K = want.args.count;
+    for (int64_t r = 0; r < K; ++r) {
+        const double norm = double(want.norms[r]), tol = sizeof(T) == 4 ? 1e-5 : 1e-9;
+        check(got.status[r] == want.status[r], "%s: status %d, not %d (C=%d, class %d)", what, got.status[r],
+              want.status[r], int(want.args.head.classes), int(r));
+        check(double(got.norms[r]) == norm || (std::isnan(norm) && std::isnan(double(got.norms[r]))) ||
+                  std::fabs(double(got.norms[r]) - norm) <= tol * norm,
+              "%s: norm %g, not %g", what, double(got.norms[r]), norm);
+        for (int f = 0; f < 4 && want.status[r] == kOptimal; ++f)
+            check(got.certificate[f * K + r] <= want.args.tol, "%s: residual %d is %g", what, f,
+                  got.certificate[f * K + r]);
+    }
+}
+
+template <class T>
+void test_classes(const PreparedHead& head, const std::vector<T>& gaps, const std::vector<int64_t>& targets,
+                  const char* what, const double* guess = nullptr) {
+    ClassCall<T> want(head, gaps, targets, guess);
+    const Aligned workspace(cpu::solve_workspace_bytes(head.classes, head.dim, 1));
+    want.args.workspace = workspace.get();
+    cpu::solve_classes(want.args);
+    for (int lanes : kLanes) {
+        ClassCall<T> got(head, gaps, targets, guess);
+        run_classes<T, Effort::quick>(got.args, lanes);
+        run_classes<T, Effort::thorough>(got.args, lanes);
+        compare(got, want, what);
+    }
+}
+
+template <class T, Effort effort>
+void run_samples(SampleSolve& args, int lanes) {
+    using Task = SampleTask<T, BlockTeam, effort>;
+    const Aligned near(Task::near_size(args.head.classes, args.head.dim) * 8);
+    const Aligned far(Task::far_size(args.head.classes, args.head.dim) * 8);
+    run_block(lanes, [&](const BlockTeam& team) {
+        Task task(team, args, near.doubles(), far.doubles());
+        for (int64_t r = 0; r < args.count; ++r) {
+            task.choose(r);
+            for (int64_t i = 0; i < args.n; ++i) {
+                const bool open = effort == Effort::quick || Task::is_open(args.status[i * args.count + r]);
+                team.sync();
+                if (open) task.run(i);
+                team.sync();
+            }
+        }
+    });
+}
+
+template <class T>
+void test_samples(const PreparedHead& head, const std::vector<T>& logits, int64_t n,
+                  const std::vector<int64_t>& targets) {
+    const int64_t C = head.classes, d = head.dim, K = int64_t(targets.size());
+    std::vector<double> certificate(size_t(K * kCertificateFields), 0.0);
+    std::vector<T> norms(size_t(n * K)), points(size_t(n * K * d)), want_norms(size_t(n * K)), want_points(points);
+    std::vector<int8_t> status(size_t(n * K)), want_status(size_t(n * K));
+    const Aligned workspace(cpu::sample_workspace_bytes(C, d, K, 1));
+    SampleSolve args{scalar_of<T>,
+                     head,
+                     logits.data(),
+                     n,
+                     targets.data(),
+                     K,
+                     0.0,
+                     1e-6,
+                     1000,
+                     want_norms.data(),
+                     want_status.data(),
+                     want_points.data(),
+                     certificate.data(),
+                     workspace.get(),
+                     1};
+    cpu::solve_samples(args);
+    args.norms = norms.data();
+    args.status = status.data();
+    args.perturbations = points.data();
+    for (int lanes : kLanes) {
+        std::fill(status.begin(), status.end(), int8_t(99));
+        run_samples<T, Effort::quick>(args, lanes);
+        run_samples<T, Effort::thorough>(args, lanes);
+        check(status == want_status, "samples: the statuses of the CPU, C=%d, %d lanes", int(C), lanes);
+        for (int64_t at = 0; at < n * K; ++at) {
+            const double norm = double(want_norms[at]), off = std::fabs(double(norms[at]) - norm);
+            check(
+                double(norms[at]) == norm || (std::isnan(norm) && std::isnan(double(norms[at]))) || off <= 1e-5 * norm,
+                "samples: norm %g, not %g", double(norms[at]), norm);
+            const Real length = length_of(points.data() + at * d, int(d));
+            check(status[at] != kOptimal || std::fabs(double(length) - norm) <= 1e-5 * norm, "samples: the points");
+        }
+    }
+}
+
+std::vector<int64_t> all_of(int64_t classes) {
+    std::vector<int64_t> targets;
+    for (int64_t k = 0; k < classes; ++k) targets.push_back(k);
+    return targets;
+}
+
+// As prepare_head() leaves the head of a random problem of problems.h.
+Prepared<double> prepared(const Problem& p) { return Prepared<double>(p.W, p.classes, p.dim, 1, p.bias); }
+
+void test_families(unsigned seed) {
+    for (const Problem& p : families(seed)) {
+        const Prepared<double> head = prepared(p);
+        std::vector<double> gaps(size_t(p.classes * p.classes), 0.0);
+        for (int j = 0; j < p.classes; ++j) gaps[p.target + j * p.classes] = p.gaps[j];
+        test_classes<double>(head.view(), gaps, {p.target}, p.family);
+    }
+}
+
+template <class T>
+void test_sizes() {
+    const int64_t sizes[][3] = {{1, 3, 4}, {2, 1, 3}, {5, 2, 9}, {10, 16, 60}, {40, 30, 50}};
+    unsigned seed = 300;
+    for (const auto& size : sizes) {
+        const int64_t C = size[0], d = size[1], n = size[2];
+        const Prepared<T> head(normals<T>(C * d, seed), C, d, 1, normals<double>(C, seed + 1));
+        std::vector<T> logits = normals<T>(n * C, seed + 2), gaps(size_t(C * C), T(0));
+        seed += 3;
+        for (int64_t i = 0; i < n; ++i)
+            for (int64_t j = 0; j < C; ++j)
+                for (int64_t k = 0; k < C; ++k)
+                    gaps[j * C + k] = std::max(gaps[j * C + k], logits[i * C + j] - logits[i * C + k]);
+        test_classes<T>(head.view(), gaps, all_of(C), "sizes");
+        const std::vector<double> guess = normals<double>(C * C, seed);  // nonsense harms nothing
+        test_classes<T>(head.view(), gaps, all_of(C), "guesses", guess.data());
+        logits[size_t((n / 2) * C)] = T(NAN);
+        test_samples<T>(head.view(), logits, n, all_of(C));
+        gaps[0] = gaps[size_t(C * C - 1)] = T(NAN);  // of an own class: never looked at
+        test_classes<T>(head.view(), gaps, all_of(C), "diagonal");
+        if (C > 1) gaps[1] = T(INFINITY);
+        test_classes<T>(head.view(), gaps, all_of(C), "not finite");
+    }
+}
+
+// All constraints active, more than a quick task has room for.
+void test_crowded() {
+    Problem p = simplex(7, core::kQuickActive + 12);
+    const Prepared<double> head = prepared(p);
+    std::vector<double> gaps(size_t(p.classes * p.classes), 0.0);
+    for (int j = 0; j < p.classes; ++j) gaps[p.target + j * p.classes] = p.gaps[j];
+    test_classes<double>(head.view(), gaps, {p.target}, "crowded");
+}
+
+// What only a device lets through: a target that is no class, and a head that is not finite.
+void test_what_nobody_checked() {
+    const int64_t C = 4, d = 3;
+    for (bool spoilt : {false, true}) {
+        Prepared<double> head(normals<double>(C * d, 5), C, d, 1);
+        if (spoilt) head.memory.doubles()[prepared_size(C, d) - 1] = NAN;
+        const std::vector<double> gaps = normals<double>(C * C, 6);
+        const std::vector<int64_t> targets{C, -1, int64_t(1) << 40, 2};
+        ClassCall<double> call(head.view(), gaps, targets, nullptr);
+        run_classes<double, Effort::quick>(call.args, 2);
+        for (int r = 0; r < 3; ++r) check(call.status[r] == kInvalidInput, "no class: status %d", call.status[r]);
+        check((call.status[3] == kInvalidInput) == spoilt, "a spoilt head: status %d", call.status[3]);
+    }
+}
+
+}  // namespace
+
+int main() {
+    test_families(31);
+    test_sizes<float>();
+    test_sizes<double>();
+    test_crowded();
+    test_what_nobody_checked();
+    return report("tasks");
+}
