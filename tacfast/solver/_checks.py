@@ -133,7 +133,25 @@ def check_classes(classes: Sequence[int] | Array | None, n_classes: int, device:
     if chosen is None or chosen.ndim != 1:
         raise TypeError(f"classes: expected a 1-D sequence of integers, got {classes!r}")
     _arrays.hand_back(classes)
+    if device.type == "cuda" and chosen.device != device and _is_captured():
+        raise ValueError(
+            f"classes: expected None or a tensor on {device} while a CUDA graph is captured, got {type(classes).__name__} on {chosen.device}"
+        )
     return chosen.to(device)
+
+
+def check_raise(raise_on_failure: bool, device: torch.device) -> bool:
+    """Refuse to raise where that would wait for a device that must not be waited for."""
+    if raise_on_failure and device.type == "cuda" and (torch.compiler.is_compiling() or _is_captured()):
+        raise ValueError(
+            "raise_on_failure: expected False in a CUDA graph or in compiled code on CUDA, where nothing may wait for "
+            "the device, got True; .status tells"
+        )
+    return raise_on_failure
+
+
+def _is_captured() -> bool:
+    return not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing()
 
 
 def _integers(values: Any) -> Tensor | None:

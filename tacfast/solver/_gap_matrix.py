@@ -205,7 +205,7 @@ class GapMatrix:
             _checks.check_tol(tol, R.dtype),
             _checks.check_max_iter(max_iter, R.shape[0]),
             self._n_samples,
-            raise_on_failure,
+            _checks.check_raise(raise_on_failure, R.device),
         )
         try:
             raw = Raw(*_custom_ops.solve_classes(self._W, self._head, R, chosen, margin, trim, *how))
