@@ -135,7 +135,8 @@ def check_classes(classes: Sequence[int] | Array | None, n_classes: int, device:
     _arrays.hand_back(classes)
     if device.type == "cuda" and chosen.device != device and _is_captured():
         raise ValueError(
-            f"classes: expected None or a tensor on {device} while a CUDA graph is captured, got {type(classes).__name__} on {chosen.device}"
+            f"classes: expected None or a tensor on {device} while a CUDA graph is captured, got "
+            f"{type(classes).__name__} on {chosen.device}"
         )
     return chosen.to(device)
 
