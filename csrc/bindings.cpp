@@ -152,7 +152,6 @@ PYBIND11_MODULE(_C, m) {
     define_arguments(m);
     m.def("build_info", &build_info);
     m.def("padded_dim", &tacfast::padded_dim);
-    m.def("prepared_size", &tacfast::prepared_size);
     m.def("prepare_head", &prepare_head, Unlocked());
     m.def("multiply_logits", &multiply_logits, Unlocked());
     m.def("gap_workspace_bytes", [](int scalar, int64_t n, int64_t classes, int threads) {

@@ -92,7 +92,7 @@ def solve_classes_impl(
     problem = _problem(W, head, classes, margin, tol, max_iter)
     raw = _solve(problem, gaps, method, may_wait=raise_on_failure or gaps.device.type == "cpu")
     statuses = raw.status.tolist() if raise_on_failure or gaps.device.type == "cpu" else []
-    if Status.INVALID_INPUT in statuses:
+    if Status.INVALID_INPUT in statuses and gaps.device.type == "cpu":  # elsewhere the status is the answer
         check_finite("R", gaps)
     if raise_on_failure and max(statuses, default=Status.OPTIMAL) > Status.INFEASIBLE:
         solution = dress(raw, gaps, classes, n_samples, margin, trim)
@@ -177,7 +177,8 @@ def logits_impl(latents: Tensor, head: Tensor, n_classes: int, dtype: torch.dtyp
     with it most of the rounding where W has a common offset.
     """
     prepared = Prepared(head, n_classes)
-    if latents.numel() * n_classes <= _SMALL_PRODUCT and backend(latents.device) is _ext:
+    small = latents.device.type == "cpu" and latents.numel() * n_classes <= _SMALL_PRODUCT
+    if small and backend(latents.device) is _ext:
         return _ext.small_logits(latents, prepared, dtype)
     # Reduced-precision float32 products (TF32, bfloat16) cost 5e-4 in s and more: multiply in float64 instead.
     narrowed = dtype == torch.float32 and _products_are_narrowed(latents.device.type)
