@@ -93,7 +93,7 @@ def test_what_is_no_image_is_passed_over(folder):
 
 
 def test_errors_name_what_is_wrong(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="data: expected a folder of images, got .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"data: expected a folder of images, got .*nowhere"):
         find_images(tmp_path / "nowhere", GREY, 3)
     with pytest.raises(NotADirectoryError, match=r"data: expected a folder of images, got .*0\.png"):
         find_images(folder / "ant" / "0.png", GREY, 3)
@@ -147,7 +147,7 @@ def test_the_central_square_is_cut_out(tmp_path):
 @pytest.mark.parametrize("batch_size", [1, 9])
 def test_images_of_different_sizes_need_a_size(folder, batch_size):
     draw(folder / "cat" / "9.png", size=(5, 6))
-    with pytest.raises(ValueError, match="image_size: needed where images differ in size: .*4×4 and 6×5 pixels"):
+    with pytest.raises(ValueError, match=r"image_size: needed where images differ in size: .*4×4 and 6×5 pixels"):
         list(FolderLoader(find_images(folder, GREY, 3), batch_size))
     assert len(list(FolderLoader(find_images(folder, Preprocessing((0.0,), (1.0,), 4), 3), batch_size)))
 
@@ -170,7 +170,7 @@ def test_unreadable_images_are_an_error_or_counted(folder, workers):
 
 def test_a_decompression_bomb_is_unreadable(folder, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 7)
-    with pytest.raises(ValueError, match="data: expected an image.*decompression bomb"):
+    with pytest.raises(ValueError, match=r"data: expected an image.*decompression bomb"):
         list(FolderLoader(find_images(folder, GREY, 3), 1))
 
 

@@ -1,0 +1,141 @@
+"""Somebody else's model and images, made ready from what the command line says."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from torch import nn
+
+from ..data import FolderLoader, ImageFolder, Preprocessing, find_images
+from ..models import Checkpoint, Head, HeadError, build_model, find_head, load_checkpoint, load_weights
+from ..models.latents import split_batch
+
+# Below this, starting processes takes longer than reading the images.
+MANY_IMAGES = 2000
+MAX_WORKERS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Suspect:
+    """A model that somebody else trained, and clean images for it.
+
+    Attributes
+    ----------
+    model : on the device where it will run
+    checkpoint : its weights, and all that is known of them, from the file or the command line
+    images : clean images
+    """
+
+    model: nn.Module
+    checkpoint: Checkpoint
+    images: ImageFolder
+
+
+def open_suspect(
+    path: Path,
+    data: Path,
+    *,
+    arch: str | None,
+    arch_args: dict[str, Any] | None,
+    num_classes: int | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    image_size: int | None,
+    class_names: Path | None,
+    device: torch.device | None,
+) -> Suspect:
+    """Read the weights, build the model, list the images. What the command line says goes before the file.
+
+    Raises
+    ------
+    typer.BadParameter
+        If neither the command line nor the file says what is needed.
+    CheckpointError, OSError, ValueError
+        Naming the argument that is wrong.
+    """
+    checkpoint = load_checkpoint(path)
+    wanted = {
+        "arch": arch,
+        "arch_args": arch_args,
+        "num_classes": num_classes,
+        "mean": mean,
+        "std": std,
+        "image_size": image_size,
+        "class_names": None if class_names is None else read_names(class_names),
+    }
+    checkpoint = replace(checkpoint, **{name: value for name, value in wanted.items() if value is not None})
+    missing = [name for name in ("arch", "num_classes", "mean", "std") if getattr(checkpoint, name) is None]
+    if missing:
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in missing)
+        raise typer.BadParameter(f"give {options}: {path} does not say it, and a guess would spoil the answer")
+    return Suspect(_build(checkpoint, device), checkpoint, _find_images(checkpoint, data))
+
+
+def _build(checkpoint: Checkpoint, device: torch.device | None) -> nn.Module:
+    assert checkpoint.arch is not None
+    assert checkpoint.num_classes is not None
+    model = build_model(checkpoint.arch, checkpoint.num_classes, arch_args=checkpoint.arch_args)
+    load_weights(model, checkpoint.weights)
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _find_images(checkpoint: Checkpoint, folder: Path) -> ImageFolder:
+    assert checkpoint.mean is not None
+    assert checkpoint.std is not None
+    assert checkpoint.num_classes is not None
+    names, classes = checkpoint.class_names, checkpoint.num_classes
+    if names is not None and len(names) != classes:
+        raise ValueError(f"class_names: expected {classes} names, one per class, got {len(names)}")
+    preprocessing = Preprocessing(tuple(checkpoint.mean), tuple(checkpoint.std), checkpoint.image_size)
+    return find_images(folder, preprocessing, classes, class_names=names)
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """Names of the classes from a file, one per line."""
+    try:
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except UnicodeDecodeError:
+        raise ValueError(f"class_names: expected a text file with one name per line, got {path}") from None
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"class_names: expected different names in {path}, got {twice[0]!r} more than once")
+    return names
+
+
+def open_loader(
+    images: ImageFolder, batch_size: int, *, workers: int | None, shuffle: bool = False, skip_unreadable: bool = False
+) -> FolderLoader:
+    """Batches of images, read by as many processes as pay off."""
+    if workers is None:
+        workers = min(MAX_WORKERS, os.cpu_count() or 1) if len(images) >= MANY_IMAGES else 0
+    return FolderLoader(images, batch_size, shuffle=shuffle, skip_unreadable=skip_unreadable, workers=workers)
+
+
+def first_head(model: nn.Module, loader: Iterable[Any], name: str | None) -> Head:
+    """Run the model on the first batch, find its head, and say in one line what the model does not like.
+
+    Raises
+    ------
+    HeadError
+        If the head is not what is needed.
+    ValueError
+        If the loader yields nothing, or the model fails, which is most often for the size of the images.
+    """
+    inputs, _ = split_batch(next(iter(loader), ()))
+    try:
+        return find_head(model, inputs, name=name)
+    except HeadError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"data: the model fails on a batch of shape {tuple(inputs.shape)} ({type(error).__name__}: {reason}); "
+            "--image-size sets the size, and the number of values of --mean the channels"
+        ) from error
