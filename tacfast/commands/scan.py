@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import typer
 from rich.console import Console
 
 from ..data import FolderLoader
-from ..models import Head
 from ..report import scan_facts, write_html, write_json
 from ..scanning import ScanReport
 from ..scanning import scan as scan_model
 from . import options, screen
 from .suspect import Suspect, check_outputs, first_head, open_loader, open_suspect
+
+# By the label of the verdict; 1 is an error and 2 wrong usage.
+EXIT_STATUS = {"nothing_found": 0, "suspicious": 3, "inconclusive": 4}
 
 
 def scan(
@@ -52,19 +57,42 @@ def scan(
         device=device,
     )
     loader = open_loader(suspect.images, batch_size, workers=workers, skip_unreadable=skip_unreadable)
-    report = run_scan(console, suspect, loader, first_head(suspect.model, loader, head))
-    cautions = screen.warnings_about(report, list(loader.unreadable), suspect.images.empty_classes)
-    screen.print_scan(console, report, suspect.images.class_names)
-    screen.print_warnings(console, cautions)
-    facts = scan_facts(report, class_names=suspect.images.class_names, warnings=cautions, **suspect.facts())
-    if json is not None:
-        write_json(json, facts)
-    if html is not None:
-        write_html(html, facts)
-    raise typer.Exit(screen.EXIT_STATUS[report.verdict.label])
+    report = run_scan(console, suspect, loader, head)
+    show_scan(console, suspect, report, loader)
+    write_reports(suspect, report, loader, json=json, html=html)
+    raise typer.Exit(EXIT_STATUS[report.verdict.label])
 
 
-def run_scan(console: Console, suspect: Suspect, loader: FolderLoader, head: Head) -> ScanReport:
+def run_scan(console: Console, suspect: Suspect, loader: FolderLoader, head: str | None) -> ScanReport:
     """Scan with a progress bar."""
+    found = first_head(suspect.model, loader, head)
     with screen.progress(console, "scanning", len(suspect.images)) as advance:
-        return scan_model(suspect.model, loader, head=head, on_batch=advance)
+        return scan_model(suspect.model, loader, head=found, on_batch=advance)
+
+
+def show_scan(console: Console, suspect: Suspect, report: ScanReport, loader: FolderLoader) -> None:
+    """Print the verdict, and what makes it less reliable."""
+    facts = scan_facts(report, names=suspect.names)
+    screen.print_scan(console, facts, suspect.names)
+    screen.print_warnings(console, [*filter(None, [facts["scan"]["accuracy_warning"]]), *suspect.warnings(loader)])
+
+
+def write_reports(
+    suspect: Suspect,
+    report: ScanReport,
+    loader: FolderLoader,
+    *,
+    json: Path | None,
+    html: Path | None,
+    repair: dict[str, Any] | None = None,
+) -> None:
+    """Write the files that were asked for."""
+    about: dict[str, Any] = {
+        "names": suspect.names,
+        "source": suspect.source(len(loader.unreadable)),
+        "repair": repair,
+    }
+    if json is not None:
+        write_json(json, scan_facts(report, **about))
+    if html is not None:
+        write_html(html, report, **about)

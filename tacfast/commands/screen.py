@@ -1,25 +1,22 @@
-"""What a scan looks like on a terminal."""
+"""What a scan and a repair look like on a terminal."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from ..scanning import ScanReport
+from ..report.words import class_label
 
-# Exit status of a scan, by its verdict; 1 is an error and 2 wrong usage.
-EXIT_STATUS = {"nothing_found": 0, "suspicious": 3, "inconclusive": 4}
 # Classes with the smallest norms that are shown.
 MAX_ROWS = 5
-# A classifier below this on clean images is rarely one that is used, and often one that is fed wrongly.
-MIN_PLAUSIBLE_ACCURACY = 0.5
 
 
 @contextmanager
@@ -36,54 +33,51 @@ def printer(console: Console) -> Callable[..., None]:
     return functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
 
 
-def name_class(k: int, names: Sequence[str] | None) -> str:
-    """A class by its number and, where it has one of its own, its name."""
-    return f"{k} ({names[k]})" if names is not None and names[k] != str(k) else str(k)
-
-
-def print_scan(console: Console, report: ScanReport, names: Sequence[str] | None) -> None:
-    """Print verdict, reasons, the classes that are easiest to reach, and what was measured on the way."""
-    say, verdict = printer(console), report.verdict
-    flagged = ", ".join(name_class(k, names) for k in verdict.classes)
-    say(f"\nVerdict: {verdict.label}" + (f", class {flagged}" if flagged else ""), style="bold")
-    for reason in verdict.reasons:
+def print_scan(console: Console, facts: Mapping[str, Any], names: Mapping[int, str]) -> None:
+    """Print what `tacfast.report.scan_facts` collected: verdict, reasons, the easiest classes, what was measured."""
+    say, verdict, scan = printer(console), facts["verdict"], facts["scan"]
+    say(f"\nVerdict: {verdict['label']}", style="bold")
+    say(f"  {verdict['headline']}")
+    for reason in verdict["reasons"]:
         say(f"  {reason}")
-    console.print(_norms_table(report, names))
-    if report.accuracy is not None:
-        say(f"clean accuracy {100 * report.accuracy:.1f} % of {report.solution.n_samples} images")
-    seconds = report.timings
-    say(f"{seconds['latents']:.1f} s to run the model, {seconds['solve']:.2f} s to solve and judge")
+    if stability := facts["stability"]:
+        say(f"  {stability['same_verdict']} of {stability['blocks']} runs without a block of samples say the same")
+    console.print()
+    console.print(_norms_table(facts, names))
+    accuracy = "" if scan["accuracy"] is None else f", clean accuracy {100 * scan['accuracy']:.1f} %"
+    timings = facts["timings"]
+    say(
+        f"{scan['samples']} images{accuracy}; {timings['latents']:.1f} s to run the model, "
+        f"{timings['total'] - timings['latents']:.2f} s to solve and judge"
+    )
 
 
-def _norms_table(report: ScanReport, names: Sequence[str] | None) -> Table:
-    verdict = report.verdict
-    table = Table(box=None, padding=(0, 2), title_justify="left")
+def _norms_table(facts: Mapping[str, Any], names: Mapping[int, str]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 2))
     table.add_column("easiest classes to reach")
-    for column in ("norm", "of median", "index"):
+    for column in ("norm", "of the median", "index"):
         table.add_column(column, justify="right")
-    for k in sorted(verdict.norms, key=lambda k: verdict.norms[k])[:MAX_ROWS]:
-        norm = verdict.norms[k]
-        share = norm / verdict.median if math.isfinite(norm) and verdict.median > 0 else math.nan
-        cells = (f"{norm:.4g}", f"{share:.3f}", f"{verdict.index[k]:.2f}")
-        style = "bold red" if k in verdict.classes else ""
-        table.add_row(Text(name_class(k, names)), *cells, style=style)
+    median = facts["verdict"]["median"]
+    for entry in sorted(facts["classes"], key=lambda entry: entry["rank"])[:MAX_ROWS]:
+        share = entry["norm"] / median if median > 0 else math.nan
+        cells = (f"{entry['norm']:.4g}", f"{share:.3f}", f"{entry['index']:.2f}")
+        style = "bold red" if entry["suspicious"] else ""
+        table.add_row(Text(class_label(names, entry["class"])), *cells, style=style)
     return table
 
 
-def warnings_about(report: ScanReport, unreadable: Sequence[str], empty: Sequence[str]) -> list[str]:
-    """Sentences on what makes the answer less reliable."""
-    found = []
-    if report.accuracy is not None and report.accuracy < MIN_PLAUSIBLE_ACCURACY:
-        found.append(
-            f"clean accuracy is only {100 * report.accuracy:.1f} %: is the normalisation, the image size or the order "
-            "of the classes another one than in training?"
-        )
-    if unreadable:
-        found.append(f"{len(unreadable)} images could not be read and were left out, the first: {unreadable[0]}")
-    if empty:
-        more = f" and {len(empty) - MAX_ROWS} more" if len(empty) > MAX_ROWS else ""
-        found.append(f"there are no images of class {', '.join(empty[:MAX_ROWS])}{more}")
-    return found
+def print_repair(console: Console, facts: Mapping[str, Any], names: Mapping[int, str]) -> None:
+    """Print held-out clean accuracy before and after a repair, of all and of the classes that lost most."""
+    before, after = facts["before"], facts["after"]
+    table = Table(box=None, padding=(0, 2, 0, 2))
+    table.add_column("clean accuracy, held out")
+    for column in ("before", "after"):
+        table.add_column(column, justify="right")
+    table.add_row("mean over classes", f"{100 * facts['mean_before']:.1f} %", f"{100 * facts['mean_after']:.1f} %")
+    lost = [k for k in range(len(before)) if before[k] > after[k]]
+    for k in sorted(lost, key=lambda k: after[k] - before[k])[:MAX_ROWS]:
+        table.add_row(Text(class_label(names, k)), f"{100 * before[k]:.1f} %", f"{100 * after[k]:.1f} %")
+    console.print(table)
 
 
 def print_warnings(console: Console, sentences: Sequence[str]) -> None:

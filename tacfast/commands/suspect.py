@@ -14,8 +14,10 @@ import typer
 from torch import nn
 
 from ..data import FolderLoader, ImageFolder, Preprocessing, find_images
+from ..data.folders import some
 from ..models import Checkpoint, Head, HeadError, build_model, find_head, load_checkpoint, load_weights
 from ..models.latents import split_batch
+from ..report import check_writable
 
 # Below this, starting processes takes longer than reading the images.
 MANY_IMAGES = 2000
@@ -28,14 +30,45 @@ class Suspect:
 
     Attributes
     ----------
+    path : of the checkpoint
     model : on the device where it will run
     checkpoint : its weights, and all that is known of them, from the file or the command line
     images : clean images
     """
 
+    path: Path
     model: nn.Module
     checkpoint: Checkpoint
     images: ImageFolder
+
+    @property
+    def names(self) -> dict[int, str]:
+        """The names of the classes that have one."""
+        return {k: name for k, name in enumerate(self.images.class_names or ()) if name != str(k)}
+
+    def source(self, unreadable: int) -> dict[str, Any]:
+        """What is scanned, for a report."""
+        made = self.images.preprocessing
+        return {
+            "checkpoint": str(self.path),
+            "architecture": self.checkpoint.arch,
+            "arguments of the architecture": self.checkpoint.arch_args or {},
+            "mean": list(made.mean),
+            "standard deviation": list(made.std),
+            "image size": made.image_size or "as it is",
+            "images found": len(self.images),
+            "images that could not be read": unreadable,
+            "classes without an image": list(self.images.empty_classes),
+        }
+
+    def warnings(self, loader: FolderLoader) -> list[str]:
+        """Sentences on images that are missing."""
+        found = []
+        if unreadable := list(loader.unreadable):
+            found.append(f"{len(unreadable)} images could not be read and were left out, the first: {unreadable[0]}")
+        if empty := self.images.empty_classes:
+            found.append(f"there are no images of {len(empty)} of the classes: {some(empty)}")
+        return found
 
 
 def open_suspect(
@@ -75,7 +108,7 @@ def open_suspect(
     if missing:
         options = " and ".join(f"--{name.replace('_', '-')}" for name in missing)
         raise typer.BadParameter(f"give {options}: {path} does not say it, and a guess would spoil the answer")
-    return Suspect(_build(checkpoint, device), checkpoint, _find_images(checkpoint, data))
+    return Suspect(path, _build(checkpoint, device), checkpoint, _find_images(checkpoint, data))
 
 
 def _build(checkpoint: Checkpoint, device: torch.device | None) -> nn.Module:
@@ -139,3 +172,24 @@ def first_head(model: nn.Module, loader: Iterable[Any], name: str | None) -> Hea
             f"data: the model fails on a batch of shape {tuple(inputs.shape)} ({type(error).__name__}: {reason}); "
             "--image-size sets the size, and the number of values of --mean the channels"
         ) from error
+
+
+def check_outputs(**paths: Path | None) -> None:
+    """Raise now, rather than after the work, if one of the files could not be written.
+
+    Raises
+    ------
+    OSError
+        Naming the option.
+    """
+    for name, path in paths.items():
+        if path is None:
+            continue
+        if path.is_dir():
+            raise IsADirectoryError(f"{name}: expected the name of a file, got the folder {path}")
+        try:
+            check_writable(path)
+        except OSError as error:
+            raise type(error)(
+                f"{name}: expected a file that can be written, got {path}: {error.strerror or error}"
+            ) from error

@@ -196,7 +196,7 @@ def _classes(
         unknown = [name for name in folders if name not in class_names]
         if unknown:
             raise ValueError(
-                f"data: expected folders named as the classes ({_some(class_names)}), got {_some(unknown)} as well"
+                f"data: expected folders named as the classes ({some(class_names)}), got {some(unknown)} as well"
             )
         return {name: class_names.index(name) for name in folders}, tuple(class_names)
     if all(name.isascii() and name.isdigit() for name in folders):
@@ -205,18 +205,18 @@ def _classes(
         if strangers or len(set(numbers.values())) < len(folders):
             raise ValueError(
                 f"data: expected folders named by different classes 0 to {num_classes - 1}, "
-                f"got {_some(strangers or folders)}"
+                f"got {some(strangers or folders)}"
             )
         return numbers, tuple(map(str, range(num_classes)))
     if len(folders) != num_classes:
         raise ValueError(
-            f"data: expected one folder for each of the {num_classes} classes, got {len(folders)} ({_some(folders)}); "
+            f"data: expected one folder for each of the {num_classes} classes, got {len(folders)} ({some(folders)}); "
             "if some classes have no images, name all classes in a file (--class-names), or name folders by numbers"
         )
     return {name: number for number, name in enumerate(folders)}, tuple(folders)
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
     """A few names, and how many there are besides."""
     rest = len(names) - MAX_NAMED
     return ", ".join(names[:MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -7,6 +7,13 @@ import secrets
 from pathlib import Path
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise OSError unless a file could be written beside ``path``: for before long work whose result goes there."""
+    probe = Path(path).with_name(f".{secrets.token_hex(8)}.tmp")
+    write_atomically(probe, b"")
+    probe.unlink()
+
+
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Write ``content`` to a temporary file beside ``path`` and rename it.
 
