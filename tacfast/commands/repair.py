@@ -83,7 +83,7 @@ def repair(
 ) -> None:
     """Scan a classifier, remove the backdoor if one is found, and write the repaired weights.
 
-    Exit status: 0 repaired weights were written, 1 error or nothing to write, 2 wrong usage, 4 the scan is inconclusive.
+    Exit status: 0 repaired weights were written, 1 error or nothing written, 2 wrong usage, 4 the scan is inconclusive.
     """
     console = Console()
     if not 0 < held_out < 1:
@@ -149,8 +149,8 @@ def _finish(
     write_reports(suspect, report, loader, json=json, html=html, repair=facts)
     if result.rolled_back:
         typer.echo(
-            "tacfast: no epoch kept clean accuracy within --max-drop, nothing written; try a lower --lr, more images, or "
-            "a larger --max-drop",
+            "tacfast: no epoch kept clean accuracy within --max-drop, nothing written; a lower --lr, more images or a "
+            "larger --max-drop may help",
             err=True,
         )
         raise typer.Exit(1)
