@@ -1,0 +1,229 @@
+"""`tacfast scan` and `tacfast repair` from outside: files in, exit status, files and lines out."""
+
+import json
+import re
+
+import pytest
+import torch
+
+pytest.importorskip("typer")
+pytest.importorskip("torchvision")
+pytest.importorskip("safetensors")
+pytest.importorskip("sklearn")
+
+from PIL import Image  # noqa: E402
+
+from tacfast import cli  # noqa: E402
+from tacfast.demo import make_trial, train_classifier  # noqa: E402
+from tacfast.data import load_digits  # noqa: E402
+from tacfast.evaluation import evaluate  # noqa: E402
+from tacfast.models import build_model, load_checkpoint, load_weights  # noqa: E402
+
+MODEL = ("--arch", "small_preact_resnet", "--arch-args", '{"in_channels": 1}', "--num-classes", "10")
+PIXELS = ("--mean", "0", "--std", "1")
+
+
+def draw(folder, data, names=str):
+    for i, (image, label) in enumerate(zip(data.images, data.labels.tolist(), strict=True)):
+        path = folder / names(label) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image[0] * 255).round().byte().numpy()).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trial():
+    return make_trial(seed=0)
+
+
+@pytest.fixture(scope="module")
+def suspect(trial, tmp_path_factory):
+    """Folder with the state dict of a backdoored network, and clean images of it."""
+    folder = tmp_path_factory.mktemp("suspect")
+    torch.save(trial.model.state_dict(), folder / "model.pth")
+    draw(folder / "images", trial.clean)
+    return folder
+
+
+def run(capsys, *arguments):
+    """Exit status, standard output, standard error."""
+    capsys.readouterr()
+    status = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return status, captured.out, captured.err
+
+
+def scan(capsys, folder, *arguments):
+    return run(capsys, "scan", folder / "model.pth", "--data", folder / "images", *MODEL, *PIXELS, *arguments)
+
+
+def test_scan_finds_the_class_and_writes_reports(suspect, trial, tmp_path, capsys):
+    status, out, _ = scan(capsys, suspect, "--json", tmp_path / "scan.json", "--html", tmp_path / "scan.html")
+    assert status == 3
+    assert f"Suspicious: class {trial.attack.target} " in out
+    facts = json.loads((tmp_path / "scan.json").read_text())
+    assert facts["verdict"]["classes"] == [trial.attack.target]
+    assert facts["scan"]["accuracy"] == pytest.approx(trial.before.acc, abs=0.02)
+    assert facts["source"]["images found"] == len(trial.clean)
+    norms = [entry["norm"] for entry in facts["classes"]]
+    # PNG rounds pixels to 255 steps; beside that it is the same scan as from tensors.
+    torch.testing.assert_close(
+        torch.tensor(norms), trial.report.solution.norms, rtol=0.02, atol=0, check_dtype=False
+    )
+    assert (tmp_path / "scan.html").read_text().startswith("<!doctype html>")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scan.html", "scan.json"]
+
+
+def test_a_clean_network_is_status_zero(trial, tmp_path, capsys):
+    model = train_classifier(trial.data.subset(trial.splits.train), seed=0)
+    torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "model.pth")
+    draw(tmp_path / "images", trial.clean)
+    status, out, _ = scan(capsys, tmp_path)
+    assert status == 0
+    assert "no proof" in out
+
+
+def test_few_images_are_inconclusive_and_labels_are_not_needed(suspect, tmp_path, capsys):
+    for k in range(10):
+        image = next(iter((suspect / "images" / str(k)).iterdir()))
+        (tmp_path / f"{k}.png").write_bytes(image.read_bytes())
+    status, out, _ = run(capsys, "scan", suspect / "model.pth", "--data", tmp_path, *MODEL, *PIXELS)
+    assert status == 4
+    assert "Inconclusive" in out
+    assert "accuracy" not in out
+
+
+def test_wrong_normalisation_is_noticed(suspect, capsys):
+    status, out, _ = run(
+        capsys, "scan", suspect / "model.pth", "--data", suspect / "images", *MODEL, "--mean", "1", "--std", "0.01"
+    )
+    assert status in (0, 3, 4)
+    assert "implausible" in out
+
+
+@pytest.mark.parametrize(
+    ("left_out", "message"),
+    [
+        ("--mean", "--mean"),
+        ("--std", "--std"),
+        ("--arch", "--arch"),
+        ("--num-classes", "--num-classes"),
+    ],
+)
+def test_what_the_checkpoint_does_not_say_is_asked_for(suspect, capsys, left_out, message):
+    arguments = [*MODEL, *PIXELS]
+    at = arguments.index(left_out)
+    del arguments[at : at + 2]
+    status, _, err = run(capsys, "scan", suspect / "model.pth", "--data", suspect / "images", *arguments)
+    assert status == 2
+    assert f"give {message}" in re.sub(r"[\s│]+", " ", err)
+
+
+def repair(capsys, folder, out, *arguments):
+    return run(
+        capsys, "repair", folder / "model.pth", "--data", folder / "images", "--out", out, *MODEL, *PIXELS, *arguments
+    )
+
+
+def test_repair_writes_weights_that_say_what_they_are(suspect, trial, tmp_path, capsys):
+    out = tmp_path / "repaired.safetensors"
+    status, text, _ = repair(capsys, suspect, out, "--json", tmp_path / "repair.json", "--max-drop", "0.03")
+    assert status == 0
+    checkpoint = load_checkpoint(out)
+    assert (checkpoint.arch, checkpoint.num_classes) == ("small_preact_resnet", 10)
+    assert checkpoint.provenance["classes"] == [trial.attack.target]
+    model = build_model(checkpoint.arch, 10, arch_args=checkpoint.arch_args)
+    load_weights(model, checkpoint.weights)
+    after = trial.evaluate(model.eval())
+    assert trial.before.asr > 0.9
+    assert after.asr < 0.1
+    assert after.acc > trial.before.acc - 0.05
+    facts = json.loads((tmp_path / "repair.json").read_text())["repair"]
+    assert facts["mode"] == "latent"
+    assert "wrote" in text
+    # The file says all that a scan must know.
+    status, _, _ = run(capsys, "scan", out, "--data", suspect / "images")
+    assert status in (0, 3)
+
+
+def test_repair_that_costs_too_much_is_rolled_back(suspect, tmp_path, capsys):
+    out = tmp_path / "repaired.safetensors"
+    status, _, err = repair(capsys, suspect, out, "--epochs", "1", "--lr", "50", "--max-drop", "0")
+    assert status == 1
+    assert "nothing written" in err or "diverged" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_found_is_not_repaired(suspect, trial, tmp_path, capsys):
+    few = tmp_path / "few"
+    for k in range(10):
+        for image in list((suspect / "images" / str(k)).iterdir())[:3]:
+            (few / str(k)).mkdir(parents=True, exist_ok=True)
+            (few / str(k) / image.name).write_bytes(image.read_bytes())
+    status, _, err = run(
+        capsys, "repair", suspect / "model.pth", "--data", few, "--out", tmp_path / "x.pt", *MODEL, *PIXELS
+    )
+    assert status == 4
+    assert "nothing to repair, nothing written" in err
+    assert not (tmp_path / "x.pt").exists()
+
+
+def test_repair_refuses_images_without_labels(suspect, tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    for image in (suspect / "images" / "3").iterdir():
+        (images / image.name).write_bytes(image.read_bytes())
+    status, _, err = run(
+        capsys, "repair", suspect / "model.pth", "--data", images, "--out", tmp_path / "x.pt", *MODEL, *PIXELS
+    )
+    assert status == 1
+    assert err.startswith("tacfast: error: data: a repair needs labels")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("--mean", "a"), 2, "expected numbers between commas"),
+        (("--arch-args", "[1]"), 2, "expected a JSON object"),
+        (("--device", "cuda:99"), 2, "expected a device such as cpu or cuda:0"),
+        (("--arch", "resnet1"), 1, "resnet18"),
+        (("--arch", "resnet18", "--arch-args", "{}"), 1, "missing"),
+        (("--num-classes", "12"), 1, "10 classes"),
+        (("--mean", "0,0,0", "--std", "1,1,1"), 1, "batch of shape (128, 3, 8, 8)"),
+        (("--head", "nothing"), 1, "'nothing'"),
+        (("--json", "/nowhere/x.json"), 1, "json: expected"),
+        (("--class-names", "/nowhere/names"), 1, "/nowhere/names"),
+    ],
+)
+def test_wrong_arguments_are_named(suspect, capsys, arguments, status, message):
+    given = [*MODEL, *PIXELS]
+    for option, value in zip(arguments[::2], arguments[1::2], strict=True):
+        if option in given:
+            given[given.index(option) + 1] = value
+        else:
+            given += [option, value]
+    got, _, err = run(capsys, "scan", suspect / "model.pth", "--data", suspect / "images", *given)
+    assert got == status
+    assert message in re.sub(r"[\s│]+", " ", err)
+    if status == 1:
+        assert err.startswith("tacfast: error: ")
+        assert err.count("\n") == 1
+
+
+def test_a_full_disk_leaves_nothing_half_written(suspect, tmp_path, capsys, monkeypatch):
+    from pathlib import Path
+
+    write = Path.write_bytes
+
+    def full(self, content):
+        if len(content) > 1000:
+            raise OSError(28, "No space left on device", str(self))
+        return write(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    status, _, err = scan(capsys, suspect, "--json", tmp_path / "a.json")
+    assert status == 1
+    assert "No space left on device" in err
+    assert list(tmp_path.iterdir()) == []
