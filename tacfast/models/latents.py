@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .head import Head, HeadError, check_finite, evaluation_mode, find_head_on, latest_call
+from .head import Head, HeadError, check_finite, evaluation_mode, find_head_on, latest_call, unwrapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +84,7 @@ def latent_batches(model: nn.Module, loader: Iterable[Any], head: Head) -> Itera
     On leaving the context, training modes and hooks are what they were, also after an exception. Labels are
     on the device of the model. The first batch is number 0 in the message of an error.
     """
+    run, _ = unwrapped(model)
     with latest_call([head]) as calls, evaluation_mode(model):
 
         def batches() -> Iterator[LatentBatch]:
@@ -91,7 +92,7 @@ def latent_batches(model: nn.Module, loader: Iterable[Any], head: Head) -> Itera
                 inputs, labels = split_batch(batch, head.num_classes)
                 calls.clear()
                 with torch.no_grad():
-                    model(inputs.to(head.device))
+                    run(inputs.to(head.device))
                 if not calls:
                     raise HeadError(f"head {head.name!r}: expected it to run when the model does, but it did not")
                 _, latents, logits = calls[0]
