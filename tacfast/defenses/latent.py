@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.randomness import isolated_randomness
-from ..models.head import Head, kept_modes, latest_call, submodule
+from ..models.head import Head, head_named, kept_modes, latest_call, unwrapped
 from ..models.latents import latent_batches, split_batch
 from ..scanning import ScanReport
 from ..solver import GapMatrix, Status
@@ -125,13 +125,14 @@ class LatentRepair:
     ) -> tuple[float, float]:
         """One pass over the loader; mean loss and training accuracy."""
         loss_sum, correct, total = 0.0, 0, 0
+        run, _ = unwrapped(model)
         with latest_call([head]) as calls:
             for inputs, labels in _trainable_batches(loader, head):
                 calls.clear()
-                model(inputs)
+                run(inputs)
                 # Not the model's output: in training mode some models return more than the logits.
                 _, latents, logits = calls[0]
-                shifted = head.module(latents + shift)
+                shifted = head.apply(latents + shift)
                 loss = F.cross_entropy(logits, labels) + self.lam * F.cross_entropy(shifted, labels)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -184,12 +185,12 @@ def _target(target: int | None, report: ScanReport) -> int:
 def _head_of(model: nn.Module, report: ScanReport) -> Head:
     """Find the layer that has the place of the scanned head in this model, and check that it is the same."""
     name = report.head.name
-    layer = submodule(model, name)
-    if not isinstance(layer, nn.Linear):
+    head = head_named(model, name)
+    if head is None:
         raise ValueError(
-            f"model: expected the scanned model, whose head is {name!r}, {report.head.module}; got {layer}"
+            f"model: expected the scanned model, whose head is {name!r}, {report.head.module}; "
+            "got one without a linear layer of that name"
         )
-    head = Head(name, layer)
     if GapMatrix(head.weight, head.bias).fingerprint != report.fingerprint:
         raise ValueError(
             f"model: expected the scanned model, got one whose head {name!r} has other weights than were scanned"
