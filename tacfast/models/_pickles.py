@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import pickletools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -91,18 +92,13 @@ def scan_pickle(stream: BinaryIO) -> Contents:
     """
     machine = _Machine()
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-            if count >= MAX_OPCODES:
-                raise ContentError(f"more than {MAX_OPCODES} instructions")
-            if opcode.name == "STOP":
-                machine.contents.root = machine.pop()
-                return machine.contents
-            machine.step(opcode.name, argument)
+        with warnings.catch_warnings():  # of escapes in strings, which are then refused
+            warnings.simplefilter("ignore")
+            return machine.run(stream)
     except ContentError:
         raise
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
         raise ContentError("the pickle in it is damaged") from error
-    raise ContentError("the pickle in it is damaged")
 
 
 class _Machine:
@@ -113,6 +109,17 @@ class _Machine:
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+
+    def run(self, stream: BinaryIO) -> Contents:
+        """Carry out everything up to and with STOP."""
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+            if count >= MAX_OPCODES:
+                raise ContentError(f"its pickle has more than {MAX_OPCODES} instructions")
+            if opcode.name == "STOP":
+                break
+            self.step(opcode.name, argument)
+        self.contents.root = self.pop()
+        return self.contents
 
     def step(self, name: str, argument: Any) -> None:
         """Carry out one instruction, other than STOP."""
@@ -224,8 +231,14 @@ def _is_kind(value: Any, kind: str) -> bool:
     return isinstance(value, Opaque) and value.kind == kind
 
 
-def _ordered() -> Ordered:
-    return Ordered()
+def _ordered(pairs: Any = ()) -> Ordered:
+    """Empty as Python 3 writes it, or made of a list of pairs, as Python 2 did."""
+    expect(type(pairs) in (tuple, list))
+    made = Ordered()
+    for pair in pairs:
+        expect(type(pair) in (tuple, list) and len(pair) == 2 and isinstance(pair[0], KEY_TYPES))
+        made[pair[0]] = pair[1]
+    return made
 
 
 def _tensor(
@@ -305,6 +318,7 @@ _CALLABLE: dict[str, Callable[..., Any]] = {
     "collections.Counter": _counter,  # milestones of a learning-rate schedule
     "torch.Size": _size,
     "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor": lambda *view: _tensor(*view, False, Ordered()),  # before torch 0.4
     "torch._utils._rebuild_parameter": _parameter,
     "numpy.dtype": _dtype,
     "_codecs.encode": _encode,
