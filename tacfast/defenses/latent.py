@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -100,7 +101,7 @@ class ShiftedLoss(Objective):
         lam: float,
     ) -> None:
         self._head, self._targets, self._lam = head, tuple(targets), lam
-        self._solve = lambda: solve_shifts(model, loader, head, targets, trim)
+        self._solve = partial(solve_shifts, model, loader, head, targets, trim)
         self._shifts: list[Tensor] = []
         self._caps: list[float] = []
         self._stale: tuple[int, ...] = ()
