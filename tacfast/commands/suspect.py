@@ -15,7 +15,7 @@ from torch import nn
 
 from ..data import FolderLoader, ImageFolder, Preprocessing, find_images
 from ..data.folders import some
-from ..models import Checkpoint, Head, HeadError, build_model, find_head, load_checkpoint, load_weights
+from ..models import Checkpoint, Head, HeadError, find_head, load_checkpoint, restore_model
 from ..models.latents import split_batch
 from ..report import check_writable
 
@@ -55,7 +55,7 @@ class Suspect:
             "arguments of the architecture": self.checkpoint.arch_args or {},
             "mean": list(made.mean),
             "standard deviation": list(made.std),
-            "image size": made.image_size or "as it is",
+            "image size": "as it is" if made.image_size is None else "{}×{}".format(*made.image_size),
             "images found": len(self.images),
             "images that could not be read": unreadable,
             "classes without an image": list(self.images.empty_classes),
@@ -100,34 +100,29 @@ def open_suspect(
         "num_classes": num_classes,
         "mean": mean,
         "std": std,
-        "image_size": image_size,
+        "image_size": None if image_size is None else (image_size, image_size),
         "class_names": None if class_names is None else read_names(class_names),
     }
-    checkpoint = replace(checkpoint, **{name: value for name, value in wanted.items() if value is not None})
-    missing = [name for name in ("arch", "num_classes", "mean", "std") if getattr(checkpoint, name) is None]
+    given = {name: value for name, value in wanted.items() if value is not None}
+    missing = [
+        name
+        for name in ("arch", "num_classes", "mean", "std")
+        if name not in given and getattr(checkpoint, name) is None
+    ]
     if missing:
         options = " and ".join(f"--{name.replace('_', '-')}" for name in missing)
         raise typer.BadParameter(f"give {options}: {path} does not say it, and a guess would spoil the answer")
-    return Suspect(path, _build(checkpoint, device), checkpoint, _find_images(checkpoint, data))
-
-
-def _build(checkpoint: Checkpoint, device: torch.device | None) -> nn.Module:
-    assert checkpoint.arch is not None
-    assert checkpoint.num_classes is not None
-    model = build_model(checkpoint.arch, checkpoint.num_classes, arch_args=checkpoint.arch_args)
-    load_weights(model, checkpoint.weights)
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    checkpoint = replace(checkpoint, **given)
+    model = restore_model(checkpoint).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Suspect(path, model, checkpoint, _find_images(checkpoint, data))
 
 
 def _find_images(checkpoint: Checkpoint, folder: Path) -> ImageFolder:
     assert checkpoint.mean is not None
     assert checkpoint.std is not None
     assert checkpoint.num_classes is not None
-    names, classes = checkpoint.class_names, checkpoint.num_classes
-    if names is not None and len(names) != classes:
-        raise ValueError(f"class_names: expected {classes} names, one per class, got {len(names)}")
-    preprocessing = Preprocessing(tuple(checkpoint.mean), tuple(checkpoint.std), checkpoint.image_size)
-    return find_images(folder, preprocessing, classes, class_names=names)
+    preprocessing = Preprocessing(checkpoint.mean, checkpoint.std, checkpoint.image_size)
+    return find_images(folder, preprocessing, checkpoint.num_classes, class_names=checkpoint.class_names)
 
 
 def read_names(path: Path) -> tuple[str, ...]:

@@ -28,13 +28,13 @@ class Preprocessing:
     Attributes
     ----------
     mean, std : per channel, for pixels in [0, 1]: one number for grey images or three for colour
-    image_size : the shorter side is resized to it (bilinear, antialiased), and the central square is cut out; None
-        leaves images as they are
+    image_size : height and width; an image is resized until it covers them (bilinear, antialiased), and the centre is
+        cut out; None leaves images as they are
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    image_size: int | None = None
+    image_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -51,8 +51,8 @@ class Preprocessing:
                 f"mean, std: expected values for pixels in [0, 1], got {_listed(self.mean)} and {_listed(self.std)}: "
                 "divide those for pixels in 0…255 by 255"
             )
-        if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"image_size: expected a number of pixels >= 1, got {self.image_size}")
+        if self.image_size is not None and min(self.image_size) < 1:
+            raise ValueError(f"image_size: expected height and width >= 1, got {_listed(self.image_size)}")
 
     def read(self, path: Path) -> Tensor:
         """Read one image as uint8 of shape (channels, h, w), resized.
@@ -76,7 +76,9 @@ class Preprocessing:
         except (OSError, ValueError, SyntaxError, Warning, Image.DecompressionBombError) as error:
             raise ValueError(f"data: expected an image, got {path}: {error}") from error
         if self.image_size is not None:
-            picture = transforms.center_crop(transforms.resize(picture, [self.image_size]), [self.image_size])
+            scale = max(h / was for h, was in zip(self.image_size, (picture.height, picture.width), strict=True))
+            covering = [max(1, round(scale * was)) for was in (picture.height, picture.width)]
+            picture = transforms.center_crop(transforms.resize(picture, covering), list(self.image_size))
         pixels: Tensor = transforms.pil_to_tensor(picture)
         return pixels
 

@@ -11,13 +11,11 @@ pytest.importorskip("torchvision")
 pytest.importorskip("safetensors")
 pytest.importorskip("sklearn")
 
-from PIL import Image  # noqa: E402
+from PIL import Image
 
-from tacfast import cli  # noqa: E402
-from tacfast.demo import make_trial, train_classifier  # noqa: E402
-from tacfast.data import load_digits  # noqa: E402
-from tacfast.evaluation import evaluate  # noqa: E402
-from tacfast.models import build_model, load_checkpoint, load_weights  # noqa: E402
+from tacfast import cli
+from tacfast.demo import make_trial, train_classifier
+from tacfast.models import build_model, load_checkpoint, load_weights
 
 MODEL = ("--arch", "small_preact_resnet", "--arch-args", '{"in_channels": 1}', "--num-classes", "10")
 PIXELS = ("--mean", "0", "--std", "1")
@@ -68,16 +66,16 @@ def test_scan_finds_the_class_and_writes_reports(suspect, trial, tmp_path, capsy
     assert facts["source"]["images found"] == len(trial.clean)
     norms = [entry["norm"] for entry in facts["classes"]]
     # PNG rounds pixels to 255 steps; beside that it is the same scan as from tensors.
-    torch.testing.assert_close(
-        torch.tensor(norms), trial.report.solution.norms, rtol=0.02, atol=0, check_dtype=False
-    )
+    torch.testing.assert_close(torch.tensor(norms), trial.report.solution.norms, rtol=0.02, atol=0, check_dtype=False)
     assert (tmp_path / "scan.html").read_text().startswith("<!doctype html>")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scan.html", "scan.json"]
 
 
 def test_a_clean_network_is_status_zero(trial, tmp_path, capsys):
     model = train_classifier(trial.data.subset(trial.splits.train), seed=0)
-    torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "model.pth")
+    torch.save(
+        {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "model.pth"
+    )
     draw(tmp_path / "images", trial.clean)
     status, out, _ = scan(capsys, tmp_path)
     assert status == 0

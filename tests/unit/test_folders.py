@@ -138,10 +138,12 @@ def test_the_central_square_is_cut_out(tmp_path):
     pixels = np.zeros((8, 16), np.uint8)
     pixels[:, 4:12] = 255
     Image.fromarray(pixels).save(tmp_path / "wide.png")
-    (batch,) = FolderLoader(find_images(tmp_path, Preprocessing((0.0,), (1.0,), image_size=8), 2), 1)
+    (batch,) = FolderLoader(find_images(tmp_path, Preprocessing((0.0,), (1.0,), image_size=(8, 8)), 2), 1)
     torch.testing.assert_close(batch, torch.ones(1, 1, 8, 8))
-    (small,) = FolderLoader(find_images(tmp_path, Preprocessing((0.0,), (1.0,), image_size=4), 2), 1)
+    (small,) = FolderLoader(find_images(tmp_path, Preprocessing((0.0,), (1.0,), image_size=(4, 4)), 2), 1)
     assert small.shape == (1, 1, 4, 4)
+    (tall,) = FolderLoader(find_images(tmp_path, Preprocessing((0.0,), (1.0,), image_size=(16, 4)), 2), 1)
+    torch.testing.assert_close(tall, torch.ones(1, 1, 16, 4))
 
 
 @pytest.mark.parametrize("batch_size", [1, 9])
@@ -149,7 +151,7 @@ def test_images_of_different_sizes_need_a_size(folder, batch_size):
     draw(folder / "cat" / "9.png", size=(5, 6))
     with pytest.raises(ValueError, match=r"image_size: needed where images differ in size: .*4×4 and 6×5 pixels"):
         list(FolderLoader(find_images(folder, GREY, 3), batch_size))
-    assert len(list(FolderLoader(find_images(folder, Preprocessing((0.0,), (1.0,), 4), 3), batch_size)))
+    assert len(list(FolderLoader(find_images(folder, Preprocessing((0.0,), (1.0,), (4, 4)), 3), batch_size)))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -199,7 +201,7 @@ def test_subsets_and_processes(folder):
         ((0.5,), (0.0,), None, "std: expected numbers > 0, got 0"),
         ((float("nan"),), (1.0,), None, "mean: expected one finite number"),
         ((123.7, 116.3, 103.5), (58.4, 57.1, 57.4), None, r"for pixels in \[0, 1\].*divide"),
-        ((0.5,), (1.0,), 0, "image_size: expected a number of pixels >= 1, got 0"),
+        ((0.5,), (1.0,), (0, 4), "image_size: expected height and width >= 1, got 0, 4"),
     ],
 )
 def test_bad_preprocessing(mean, std, size, message):
