@@ -10,10 +10,14 @@ import torch
 import typer
 
 
-def parse_numbers(text: str) -> tuple[float, ...]:
+class Numbers(tuple[float, ...]):
+    """Numbers given in one argument; Typer takes a plain tuple for several arguments."""
+
+
+def parse_numbers(text: str) -> Numbers:
     """Numbers between commas."""
     try:
-        return tuple(float(part) for part in text.split(","))
+        return Numbers(float(part) for part in text.split(","))
     except ValueError:
         raise typer.BadParameter(f"expected numbers between commas, such as 0.5,0.5,0.5, got {text!r}") from None
 
@@ -46,7 +50,7 @@ Checkpoint = Annotated[
     Path,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="Weights: .safetensors, or a state dict saved by torch. Never unpickled: no code in it can run.",
+        help="Weights: .safetensors, or a state dict saved by torch. No code in it is run.",
         show_default=False,
     ),
 ]
@@ -77,7 +81,7 @@ Head = Annotated[
     typer.Option(metavar="MODULE", help="Name of the last linear layer, if it is not found.", rich_help_panel=MODEL),
 ]
 Mean = Annotated[
-    tuple[float, ...] | None,
+    Numbers | None,
     typer.Option(
         parser=parse_numbers,
         metavar="NUMBERS",
@@ -87,7 +91,7 @@ Mean = Annotated[
     ),
 ]
 Std = Annotated[
-    tuple[float, ...] | None,
+    Numbers | None,
     typer.Option(
         parser=parse_numbers,
         metavar="NUMBERS",
@@ -100,7 +104,7 @@ ImageSize = Annotated[
     typer.Option(
         min=1,
         metavar="PIXELS",
-        help="Resize the shorter side to this and cut out the central square.  [default: leave images as they are]",
+        help="Resize the shorter side to this and cut out the central square; else images stay as they are.",
         rich_help_panel=DATA,
     ),
 ]
@@ -108,8 +112,8 @@ ClassNames = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Names of the classes in the model's order, one per line, as the folders are named.  [default: numbers, "
-        "or alphabetical order]",
+        help="Names of the classes in the model's order, one per line, as the folders are named. Without it, folders "
+        "named by numbers are these classes, and others are in alphabetical order.",
         rich_help_panel=DATA,
     ),
 ]
@@ -122,13 +126,13 @@ SkipUnreadable = Annotated[
 BatchSize = Annotated[int, typer.Option(min=2, help="Images per batch.", rich_help_panel=RUN)]
 Workers = Annotated[
     int | None,
-    typer.Option(
-        min=0, help="Processes that read images.  [default: 0, or up to 8 for many images]", rich_help_panel=RUN
-    ),
+    typer.Option(min=0, help="Processes that read images; up to 8 for many images, else none.", rich_help_panel=RUN),
 ]
 Device = Annotated[
     torch.device | None,
-    typer.Option(parser=parse_device, metavar="DEVICE", help="[default: cuda if there is one]", rich_help_panel=RUN),
+    typer.Option(
+        parser=parse_device, metavar="DEVICE", help="Where the model runs; cuda if there is one.", rich_help_panel=RUN
+    ),
 ]
 Json = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write everything found as JSON.", rich_help_panel=RESULT)

@@ -49,7 +49,7 @@ def repair(
     target: Annotated[
         list[int] | None,
         typer.Option(
-            help="Class to repair, whatever the verdict; may be repeated.  [default: the suspicious ones]",
+            help="Class to repair, whatever the verdict; may be repeated. Without it, the suspicious ones.",
             rich_help_panel=REPAIR,
         ),
     ] = None,

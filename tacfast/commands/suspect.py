@@ -18,6 +18,7 @@ from ..data.folders import some
 from ..models import Checkpoint, Head, HeadError, find_head, load_checkpoint, restore_model
 from ..models.latents import split_batch
 from ..report import check_writable
+from .options import Numbers
 
 # Below this, starting processes takes longer than reading the images.
 MANY_IMAGES = 2000
@@ -78,8 +79,8 @@ def open_suspect(
     arch: str | None,
     arch_args: dict[str, Any] | None,
     num_classes: int | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
+    mean: Numbers | None,
+    std: Numbers | None,
     image_size: int | None,
     class_names: Path | None,
     device: torch.device | None,

@@ -148,10 +148,10 @@ def find_images(
 ) -> ImageFolder:
     """List the images of a folder, and tell their classes from the names of its folders.
 
-    Each folder inside ``folder`` is a class, and the images anywhere below it belong to it. With ``class_names`` a
-    folder must have one of these names. Without, folders that are all named by numbers are the classes of these
-    numbers; otherwise there must be C folders, which are taken in alphabetical order, as torchvision's ``ImageFolder``
-    does. A folder that holds images and no folders has no labels. Hidden files are passed over.
+    Each folder inside ``folder`` is a class, and the images anywhere below it belong to it. Folders that are all named
+    by numbers are the classes of these numbers; with ``class_names`` a folder may have one of these names instead.
+    Otherwise there must be C folders, which are taken in alphabetical order, as torchvision's ``ImageFolder`` does.
+    A folder that holds images and no folders has no labels. Hidden files are passed over.
 
     Parameters
     ----------
@@ -194,14 +194,13 @@ def _classes(
     folders: list[str], num_classes: int, class_names: Sequence[str] | None
 ) -> tuple[dict[str, int], tuple[str, ...]]:
     """The class of each folder, and the name of each class."""
-    if class_names is not None:
+    numbered = all(name.isascii() and name.isdigit() for name in folders)
+    if class_names is not None and not (numbered and set(folders).isdisjoint(class_names)):
         unknown = [name for name in folders if name not in class_names]
         if unknown:
-            raise ValueError(
-                f"data: expected folders named as the classes ({some(class_names)}), got {some(unknown)} as well"
-            )
+            raise ValueError(f"data: expected folders named as the classes ({some(class_names)}), got {some(unknown)}")
         return {name: class_names.index(name) for name in folders}, tuple(class_names)
-    if all(name.isascii() and name.isdigit() for name in folders):
+    if numbered:
         numbers = {name: int(name) for name in folders}
         strangers = [name for name, number in numbers.items() if number >= num_classes]
         if strangers or len(set(numbers.values())) < len(folders):
@@ -209,7 +208,7 @@ def _classes(
                 f"data: expected folders named by different classes 0 to {num_classes - 1}, "
                 f"got {some(strangers or folders)}"
             )
-        return numbers, tuple(map(str, range(num_classes)))
+        return numbers, tuple(class_names or map(str, range(num_classes)))
     if len(folders) != num_classes:
         raise ValueError(
             f"data: expected one folder for each of the {num_classes} classes, got {len(folders)} ({some(folders)}); "
