@@ -67,16 +67,6 @@ def _scan_zip(file: BinaryIO, size: int) -> Contents:
     _check_directory(file, size)
     with zipfile.ZipFile(file) as archive:
         records = _records(archive, size)
-        if "constants.pkl" in records:
-            raise ContentError(
-                "it is a TorchScript archive, a program that would have to run: save the weights of the model that it "
-                "was made from, torch.save(model.state_dict(), ...)"
-            )
-        if "archive_format" in records or "serialized_exported_program.json" in records:
-            raise ContentError(
-                "it is an exported program (.pt2), not weights: save those of the model that it was made from, "
-                "torch.save(model.state_dict(), ...)"
-            )
         pickled = records.get("data.pkl")
         if pickled is None:
             raise ContentError("it is a zip archive, but torch.save did not write it")
@@ -115,6 +105,7 @@ def _records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     """Records by their name below the one folder, of which none is compressed and no two share a name or bytes."""
     entries = archive.infolist()
     folder = entries[0].orig_filename.partition("/")[0] if entries else ""
+    _refuse_programs({entry.orig_filename[len(folder) + 1 :] for entry in entries})
     records = {}
     for entry in entries:
         name = entry.orig_filename
@@ -127,6 +118,20 @@ def _records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     if len({name.lower() for name in records}) != len(entries) or sum(entry.file_size for entry in entries) > size:
         raise ContentError("it is a zip archive whose records overlap")
     return records
+
+
+def _refuse_programs(names: set[str]) -> None:
+    """Raise, saying what the archive is, if it has a record that only a program has."""
+    if "constants.pkl" in names:
+        raise ContentError(
+            "it is a TorchScript archive, a program that would have to run: save the weights of the model that it "
+            "was made from, torch.save(model.state_dict(), ...)"
+        )
+    if names & {"archive_format", "serialized_exported_program.json"}:
+        raise ContentError(
+            "it is an exported program (.pt2), not weights: save those of the model that it was made from, "
+            "torch.save(model.state_dict(), ...)"
+        )
 
 
 def _scan_legacy(file: BinaryIO, size: int) -> Contents:

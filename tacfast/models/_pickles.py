@@ -16,9 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-# What a hostile pickle can cost: an opcode makes at most one object of some hundred bytes.
+# So that a hostile pickle costs less than a gigabyte: an instruction makes at most one object of some hundred bytes.
 MAX_OPCODES = 2_000_000
 MAX_PICKLE_BYTES = 64 * 2**20
+# About what an item of a container takes.
+ITEM_BYTES = 100
 
 ITEM_SIZES = {
     "torch.DoubleStorage": 8,
@@ -109,6 +111,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.copied = 0
 
     def run(self, stream: BinaryIO) -> Contents:
         """Carry out everything up to and with STOP."""
@@ -200,13 +203,22 @@ class _Machine:
         expect(self.contents.storages.setdefault(key, size) == size)
         self.stack.append(Storage(numel))
 
+    def charge(self, *values: Any) -> None:
+        """Count what is about to be copied: all else is there once, but one long list can be copied again and again."""
+        self.copied += sum(len(value) for value in values if isinstance(value, (str, bytes)))
+        self.copied += sum(ITEM_BYTES * len(value) for value in values if isinstance(value, (tuple, list, dict)))
+        if self.copied > MAX_PICKLE_BYTES:
+            raise ContentError("its pickle copies things many times over")
+
     def call(self, _: Any) -> None:
         arguments, function = self.pop(), self.pop()
         expect(isinstance(function, Named) and function.name in _CALLABLE and type(arguments) is tuple)
+        self.charge(*arguments)
         self.stack.append(_CALLABLE[function.name](*arguments))
 
     def build(self, _: Any) -> None:
         state, target = self.pop(), self.stack[-1]
+        self.charge(state, *(state if type(state) is tuple else ()))
         if type(target) is Ordered:
             expect(type(state) is dict)  # the versions of modules, ``_metadata``
         elif isinstance(target, Opaque) and target.kind == "dtype":
