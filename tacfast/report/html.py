@@ -76,7 +76,14 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: printable(value) if type(value) is str else value,  # a subclass of it is markup
     )
-    environment.filters |= {"number": _number, "percent": _percent, "seconds": _seconds, "residual": _residual, "points": _points}
+    environment.filters |= {
+        "number": _number,
+        "index": _index,
+        "percent": _percent,
+        "points": _points,
+        "residual": _residual,
+        "seconds": _seconds,
+    }
     return environment
 
 
@@ -129,10 +136,14 @@ def _data_uri(svg: bytes) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
 
 
-def _number(value: float) -> str:
+def _number(value: float, form: str = ".4g") -> str:
     if math.isnan(value):
         return "–"
-    return f"{value:.4g}" if math.isfinite(value) else "∞" if value > 0 else "−∞"
+    return ("−" if value < 0 else "") + (format(abs(value), form) if math.isfinite(value) else "∞")
+
+
+def _index(value: float) -> str:
+    return _number(value, ".2f" if abs(value) < 1000 else ".1e")
 
 
 def _percent(share: float) -> str:
@@ -140,11 +151,11 @@ def _percent(share: float) -> str:
 
 
 def _points(change: float) -> str:
-    return "–" if math.isnan(change) else f"{100 * change:+.1f}".replace("-", "−")
+    return ("+" if change > 0 else "") + _number(100 * change, ".1f")
 
 
 def _residual(value: float) -> str:
-    return "–" if math.isnan(value) else "∞" if math.isinf(value) else f"{value:.1e}"
+    return "0" if value == 0 else _number(value, ".1e")
 
 
 def _seconds(value: float) -> str:
