@@ -79,7 +79,9 @@ def scan_facts(
             "accuracy": accuracy,
             "accuracy_warning": None if accuracy is None else accuracy_warning(accuracy, classes),
         },
-        "source": {str(key): value for key, value in (source or {}).items()},
+        "source": {
+            key: value if isinstance(value, (int, float)) else str(value) for key, value in (source or {}).items()
+        },
         "repair": None if repair is None else dict(repair),
         "installation": installation(__version__),
     }

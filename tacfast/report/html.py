@@ -136,7 +136,7 @@ def _data_uri(svg: bytes) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
 
 
-def _number(value: float, form: str = ".4g") -> str:
+def _number(value: float, form: str = "#.4g") -> str:
     if math.isnan(value):
         return "–"
     return ("−" if value < 0 else "") + (format(abs(value), form) if math.isfinite(value) else "∞")

@@ -26,8 +26,6 @@ MAX_MEDIANS = 3.0
 MAX_NUMBERED = 50
 # Inches that a digit, and a character of a name, take beside their neighbours.
 DIGIT_WIDTH, CHARACTER_WIDTH = 0.1125, 0.09
-# Text stays text, and the same picture the same file.
-_SVG = {"svg.fonttype": "none", "svg.hashsalt": "tacfast"}
 
 
 def new_figure(width: float, height: float = 4.2) -> Figure:
@@ -86,7 +84,8 @@ def ranges_svg(
     """Draw the norm (a mark) and its jackknife range (a bar) of each of ``classes``, below one another, as SVG."""
     figure = new_figure(width, 1.1 + 0.24 * max(len(classes), 3))
     axes = figure.add_subplot()
-    end = _end(verdict, [value for k in classes for value in (verdict.norms[k], *stability.norms[k])])
+    shown = [value for k in classes for value in (verdict.norms[k], *stability.norms[k])]
+    end = _end(verdict, shown)
     for place, k in enumerate(classes):
         norm, (low, high) = verdict.norms[k], stability.norms[k]
         flagged = k in verdict.classes
@@ -97,7 +96,9 @@ def ranges_svg(
             axes.plot([norm], [place], color=colour, marker=marker, markersize=6 if flagged else 5)
         else:
             axes.text(end, place, _in_words(norm) + " →", ha="right", va="center", fontsize=9, color=INK)
-    axes.set_xlim(right=1.02 * end)
+    known = [value for value in (verdict.threshold, verdict.median, *shown) if value <= end]
+    margin = 0.04 * (end - min(known, default=0.0))
+    axes.set_xlim(min(known, default=0.0) - margin, end + margin)
     if math.isfinite(verdict.threshold):
         axes.axvline(verdict.threshold, color=THRESHOLD, linewidth=1.2, linestyle="--", label="threshold")
     if math.isfinite(verdict.median):
@@ -120,7 +121,7 @@ def history_svg(accuracies: Sequence[float], chosen: int, width: float) -> bytes
         axes.plot([chosen], [accuracies[chosen - 1]], "D", color=FLAGGED, markersize=7, label=label)
     axes.set_xlabel("epoch")
     axes.set_ylabel("share correct")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     _finish(figure, axes)
     return _saved(figure, "svg")
 
@@ -149,9 +150,10 @@ def _draw_norms(figure: Figure, verdict: Verdict, names: Mapping[int, str], clas
     axes.set_xlim(-0.6, len(classes) - 0.4)
     step = max(1, -(-len(classes) // MAX_NUMBERED))
     ticks = [short_name(names, k) for k in classes[::step]]
-    slant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    wide = max(map(len, ticks), default=0) * CHARACTER_WIDTH > step * room
-    axes.set_xticks(range(0, len(classes), step), ticks, parse_math=False, **(slant if wide else {}))
+    turned = max(map(len, ticks), default=0) * CHARACTER_WIDTH > step * room
+    how, side = ("anchor", "right") if turned else ("default", "center")
+    places = range(0, len(classes), step)
+    axes.set_xticks(places, ticks, parse_math=False, rotation=45 * turned, rotation_mode=how, ha=side)
     axes.set_xlabel("class")
     axes.set_ylabel("norm of the solved shift of\nthe latents towards the class")
     _finish(figure, axes)
@@ -181,7 +183,9 @@ def _saved(figure: Figure, kind: str) -> bytes:
     import matplotlib
 
     content = io.BytesIO()
-    with matplotlib.rc_context(_SVG), warnings.catch_warnings():
+    # Text stays text, and the same picture the same file.
+    style = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "tacfast"})
+    with style, warnings.catch_warnings():
         # Names in a script that Matplotlib's font lacks: an SVG is shown in the fonts of the reader.
         warnings.filterwarnings("ignore", "Glyph")
         if kind == "svg":
