@@ -166,7 +166,11 @@ def _finish(
                 "classes": list(result.targets),
                 "epoch": result.epoch,
             },
-            metrics={"held-out accuracy before": facts["overall_before"], "after": facts["overall_after"]},
+            metrics={
+                "held-out clean accuracy": facts["after"]["overall"],
+                "of the original": facts["before"]["overall"],
+                "held-out images": facts["samples"],
+            },
         ),
         out,
     )

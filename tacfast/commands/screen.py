@@ -68,15 +68,16 @@ def _norms_table(facts: Mapping[str, Any], names: Mapping[int, str]) -> Table:
 
 def print_repair(console: Console, facts: Mapping[str, Any], names: Mapping[int, str]) -> None:
     """Print held-out clean accuracy before and after a repair, of all and of the classes that lost most."""
-    before, after = facts["before"], facts["after"]
+    before, after = facts["before"]["per_class"], facts["after"]["per_class"]
     table = Table(box=None, padding=(0, 2, 0, 2))
-    table.add_column("clean accuracy, held out")
+    table.add_column("held-out clean accuracy")
     for column in ("before", "after"):
         table.add_column(column, justify="right")
-    table.add_row("mean over classes", f"{100 * facts['mean_before']:.1f} %", f"{100 * facts['mean_after']:.1f} %")
+    rows = [("all", facts["before"]["overall"], facts["after"]["overall"])]
     lost = [k for k in range(len(before)) if before[k] > after[k]]
-    for k in sorted(lost, key=lambda k: after[k] - before[k])[:MAX_ROWS]:
-        table.add_row(Text(class_label(names, k)), f"{100 * before[k]:.1f} %", f"{100 * after[k]:.1f} %")
+    rows += [(class_label(names, k), before[k], after[k]) for k in sorted(lost, key=lambda k: after[k] - before[k])]
+    for label, *values in rows[: 1 + MAX_ROWS]:
+        table.add_row(Text(label), *(f"{100 * value:.1f} %" for value in values))
     console.print(table)
 
 

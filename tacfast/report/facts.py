@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .._info import installation
+from ..defenses.base import RepairResult
 from ..detection import MAX_RATIO, MIN_INDEX
 from ..scanning import ScanReport
 from ..solver import TacSolution
@@ -79,48 +79,31 @@ def scan_facts(
             "accuracy": accuracy,
             "accuracy_warning": None if accuracy is None else accuracy_warning(accuracy, classes),
         },
-        "source": {str(key): value for key, value in (source or {}).items()},
+        "source": {
+            key: value if isinstance(value, (int, float)) else str(value) for key, value in (source or {}).items()
+        },
         "repair": None if repair is None else dict(repair),
         "installation": installation(__version__),
     }
 
 
-def repair_facts(
-    *,
-    mode: str,
-    epoch: int,
-    before: Tensor | Sequence[float],
-    after: Tensor | Sequence[float],
-    held_out: Sequence[float] = (),
-    seconds: float | None = None,
-) -> dict[str, Any]:
-    """Collect the facts of a repair.
+def repair_facts(result: RepairResult) -> dict[str, Any]:
+    """Collect the facts of a repair, ready for `write_json`.
 
-    Parameters
-    ----------
-    mode : of `tacfast.repair`
-    epoch : whose weights were kept; 0 if it was rolled back
-    before, after : (C,) held-out clean accuracy of each class, NaN for a class without samples
-    held_out : held-out accuracy after epoch 1, 2, …, NaN where it was not measured
-    seconds : wall-clock time
-
-    Raises
-    ------
-    ValueError
-        If ``before`` and ``after`` are not of the same classes.
+    Accuracies are those on the held-out samples, NaN for a class without any; None where nothing was held out.
     """
-    earlier, later = (torch.as_tensor(values, dtype=torch.float64).cpu().tolist() for values in (before, after))
-    if len(earlier) != len(later):
-        raise ValueError(f"after: expected {len(earlier)} accuracies, as many as before, got {len(later)}")
+    before, after = result.before, result.after
     return {
-        "mode": mode,
-        "epoch": epoch,
-        "before": earlier,
-        "after": later,
-        "mean_before": _mean(earlier),
-        "mean_after": _mean(later),
-        "held_out": [float(value) for value in held_out],
-        "seconds": seconds,
+        "mode": result.mode,
+        "classes": list(result.targets),
+        "epoch": result.epoch,
+        "rolled_back": result.rolled_back,
+        "pruned": list(result.pruned),
+        "before": None if before is None else {"overall": before.overall, "per_class": list(before.per_class)},
+        "after": None if after is None else {"overall": after.overall, "per_class": list(after.per_class)},
+        "samples": 0 if before is None else sum(before.total),
+        "held_out": [record.held_out for record in result.history if record.held_out is not None],
+        "seconds": result.seconds,
     }
 
 
@@ -133,11 +116,6 @@ def accuracy_warning(accuracy: float, classes: int) -> str | None:
         f"an accuracy of {100 * accuracy:.1f} % on clean samples is implausible for {classes} classes: check the "
         "normalisation, the image size, the order of the classes and the labels before believing the verdict"
     )
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
 
 
 def _classes(report: ScanReport, solution: TacSolution, names: Mapping[int, str]) -> list[dict[str, Any]]:

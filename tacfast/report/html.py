@@ -78,10 +78,11 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "number": _number,
+        "index": _index,
         "percent": _percent,
-        "seconds": _seconds,
-        "residual": _residual,
         "points": _points,
+        "residual": _residual,
+        "seconds": _seconds,
     }
     return environment
 
@@ -94,11 +95,13 @@ def _easiest(classes: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
 def _losses(facts: dict[str, Any]) -> list[dict[str, Any]]:
     """Accuracy of each class before and after a repair; of many classes those that lost most."""
     repair = facts["repair"]
-    if repair is None:
+    if repair is None or repair["before"] is None:
         return []
     rows = [
         {"class": k, "before": before, "after": after, "change": after - before}
-        for k, (before, after) in enumerate(zip(repair["before"], repair["after"], strict=True))
+        for k, (before, after) in enumerate(
+            zip(repair["before"]["per_class"], repair["after"]["per_class"], strict=True)
+        )
     ]
     if len(rows) <= MAX_ROWS:
         return rows
@@ -135,10 +138,14 @@ def _data_uri(svg: bytes) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
 
 
-def _number(value: float) -> str:
+def _number(value: float, form: str = "#.4g") -> str:
     if math.isnan(value):
         return "–"
-    return f"{value:.4g}" if math.isfinite(value) else "∞" if value > 0 else "−∞"
+    return ("−" if value < 0 else "") + (format(abs(value), form) if math.isfinite(value) else "∞")
+
+
+def _index(value: float) -> str:
+    return _number(value, ".2f" if abs(value) < 1000 else ".1e")
 
 
 def _percent(share: float) -> str:
@@ -146,11 +153,11 @@ def _percent(share: float) -> str:
 
 
 def _points(change: float) -> str:
-    return "–" if math.isnan(change) else f"{100 * change:+.1f}".replace("-", "−")
+    return ("+" if change > 0 else "") + _number(100 * change, ".1f")
 
 
 def _residual(value: float) -> str:
-    return "–" if math.isnan(value) else "∞" if math.isinf(value) else f"{value:.1e}"
+    return "0" if value == 0 else _number(value, ".1e")
 
 
 def _seconds(value: float) -> str:

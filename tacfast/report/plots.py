@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 FLAGGED, ORDINARY, THRESHOLD = "#b03a2e", "#6b7f95", "#b03a2e"
 INK = "#333333"
+# Norms further out than this many medians are cut off, or nothing else could be seen.
+MAX_MEDIANS = 3.0
 # More bars than this are too narrow for a number each.
 MAX_NUMBERED = 50
-# Inches that a number of four digits, and a character of a name, take beside their neighbours.
-NUMBER_WIDTH, CHARACTER_WIDTH = 0.45, 0.09
-# PNGs are drawn and SVGs are written so that the same picture is the same file.
-_SVG = {"svg.fonttype": "none", "svg.hashsalt": "tacfast"}
+# Inches that a digit, and a character of a name, take beside their neighbours.
+DIGIT_WIDTH, CHARACTER_WIDTH = 0.1125, 0.09
 
 
 def new_figure(width: float, height: float = 4.2) -> Figure:
@@ -72,7 +72,8 @@ def plot_norms(
 
 def norms_svg(verdict: Verdict, names: Mapping[int, str], classes: Sequence[int], width: float) -> bytes:
     """Draw the picture of `plot_norms` for some classes and without its title, ``width`` inches wide, as SVG."""
-    figure = new_figure(width, 3.6)
+    longest = max((len(short_name(names, k)) for k in classes), default=0)
+    figure = new_figure(width, 3.2 + 0.7 * CHARACTER_WIDTH * longest)
     _draw_norms(figure, verdict, names, classes)
     return _saved(figure, "svg")
 
@@ -80,28 +81,31 @@ def norms_svg(verdict: Verdict, names: Mapping[int, str], classes: Sequence[int]
 def ranges_svg(
     verdict: Verdict, stability: Stability, names: Mapping[int, str], classes: Sequence[int], width: float
 ) -> bytes:
-    """Draw the jackknife range of the norm of each of ``classes``, one below the other, as SVG."""
+    """Draw the norm (a mark) and its jackknife range (a bar) of each of ``classes``, below one another, as SVG."""
     figure = new_figure(width, 1.1 + 0.24 * max(len(classes), 3))
     axes = figure.add_subplot()
+    shown = [value for k in classes for value in (verdict.norms[k], *stability.norms[k])]
+    end = _end(verdict, shown)
     for place, k in enumerate(classes):
-        low, high = stability.norms[k]
+        norm, (low, high) = verdict.norms[k], stability.norms[k]
         flagged = k in verdict.classes
         colour, marker = (FLAGGED, "D") if flagged else (ORDINARY, "o")
-        if math.isfinite(low) and math.isfinite(high):
-            axes.plot([low, high], [place, place], color=colour, linewidth=5, alpha=0.45, solid_capstyle="butt")
-        if math.isfinite(verdict.norms[k]):
-            axes.plot([verdict.norms[k]], [place], color=colour, marker=marker, markersize=6 if flagged else 5)
+        if low < end:
+            axes.plot([low, min(high, end)], [place] * 2, color=colour, linewidth=5, alpha=0.45, solid_capstyle="butt")
+        if norm <= end:
+            axes.plot([norm], [place], color=colour, marker=marker, markersize=6 if flagged else 5)
         else:
-            words = _in_words(verdict.norms[k])
-            across = axes.get_yaxis_transform()
-            axes.text(0.02, place, words, va="center", fontsize=9, color=INK, transform=across)
+            axes.text(end, place, _in_words(norm) + " →", ha="right", va="center", fontsize=9, color=INK)
+    known = [value for value in (verdict.threshold, verdict.median, *shown) if value <= end]
+    margin = 0.04 * (end - min(known, default=0.0))
+    axes.set_xlim(min(known, default=0.0) - margin, end + margin)
     if math.isfinite(verdict.threshold):
         axes.axvline(verdict.threshold, color=THRESHOLD, linewidth=1.2, linestyle="--", label="threshold")
     if math.isfinite(verdict.median):
         axes.axvline(verdict.median, color=INK, linewidth=1, linestyle=":", label="median")
     axes.set_yticks(range(len(classes)), [short_name(names, k) for k in classes], parse_math=False)
     axes.set_ylim(len(classes) - 0.4, -0.6)
-    axes.set_xlabel("norm: all samples (mark), jackknife range (bar)")
+    axes.set_xlabel("norm of the shift")
     _finish(figure, axes)
     return _saved(figure, "svg")
 
@@ -117,7 +121,7 @@ def history_svg(accuracies: Sequence[float], chosen: int, width: float) -> bytes
         axes.plot([chosen], [accuracies[chosen - 1]], "D", color=FLAGGED, markersize=7, label=label)
     axes.set_xlabel("epoch")
     axes.set_ylabel("share correct")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     _finish(figure, axes)
     return _saved(figure, "svg")
 
@@ -125,16 +129,16 @@ def history_svg(accuracies: Sequence[float], chosen: int, width: float) -> bytes
 def _draw_norms(figure: Figure, verdict: Verdict, names: Mapping[int, str], classes: Sequence[int]) -> Axes:
     axes = figure.add_subplot()
     room = figure.get_figwidth() / max(len(classes), 1)  # of a bar, in inches
-    finite = [verdict.norms[k] for k in classes if math.isfinite(verdict.norms[k])]
-    top = 1.08 * max([*finite, verdict.median if math.isfinite(verdict.median) else 0.0, 1e-12])
+    end = _end(verdict, [verdict.norms[k] for k in classes])
+    top = 1.08 * end
     for place, k in enumerate(classes):
         norm, flagged = verdict.norms[k], k in verdict.classes
         if math.isfinite(norm):
             axes.bar(place, norm, color=FLAGGED if flagged else ORDINARY, width=0.75)
         if len(classes) <= MAX_NUMBERED:
             # No bar can show infinity or a failed solve; words in its place can.
-            text, colour = (f"{norm:.2f}", "white") if math.isfinite(norm) else (_in_words(norm), INK)
-            turn = 0 if math.isfinite(norm) and room > NUMBER_WIDTH else 90
+            text, colour = _in_words(norm) + " ↑" * (end < norm < math.inf), "white" if math.isfinite(norm) else INK
+            turn = 0 if len(text) * DIGIT_WIDTH < room else 90
             # At the foot of the bar, where no line crosses the number.
             axes.text(place, 0.02 * top, text, ha="center", va="bottom", fontsize=9, rotation=turn, color=colour)
     if math.isfinite(verdict.median):
@@ -146,16 +150,26 @@ def _draw_norms(figure: Figure, verdict: Verdict, names: Mapping[int, str], clas
     axes.set_xlim(-0.6, len(classes) - 0.4)
     step = max(1, -(-len(classes) // MAX_NUMBERED))
     ticks = [short_name(names, k) for k in classes[::step]]
-    slant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    wide = max(map(len, ticks), default=0) * CHARACTER_WIDTH > step * room
-    axes.set_xticks(range(0, len(classes), step), ticks, parse_math=False, **(slant if wide else {}))
+    turned = max(map(len, ticks), default=0) * CHARACTER_WIDTH > step * room
+    how, side = ("anchor", "right") if turned else ("default", "center")
+    places = range(0, len(classes), step)
+    axes.set_xticks(places, ticks, parse_math=False, rotation=45 * turned, rotation_mode=how, ha=side)
     axes.set_xlabel("class")
     axes.set_ylabel("norm of the solved shift of\nthe latents towards the class")
     _finish(figure, axes)
     return axes
 
 
+def _end(verdict: Verdict, values: Sequence[float]) -> float:
+    """Where an axis of norms must end to show these values, as far as they are not far out."""
+    median = verdict.median if math.isfinite(verdict.median) else 0.0
+    near = [value for value in values if value <= MAX_MEDIANS * median or (not median and math.isfinite(value))]
+    return max([*near, median, 1e-12])
+
+
 def _in_words(norm: float) -> str:
+    if math.isfinite(norm):
+        return f"{norm:.2f}" if norm < 1000 else f"{norm:.1e}"
     return "not reachable" if math.isinf(norm) else "not solved"
 
 
@@ -169,7 +183,9 @@ def _saved(figure: Figure, kind: str) -> bytes:
     import matplotlib
 
     content = io.BytesIO()
-    with matplotlib.rc_context(_SVG), warnings.catch_warnings():
+    # Text stays text, and the same picture the same file.
+    style = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "tacfast"})
+    with style, warnings.catch_warnings():
         # Names in a script that Matplotlib's font lacks: an SVG is shown in the fonts of the reader.
         warnings.filterwarnings("ignore", "Glyph")
         if kind == "svg":
