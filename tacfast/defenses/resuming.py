@@ -49,12 +49,11 @@ class StateFile:
         """
         if not self._path.exists():
             return None
+        raw = io.BytesIO(self._path.read_bytes())  # now, since torch has OSErrors of its own for files that are cut
         try:
-            content = torch.load(self._path, map_location="cpu", weights_only=True)
+            content = torch.load(raw, map_location="cpu", weights_only=True)
             identity, state = content["identity"], content["state"]
             differing = [name for name, value in self._identity.items() if identity.get(name) != value]
-        except OSError:
-            raise
         except Exception as error:  # whatever a file may hold that is not ours
             raise ValueError(f"state_file: expected a file written by repair, got {self._path}: {error}") from error
         if differing:

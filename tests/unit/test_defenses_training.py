@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import RandomSampler
 
 from tacfast import repair, scan
-from tacfast.defenses import training
+from tacfast.defenses import latent, training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -155,3 +155,55 @@ def test_a_loader_of_varying_length_is_gone_through_twice_per_epoch_and_once_bef
     loader = Growing(trial.clean.images, trial.clean.labels)
     assert len(repair(trial.model, loader, report, epochs=3).history) == 3
     assert loader.passes == 2 * 3 + 1
+
+
+def test_what_the_callback_draws_does_not_change_the_outcome(trial, report):
+    def draw(record):
+        torch.rand(3), np.random.rand(), random.random()  # noqa: NPY002
+
+    plain = repair(trial.model, loader_of(trial), report, epochs=2).model
+    assert same(weights(plain), weights(repair(trial.model, loader_of(trial), report, epochs=2, on_epoch=draw).model))
+
+
+@pytest.mark.parametrize("mode", ["latent", "prune"])
+def test_mixed_precision(trial, report, monkeypatch, mode):
+    """The code path of a GPU, by the CPU's bfloat16: the network computes in it, shifts and losses do not."""
+    monkeypatch.setattr(training, "mixed_precision", lambda device: torch.autocast("cpu", torch.bfloat16))
+    seen = []
+
+    def spy(self, latents, logits, labels):
+        loss = original(self, latents, logits, labels)
+        seen.append((latents.dtype, logits.dtype, loss.dtype))
+        return loss
+
+    objective = training.Objective if mode == "prune" else latent.ShiftedLoss
+    original = objective.loss
+    monkeypatch.setattr(objective, "loss", spy)
+    solved = []
+    solve = latent.solve_shifts
+    monkeypatch.setattr(latent, "solve_shifts", lambda *args: solved.append(solve(*args)[0]) or solve(*args))
+    held_out = trial.data.subset(trial.splits.train[:200]).loader()
+    result = repair(trial.model, loader_of(trial), report, mode=mode, epochs=15, held_out=held_out)
+    assert set(seen) == {(torch.bfloat16, torch.bfloat16, torch.float32)}
+    assert all(shift.dtype == torch.float32 for shift in solved)
+    assert all(parameter.dtype == torch.float32 for parameter in result.model.parameters())
+    if mode == "latent":
+        assert trial.evaluate(result.model).asr < 0.05
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_precision_by_device(monkeypatch):
+    capability = {0: (9, 0), 1: (7, 5), 2: (8, 0)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[device.index])
+    chosen = [training.mixed_precision(torch.device("cuda", i)) for i in range(3)]
+    assert [isinstance(each, torch.autocast) for each in chosen] == [True, False, True]
+    assert chosen[0].fast_dtype == torch.bfloat16
+    assert not isinstance(training.mixed_precision(torch.device("cpu")), torch.autocast)
+
+
+def test_a_model_of_half_precision_is_repaired(trial):
+    model = copy.deepcopy(trial.model).bfloat16()
+    batches = [(x.bfloat16(), y) for x, y in trial.clean.loader(48)]
+    result = repair(model, batches, scan(model, batches), epochs=2, targets=[TARGET])
+    assert {parameter.dtype for parameter in result.model.parameters()} == {torch.bfloat16}
+    assert not same(weights(model), weights(result.model))
