@@ -44,6 +44,7 @@ struct FusedUnit {
 template <class T>
 struct FusedShape {
     static constexpr int kCells = 4 * Pack<T>::size * Pack<T>::size;  // of a unit
+    static constexpr int kTogether = 32;                              // units whose cells are mixed
 
     int classes;    // C
     int groups;     // of kMicro<T> classes
@@ -81,10 +82,12 @@ struct FusedShape {
     }
     TACFAST_HD int slices() const { return units() < kFusedThreads ? kFusedThreads / units() : 1; }  // of a tile's rows
 
-    // Cells: entry by entry of all units, then one for each class, which is 0 once a logit of it was not finite. They
-    // start with all bits set.
-    TACFAST_HD int64_t cell(int entry, int unit) const { return static_cast<int64_t>(entry) * units() + unit; }
-    TACFAST_HD int64_t spoiled(int j) const { return cell(kCells, 0) + j; }
+    // Cells: entry by entry of some units, so that neighbouring lanes raise neighbouring cells; and in the end one for
+    // each class, which is 0 once a logit of it was not finite. They start with all bits set.
+    TACFAST_HD int64_t cell(int entry, int unit) const {
+        return (static_cast<int64_t>(unit / kTogether) * kCells + entry) * kTogether + unit % kTogether;
+    }
+    TACFAST_HD int64_t spoiled(int j) const { return cell(0, (units() + kTogether - 1) / kTogether * kTogether) + j; }
     TACFAST_HD int64_t cells() const { return spoiled(classes); }
 
     // Where the gap L[i, j] - L[i, k] is.

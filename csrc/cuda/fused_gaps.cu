@@ -1,7 +1,7 @@
 // The gap matrix from latents on the device: core/fused_tile.h on blocks of threads, the logits in shared memory alone.
 //
 // Whether this is faster than a library's matrix product followed by gap_matrix.cu depends on C, d and the device:
-// benchmarks/gpu_kernels.py times both, and until it has run on one the other is the default.
+// benchmarks/gpu_ours.py times both, and until it has run on one the other is the default.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
