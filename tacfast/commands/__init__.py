@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from .demo import demo
-from .info import info
-from .repair import repair
-from .scan import scan
+from . import demo, info, repair, scan
 
 __all__ = ["app"]
 
@@ -18,5 +15,5 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (scan, repair, demo, info):
+for command in (scan.scan, repair.repair, demo.demo, info.info):
     app.command()(command)

@@ -25,7 +25,7 @@ ALLOWED = {
     "evaluation": LOW | {"scanning", "attacks", "defenses"},
     "report": LOW | {STABILITY, "_info", "scanning", "attacks", "defenses", "evaluation"},
 }
-TOP = {"__init__", "__main__", "cli", "demo", "_commands"}  # may import everything
+TOP = {"__init__", "__main__", "cli", "demo", "commands"}  # may import everything
 ALGEBRA = {"cmath", "cstdint"}
 
 
