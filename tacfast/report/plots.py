@@ -164,7 +164,7 @@ def _end(verdict: Verdict, values: Sequence[float]) -> float:
     """Where an axis of norms must end to show these values, as far as they are not far out."""
     median = verdict.median if math.isfinite(verdict.median) else 0.0
     near = [value for value in values if value <= MAX_MEDIANS * median or (not median and math.isfinite(value))]
-    return max([*near, median, 1e-12])
+    return max([*near, median]) or 1.0
 
 
 def _in_words(norm: float) -> str:

@@ -383,6 +383,18 @@ def test_far_norms_do_not_flatten_the_pictures(page):
     assert any("1.2e+08 →" in svg for svg in found.pictures)
 
 
+@pytest.mark.parametrize("norm", [math.inf, math.nan, 0.0])
+def test_norms_without_a_threshold(page, norm):
+    report, table = suspicious(), dict.fromkeys(range(10), norm)
+    unknown = {"index": dict.fromkeys(range(10), math.nan), "median": norm, "threshold": math.nan}
+    verdict = dataclasses.replace(report.verdict, label="inconclusive", classes=(), norms=table, **unknown)
+    stability = dataclasses.replace(report.stability, runs=(verdict, verdict))
+    found = page(f"all {norm}", dataclasses.replace(report, verdict=verdict, stability=stability))
+    assert "no threshold can be derived" in found.text
+    assert {row["rank"] for row in found.table("class", "norm", "index", "rank", "accuracy")} == {"1"}
+    assert ("No class can be reached by any shift." in found.text) == (norm != 0)
+
+
 def test_without_labels_stability_or_names(page):
     report = scan(make_model(), [make_data().images], blocks=0)
     found = page("bare", report)
