@@ -157,7 +157,9 @@ def make_trial(seed: int, *, clean: bool = False, on_epoch: Callable[[int], None
     train = data.subset(splits.train)
     if not clean:
         train = poison(train, attack, POISON_RATIO, seed=seed).data
-    return Trial(train_classifier(train, seed=seed, on_epoch=on_epoch), data, splits, attack)
+    with _one_thread():
+        model = train_classifier(train, seed=seed, on_epoch=on_epoch)
+    return Trial(model, data, splits, attack)
 
 
 def run_demo(seed: int = 0, *, clean: bool = False, on_progress: Progress | None = None) -> DemoResult:
