@@ -60,7 +60,9 @@ def _numpy_globals() -> list[Any]:
     renamed = [(function, f"{module}.{name}")
                for module in NUMPY_MODULES
                for function, name in ((reconstruct, "_reconstruct"), (scalar, "scalar"))]  # fmt: skip
-    return [*renamed, np.ndarray, np.dtype, type(np.dtype("i8")), type(np.dtype("f8"))]
+    needed = [*renamed, np.ndarray, np.dtype, type(np.dtype("i8")), type(np.dtype("f8"))]
+    # On leaving, torch takes back all that it was given, also what the user had allowed before.
+    return [item for item in needed if item not in torch.serialization.get_safe_globals()]
 
 
 def _scan_zip(file: BinaryIO, size: int) -> Contents:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..solver._files import write_atomically
 from .backdoorbench import result_in
@@ -23,6 +24,7 @@ from .weights import DTYPES, CheckpointError, load_file, load_weights, match_wei
 FORMAT, VERSION = "tacfast checkpoint", 1
 SAFETENSORS, PICKLES = ".safetensors", (".pt", ".pth")
 MAX_SIDECAR_BYTES = 16 * 2**20
+MAX_ARGUMENT = 100_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,14 +95,24 @@ def _is_json_object(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(name, str) for name in value)
 
 
+def _is_moderate(value: Any) -> bool:
+    """Whether there is no number in it for which a list of that length would be too long."""
+    if isinstance(value, (list, tuple, dict)):
+        return all(map(_is_moderate, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, (int, float)) or -MAX_ARGUMENT <= value <= MAX_ARGUMENT
+
+
 _JSON_OBJECT = ("a dictionary by name of what JSON can hold", _is_json_object)
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "arch": ("a name", lambda value: isinstance(value, str)),
-    "arch_args": _JSON_OBJECT,
+    "arch": ("a name", lambda value: isinstance(value, str) and value.isprintable()),
+    "arch_args": (
+        f"arguments by name, with numbers up to {MAX_ARGUMENT}",
+        lambda value: _is_json_object(value) and _is_moderate(value),
+    ),
     "num_classes": ("a whole number of at least 2", lambda value: _is_whole(value, 2)),
     "class_names": (
-        "a list of names",
-        lambda value: isinstance(value, tuple) and all(isinstance(name, str) for name in value),
+        "a list of printable names",
+        lambda value: isinstance(value, tuple) and all(isinstance(name, str) and name.isprintable() for name in value),
     ),
     "mean": (
         "a list of numbers",
@@ -179,7 +191,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """
     target = Path(path)
     sidecar = _sidecar(target)
-    described = _read_sidecar(sidecar) if target.suffix == SAFETENSORS and sidecar.exists() else None
+    described = _read_sidecar(sidecar) if target.suffix == SAFETENSORS and sidecar.is_file() else None
     loaded = load_file(path)
     if described is None:
         return _from_elsewhere(loaded, path)
@@ -206,17 +218,31 @@ def restore_model(checkpoint: Checkpoint) -> nn.Module:
     if checkpoint.arch is None or checkpoint.num_classes is None:
         unknown = "arch" if checkpoint.arch is None else "num_classes"
         raise CheckpointError(f"{unknown}: expected it in the checkpoint or by you, but it is unknown")
-    # First without memory: the file may ask for an architecture that is far larger than its weights.
-    try:
-        with torch.device("meta"):
-            outline = build_model(checkpoint.arch, checkpoint.num_classes, arch_args=checkpoint.arch_args)
-        match_weights(outline, checkpoint.weights)
-    except NotImplementedError:  # torchvision's RegNets look at numbers while they are built
-        if checkpoint.arch_args:
-            raise CheckpointError(f"arch_args: expected none for {checkpoint.arch}, which cannot be outlined") from None
+    _check_outline(checkpoint, checkpoint.arch, checkpoint.num_classes)
     model = build_model(checkpoint.arch, checkpoint.num_classes, arch_args=checkpoint.arch_args)
     load_weights(model, checkpoint.weights)
     return model
+
+
+def _check_outline(checkpoint: Checkpoint, arch: str, num_classes: int) -> None:
+    """Build the model without memory: the file may ask for an architecture that is far larger than its weights."""
+    room = 2 * len(checkpoint.weights) + 100
+
+    def count(*_: object) -> None:
+        nonlocal room
+        room -= 1
+        if room < 0:
+            raise ValueError(f"it has far more than the {len(checkpoint.weights)} tensors that there are")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            match_weights(build_model(arch, num_classes, arch_args=checkpoint.arch_args), checkpoint.weights)
+    except NotImplementedError:  # torchvision's RegNets look at numbers while they are built
+        if checkpoint.arch_args:
+            raise CheckpointError(f"arch_args: expected none for {arch}, which cannot be outlined") from None
+    finally:
+        handle.remove()
 
 
 def _from_elsewhere(loaded: Any, path: str | os.PathLike[str]) -> Checkpoint:

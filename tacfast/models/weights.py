@@ -17,6 +17,7 @@ from ._pickles import ContentError, ForeignObjectError
 STATE_DICT_NAMES = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params")
 # Prefixes that wrappers put before every name: DataParallel, torch.compile, Lightning and the like.
 PREFIXES = ("module.", "_orig_mod.", "model.")
+MAX_PREFIXES = 6
 MAX_LISTED = 8
 MAX_HEADER_BYTES = 16 * 2**20
 DTYPES = frozenset(
@@ -87,6 +88,8 @@ def load_file(path: str | os.PathLike[str]) -> Any:
         ) from error
     except ContentError as error:
         raise CheckpointError(f"{shown_path(path)}: not read: {error}") from error
+    except MemoryError as error:
+        raise CheckpointError(f"{shown_path(path)}: not read: it does not fit into memory") from error
     except OSError as error:
         raise CheckpointError(f"{shown_path(path)}: not read: {error.strerror or type(error).__name__}") from error
     except Exception as error:  # torch, zipfile and safetensors raise all sorts on damaged files
@@ -176,11 +179,9 @@ T = TypeVar("T")
 def _without_prefixes(named: Mapping[str, T]) -> dict[str, T]:
     """The same under names without the prefixes that all of them carry."""
     found = dict(named)
-    while found:
-        prefix = next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in found)), None)
-        if prefix is None:
-            break
-        found = {name[len(prefix) :]: value for name, value in found.items()}
+    for _ in range(MAX_PREFIXES):
+        prefix = next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in found)), "")
+        found = {name.removeprefix(prefix): value for name, value in found.items()}
     return found
 
 
