@@ -107,7 +107,10 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
 
 
 def _as_written() -> AbstractContextManager[object]:
-    """Run what is compiled, the model in place or a part of it, as it is written: hooks come too late for a graph."""
+    """Run what is compiled, a part of a model or all of it in place, as it is written.
+
+    With hooks it would be compiled anew, for minutes, and after a few times not any more.
+    """
     # Who compiles has loaded this module already, and for everybody else loading it takes seconds.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
@@ -292,5 +295,5 @@ def _check_output(head: Head, logits: Tensor, output: object) -> None:
     if answers(logits.softmax(1)) or answers(logits.log_softmax(1)):
         cause = "the model ends in a softmax: remove it, logits are needed"
     else:
-        cause = "something changes the logits after this layer"
+        cause = "something changes the logits after this layer, or other heads are mixed in"
     raise HeadError(f"{where}: expected logits == head(latents), but they differ by up to {difference:.3g}; {cause}")

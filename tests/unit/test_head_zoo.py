@@ -1,5 +1,7 @@
 """Heads of other people's architectures, wrapped and compiled ones, and heads that are convolutions."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
@@ -57,7 +59,7 @@ TIMM = [
 SLOW_TIMM = [
     ("convnext_atto", 32, {}, "head.fc", 320),
     ("densenet121", 32, {}, "classifier", 1024),
-    ("dpn48b", 32, {}, "classifier", 736),
+    ("dpn48b", 32, {}, "classifier", 832),
     ("inception_v4", 96, {}, "last_linear", 1536),
     ("mobilenetv3_small_050", 32, {}, "classifier", 1024),
     ("resnet10t", 32, {}, "fc", 512),
@@ -110,7 +112,7 @@ def test_two_heads_are_no_head():
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     model = timm.create_model("deit_tiny_distilled_patch16_224", img_size=32, depth=1, num_classes=CLASSES)
-    with pytest.raises(HeadError, match="something changes the logits after this layer"):
+    with pytest.raises(HeadError, match="something changes the logits after this layer, or other heads are mixed in"):
         find_head(model, torch.randn(2, 3, 32, 32))
 
 
@@ -287,14 +289,16 @@ def test_a_layer_that_is_really_called_module_keeps_its_name():
     class Outer(nn.Module):
         def __init__(self):
             super().__init__()
-            self.module = pooled_before()
+            self.head = nn.Linear(6, 6)
+            self.module = nn.Sequential(OrderedDict(head=nn.Linear(6, CLASSES)))
 
         def forward(self, x):
-            return self.module(x)
+            return self.module(self.head(x))
 
-    assert find_head(Outer(), images()).name == "module.2"
-    assert find_head(Outer(), images(), name="module.2").name == "module.2"
-    assert find_head(nn.DataParallel(Outer()), images(), name="module.module.2").name == "module.module.2"
+    inputs = torch.randn(4, 6)
+    assert find_head(Outer(), inputs).name == "module.head"
+    assert find_head(Outer(), inputs, name="module.head").name == "module.head"
+    assert find_head(nn.DataParallel(Outer()), inputs, name="module.module.head").name == "module.module.head"
 
 
 def test_known_names_in_an_error_are_few():
@@ -306,25 +310,38 @@ def test_known_names_in_an_error_are_few():
 @pytest.mark.parametrize("used", [False, True])
 @pytest.mark.parametrize("how", ["wrapped", "in place", "a part", "in DataParallel"])
 def test_compiled_models(how, used):
-    """Hooks see nothing in a graph that was made before them, which is why it is not run."""
+    """What is compiled is not compiled anew, as it would be for the hooks."""
+    torch.compiler.reset()  # what it knows of the same code in another test
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
     model, prefix = pooled_before().eval(), ""
     expected = extract_latents(model, [images()])
     if how == "in place":
-        model.compile(backend="eager")
+        model.compile(backend=backend)
     elif how == "a part":
-        model = nn.Sequential(torch.compile(model, backend="eager"))
+        model = nn.Sequential(torch.compile(model, backend=backend))
         prefix = "0._orig_mod."
     else:
-        model, prefix = torch.compile(model, backend="eager"), "_orig_mod."
+        model, prefix = torch.compile(model, backend=backend), "_orig_mod."
         if how == "in DataParallel":
             model, prefix = nn.DataParallel(model), "module._orig_mod."
     if used:
         model(images())
+    before = len(graphs)
+    assert before == int(used)
     found = extract_latents(model, [images(), images()])
+    assert len(graphs) == before
     assert found.head.name == f"{prefix}2"
     assert torch.equal(found.latents[:4], expected.latents)
     if how != "a part":
         assert find_head(model, images(), name="2").module is found.head.module
+    with torch.no_grad():
+        assert torch.allclose(model(images()), expected.logits, atol=1e-6)
+    assert len(graphs) > before  # compiled, or compiled again for no_grad
 
 
 class Outputs(nn.Module):
