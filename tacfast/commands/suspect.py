@@ -104,7 +104,7 @@ def open_suspect(
         "image_size": None if image_size is None else (image_size, image_size),
         "class_names": None if class_names is None else read_names(class_names),
     }
-    given = {name: value for name, value in wanted.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
     missing = [
         name
         for name in ("arch", "num_classes", "mean", "std")
