@@ -16,6 +16,7 @@ from tacfast.models import load_weights, read_weights
 
 
 def main(name: str, folder: str, checkpoint: str | None = None) -> None:
+    """Print the verdict, its reasons and the classes that are the easiest to reach."""
     classes = len(ImageFolder(folder).classes)
     model = timm.create_model(name, pretrained=checkpoint is None, num_classes=classes if checkpoint else None)
     if checkpoint:
