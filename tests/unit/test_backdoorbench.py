@@ -77,8 +77,9 @@ def test_loading_changes_nothing_for_others(write):
         (b"K\x01K\x04\x85", b"K\x01J\xff\xff\xff\x7f\x85"),
         (b"cnumpy\ndtype\n", b"cnumpy\nload\n"),
         (b"latin1", b"base64"),
+        (b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00t", b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x3ft"),
     ],
-    ids=["objects", "void", "allocation", "shape", "function", "codec"],
+    ids=["objects", "void", "allocation", "shape", "function", "codec", "flags"],
 )
 def test_arrays_are_only_those_of_backdoorbench(write, monkeypatch, old, new):
     monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("torch.load was called"))

@@ -181,6 +181,10 @@ def test_only_dense_real_tensors_are_taken(write, recwarn):
     for word, tensor in cases.items():
         assert word in refusal(write(saved({"weight": tensor})))
     assert "float8" in refusal(write(safetensors.save({"weight": torch.ones(2).to(torch.float8_e4m3fn)})))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        third = saved(small_net().state_dict(), pickle_protocol=3)
+    assert "expected pickle protocol 2, which torch.save uses by default, got 3" in refusal(write(third))
     assert "got int for 'epoch'" in refusal(write(saved({"weight": torch.ones(2), "epoch": 3})))
     assert "a dictionary with ?[31mred?" in refusal(write(saved({"\x1b[31mred\n": 3}))).replace("\ufffd", "?")
     assert "got list" in refusal(write(saved([torch.ones(2)])))
@@ -231,14 +235,13 @@ def claim(storage=None, size=None, stride=None, offset=None):
     return change
 
 
+STRIDE = b"(K\x09K\x09K\x03K\x01t"
 CLAIMS = {
     "storage": claim(storage=HUGE),
     "storage and view": claim(storage=HUGE, size=HUGE // 10),
     "view": claim(size=HUGE),
     "view a little too large": claim(size=4),
-    "view of one number": lambda code: claim(size=HUGE)(code).replace(
-        b"(K\x09K\x09K\x03K\x01t", b"(K\x00K\x00K\x00K\x00t"
-    ),
+    "view of one number": lambda code: claim(size=10**8)(code).replace(STRIDE, b"(K\x00K\x00K\x00K\x00t"),
     "offset": claim(offset=HUGE),
     "stride": claim(stride=HUGE),
     "negative stride": claim(stride=-1),
@@ -334,12 +337,20 @@ def test_zip_bombs_and_odd_archives_are_refused(write, not_loaded):
     assert "torch.save did not write it" in refusal(write(zipped({**contents, "other/data.pkl": b""})))
     assert "overlap" in refusal(write(zipped({**contents, "archive/DATA.PKL": b""})))
     assert "damaged" in refusal(write(stored + b"x"))
+    written = saved(small_net().state_dict())
+    end64 = written.rindex(b"PK\x06\x06")
+    for data in (
+        written[:end64] + b"PK\x06\x05" + written[end64 + 4 :],
+        written[: end64 + 40] + b"\x01" + written[end64 + 41 :],  # size of the directory
+        written[: end64 + 64] + b"\x01" + written[end64 + 65 :],  # where this record is
+    ):
+        assert "damaged or truncated zip" in refusal(write(data))
     for change in (
         lambda end: end[:10] + b"\xff\xff" + end[12:20] + b"\x01" + end[21:],  # a comment that is not there
         lambda end: end[:12] + b"\xff\xff\xff\xff" + end[16:],  # a directory of 4 GB
         lambda end: end[:16] + b"\x00\x00\x00\x00" + end[20:],
     ):
-        assert "damaged" in refusal(write(stored[:-22] + change(stored[-22:])))
+        assert "damaged or truncated zip" in refusal(write(stored[:-22] + change(stored[-22:])))
     # Every entry points to the bytes of the largest.
     tensor = saved({str(i): torch.zeros(1000) for i in range(50)})
     directory = tensor.rindex(b"PK\x06\x06")
@@ -348,16 +359,25 @@ def test_zip_bombs_and_odd_archives_are_refused(write, not_loaded):
     entries = [i for i in range(directory) if tensor.startswith(b"PK\x01\x02", i)]
     for entry in entries:
         big[entry + 20 : entry + 28] = struct.pack("<2L", len(tensor) // 2, len(tensor) // 2)
-    refusal(write(bytes(big)))
+    assert "overlap" in refusal(write(bytes(big)))
 
 
 def test_records_of_another_size_than_promised_are_refused(write, not_loaded):
     contents = records(saved(small_net().state_dict()))
     short = zipped({**contents, "archive/data/0": contents["archive/data/0"][:-4]})
     assert "promises 72 bytes for the tensor record '0' and holds 68 bytes" in refusal(write(short))
+    second = b"X\x01\x00\x00\x001q\x0fh\x07K\x02"  # record 1, of two numbers
+    again = with_pickle(lambda code: code.replace(second, second.replace(b"1q", b"0q")[:-1] + b"\x7f"))
+    assert second in contents["archive/data.pkl"]
+    assert "not laid out" in refusal(write(again))
     del contents["archive/data/0"]
     assert "holds nothing" in refusal(write(zipped(contents)))
-    legacy = saved(small_net().state_dict(), **LEGACY)
+    legacy = saved({"a": torch.ones(2), "b": torch.zeros(2)}, **LEGACY)
+    keys = legacy[legacy.rindex(b"]q\x00(X") + 4 :]  # two times a length of four bytes, a number in digits, memo
+    length = 7 + keys[1]
+    twice = legacy.replace(keys[: 2 * length], keys[:length] * 2)
+    assert twice != legacy
+    assert "not laid out" in refusal(write(twice))  # memory as it was found would be taken for the second
     assert "bytes of tensors" in refusal(write(legacy + b"x"))
 
 
