@@ -153,7 +153,8 @@ class ResumeFile:
             with safe_open(os.fspath(self._path), framework="pt") as file:
                 parts = json.loads((file.metadata() or {})[FORMAT])
                 tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118
-            counts, first_logits = tensors.pop("counts"), tensors.pop("first_logits")
+            counts: Tensor = tensors.pop("counts")
+            first_logits: Tensor = tensors.pop("first_logits")
             state = {name: parts[name] for name in PARTS} | {"gaps": tensors.pop("gaps")}
             state["logits"] = [tensors[f"logits.{i}"] for i in range(len(tensors))]
         except (SafetensorError, KeyError, TypeError) as error:

@@ -229,7 +229,9 @@ def test_without_safetensors_the_error_names_the_extra(path, monkeypatch):
 def test_a_failed_write_leaves_the_old_file(interrupted, path, monkeypatch):
     before = path.read_bytes()
 
-    def full(*_):
+    def full(path, content):
+        with path.open("wb") as file:
+            file.write(content[:100])
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
