@@ -13,7 +13,8 @@ from .. import __version__
 from ..data import FolderLoader, hold_out
 from ..defenses import MODES, RepairResult
 from ..defenses import repair as repair_model
-from ..models import save_checkpoint
+from ..models import save_checkpoint, write_defense_result
+from ..models.checkpoint import check_target
 from ..report import repair_facts
 from ..scanning import ScanReport
 from . import options, screen
@@ -21,6 +22,8 @@ from .scan import EXIT_STATUS, run_scan, show_scan, write_reports
 from .suspect import Suspect, check_outputs, open_loader, open_suspect
 
 REPAIR = "The repair"
+# Under this name BackdoorBench looks for the result of a defence, and gets it in its format.
+DEFENSE_RESULT = "defense_result.pt"
 
 
 def repair(
@@ -30,8 +33,8 @@ def repair(
         Path,
         typer.Option(
             metavar="FILE",
-            help="The repaired weights: .safetensors, with a .json beside it that says what they are, or a state dict "
-            "as .pt or .pth.",
+            help="The repaired weights: .safetensors, with a .json beside it that says what they are; a state dict as "
+            ".pt or .pth; or defense_result.pt, as BackdoorBench reads it.",
             rich_help_panel=options.RESULT,
             show_default=False,
         ),
@@ -88,7 +91,11 @@ def repair(
     console = Console()
     if not 0 < held_out < 1:
         raise typer.BadParameter(f"expected a share in (0, 1), got {held_out:g}", param_hint="--held-out")
-    check_outputs(out=out, json=json, html=html)
+    if mode not in MODES:
+        raise typer.BadParameter(f"expected one of {', '.join(MODES)}, got {mode!r}", param_hint="--mode")
+    settings = {"epochs": epochs, "lr": lr, "max_drop": max_drop, "seed": seed}
+    MODES[mode](**settings)  # a setting out of range is told now, before the work
+    _check_out(checkpoint, out, json, html)
     suspect = open_suspect(
         checkpoint,
         data,
@@ -125,12 +132,21 @@ def repair(
             on_epoch=lambda record: advance(record.epoch),
             state_file=state,
             targets=tuple(target) if target else None,
-            epochs=epochs,
-            lr=lr,
-            max_drop=max_drop,
-            seed=seed,
+            **settings,
         )
     _finish(console, suspect, report, result, everything, out, json, html)
+
+
+def _check_out(checkpoint: Path, out: Path, json: Path | None, html: Path | None) -> None:
+    """Raise now, rather than after the work, if the results could not be written or would overwrite one another."""
+    check_target(out)
+    check_outputs(out=out, json=json, html=html)
+    beside = [out.with_suffix(".json")] if out.suffix == ".safetensors" else []
+    paths = [path.resolve() for path in (checkpoint, out, json, html, *beside) if path is not None]
+    if len(set(paths)) < len(paths):
+        raise typer.BadParameter(
+            "expected different files as CHECKPOINT, --out (.safetensors has a .json beside it), --json and --html"
+        )
 
 
 def _finish(
@@ -154,24 +170,27 @@ def _finish(
             err=True,
         )
         raise typer.Exit(1)
-    save_checkpoint(
-        replace(
-            suspect.checkpoint,
-            weights=result.model.state_dict(),
-            class_names=suspect.images.class_names,
-            provenance={
-                "tool": f"tacfast {__version__}",
-                "repaired from": str(suspect.path),
-                "mode": result.mode,
-                "classes": list(result.targets),
-                "epoch": result.epoch,
-            },
-            metrics={
-                "held-out clean accuracy": facts["after"]["overall"],
-                "of the original": facts["before"]["overall"],
-                "held-out images": facts["samples"],
-            },
-        ),
-        out,
+    repaired = replace(
+        suspect.checkpoint,
+        weights=result.model.state_dict(),
+        class_names=suspect.images.class_names,
+        provenance={
+            "tool": f"tacfast {__version__}",
+            "repaired from": str(suspect.path),
+            "mode": result.mode,
+            "classes": list(result.targets),
+            "epoch": result.epoch,
+        },
+        metrics={
+            "held-out clean accuracy": facts["after"]["overall"],
+            "of the original": facts["before"]["overall"],
+            "held-out images": facts["samples"],
+        },
     )
+    if out.name == DEFENSE_RESULT:
+        assert repaired.arch is not None
+        assert repaired.num_classes is not None
+        write_defense_result(out, repaired.arch, repaired.num_classes, repaired.weights)
+    else:
+        save_checkpoint(repaired, out)
     screen.printer(console)(f"wrote {out}, of epoch {result.epoch}")

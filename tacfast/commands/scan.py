@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -34,6 +34,14 @@ def scan(
     batch_size: options.BatchSize = 128,
     workers: options.Workers = None,
     device: options.Device = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Keep the state of the scan here, and go on from it after an interruption.",
+            rich_help_panel=options.RUN,
+        ),
+    ] = None,
     json: options.Json = None,
     html: options.Html = None,
 ) -> None:
@@ -57,17 +65,19 @@ def scan(
         device=device,
     )
     loader = open_loader(suspect.images, batch_size, workers=workers, skip_unreadable=skip_unreadable)
-    report = run_scan(console, suspect, loader, head)
+    report = run_scan(console, suspect, loader, head, resume)
     show_scan(console, suspect, report, loader)
     write_reports(suspect, report, loader, json=json, html=html)
     raise typer.Exit(EXIT_STATUS[report.verdict.label])
 
 
-def run_scan(console: Console, suspect: Suspect, loader: FolderLoader, head: str | None) -> ScanReport:
+def run_scan(
+    console: Console, suspect: Suspect, loader: FolderLoader, head: str | None, resume: Path | None = None
+) -> ScanReport:
     """Scan with a progress bar."""
     found = first_head(suspect.model, loader, head)
     with screen.progress(console, "scanning", len(suspect.images)) as advance:
-        return scan_model(suspect.model, loader, head=found, on_batch=advance)
+        return scan_model(suspect.model, loader, head=found, on_batch=advance, resume=resume)
 
 
 def show_scan(console: Console, suspect: Suspect, report: ScanReport, loader: FolderLoader) -> None:

@@ -179,13 +179,9 @@ def check_outputs(**paths: Path | None) -> None:
         Naming the option.
     """
     for name, path in paths.items():
-        if path is None:
-            continue
-        if path.is_dir():
-            raise IsADirectoryError(f"{name}: expected the name of a file, got the folder {path}")
         try:
-            check_writable(path)
+            if path is not None:
+                check_writable(path)
         except OSError as error:
-            raise type(error)(
-                f"{name}: expected a file that can be written, got {path}: {error.strerror or error}"
-            ) from error
+            reason = error.strerror or str(error).removeprefix("path: ")
+            raise type(error)(f"{name}: cannot write {path}: {reason}") from error

@@ -150,6 +150,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
         If a file cannot be written.
     """
     target = Path(path)
+    check_target(target)
+    sidecar = _sidecar(target)
     weights = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in checkpoint.weights.items()
@@ -159,21 +161,25 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
         torch.save(weights, content)
         write_atomically(target, content.getvalue())
         return
-    if target.suffix != SAFETENSORS:
-        raise ValueError(f"path: expected a name that ends in {SAFETENSORS}, .pt or .pth, got {target}")
     try:
         from safetensors.torch import save
     except ImportError as error:
         raise ImportError("safetensors files need safetensors: pip install 'tacfast[io]'") from error
-    sidecar = _sidecar(target)
-    if sidecar.exists() and _read_sidecar(sidecar) is None:
-        raise ValueError(f"path: expected a name for which {shown_path(sidecar)} is free, but that is another file")
     data = save(weights, metadata={"format": "pt"})
     described = {item.name: getattr(checkpoint, item.name) for item in fields(checkpoint) if item.name != "weights"}
     head = {"format": FORMAT, "version": VERSION, "weights_sha256": hashlib.sha256(data).hexdigest()}
     text = json.dumps({**head, **described}, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(target, data)
     write_atomically(sidecar, (text + "\n").encode())
+
+
+def check_target(path: Path) -> None:
+    """Raise ValueError, as `save_checkpoint` does, if a checkpoint cannot be written under this name."""
+    if path.suffix not in (SAFETENSORS, *PICKLES):
+        raise ValueError(f"path: expected a name that ends in {SAFETENSORS}, .pt or .pth, got {path}")
+    sidecar = _sidecar(path)
+    if path.suffix == SAFETENSORS and sidecar.exists() and _read_sidecar(sidecar) is None:
+        raise ValueError(f"path: expected a name for which {shown_path(sidecar)} is free, but that is another file")
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

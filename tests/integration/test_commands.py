@@ -183,6 +183,61 @@ def test_repair_refuses_images_without_labels(suspect, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("out", "more", "status", "message"),
+    [
+        ("x.bin", (), 1, "expected a name that ends in .safetensors, .pt or .pth"),
+        ("x.safetensors", ("--json", "x.json"), 2, "expected different files"),
+        ("model.pth", (), 2, "expected different files"),
+        ("x.pt", ("--held-out", "1"), 2, "expected a share in (0, 1), got 1"),
+        ("x.pt", ("--mode", "magic"), 2, "expected one of latent, prune, got 'magic'"),
+        ("x.pt", ("--lr", "-1"), 1, "lr: expected a finite learning rate > 0, got -1"),
+    ],
+)
+def test_where_a_repair_cannot_go_is_said_before_the_work(
+    suspect, tmp_path, capsys, monkeypatch, out, more, status, message
+):
+    (tmp_path / "model.pth").write_bytes((suspect / "model.pth").read_bytes())
+    (tmp_path / "images").symlink_to(suspect / "images")
+    monkeypatch.chdir(tmp_path)
+    got, _, err = repair(capsys, tmp_path, tmp_path / out, *more, "--target", "4")
+    assert got == status
+    assert message in re.sub(r"[\s│]+", " ", err)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "model.pth"]
+
+
+def test_a_result_for_backdoorbench(suspect, tmp_path, capsys):
+    out = tmp_path / "defense_result.pt"
+    status, _, _ = repair(capsys, suspect, out, "--epochs", "2", "--lr", "0.001", "--max-drop", "0.5")
+    assert status == 0
+    assert torch.load(out, weights_only=True).keys() == {"model_name", "num_classes", "model"}
+
+
+def test_scan_goes_on_where_it_was_interrupted(suspect, tmp_path, capsys, monkeypatch):
+    state, whole = tmp_path / "scan.state", tmp_path / "whole.json"
+    assert scan(capsys, suspect, "--json", whole)[0] == 3
+    from tacfast.models import SmallPreActResNet
+
+    forward, calls = SmallPreActResNet.forward, []
+
+    def count(self, x):
+        calls.append(len(x))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return forward(self, x)
+
+    monkeypatch.setattr(SmallPreActResNet, "forward", count)
+    status, _, err = scan(capsys, suspect, "--resume", state, "--batch-size", "64")
+    assert (status, err.splitlines()[-1]) == (130, "tacfast: interrupted")
+    assert [path.name for path in tmp_path.iterdir() if path != whole] == ["scan.state"]
+    seen = sum(calls)
+    assert scan(capsys, suspect, "--resume", state, "--batch-size", "64", "--json", tmp_path / "two.json")[0] == 3
+    assert not state.exists()
+    norms = [[entry["norm"] for entry in json.loads(p.read_text())["classes"]] for p in (whole, tmp_path / "two.json")]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+    assert sum(calls) < seen + 64 * 8
+
+
+@pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
         (("--mean", "a"), 2, "expected numbers between commas"),
@@ -193,7 +248,8 @@ def test_repair_refuses_images_without_labels(suspect, tmp_path, capsys):
         (("--num-classes", "12"), 1, "10 classes"),
         (("--mean", "0,0,0", "--std", "1,1,1"), 1, "batch of shape (128, 3, 8, 8)"),
         (("--head", "nothing"), 1, "'nothing'"),
-        (("--json", "/nowhere/x.json"), 1, "json: expected"),
+        (("--json", "/nowhere/x.json"), 1, "json: cannot write /nowhere/x.json: expected a file in an existing folder"),
+        (("--html", "/"), 1, "html: cannot write /"),
         (("--class-names", "/nowhere/names"), 1, "/nowhere/names"),
     ],
 )

@@ -7,7 +7,8 @@ import pytest
 
 from tacfast.detection import Verdict
 from tacfast.evaluation import Metrics
-from tacfast.report import before_after_table, plot_norms, write_atomically, write_json
+from tacfast.report import before_after_table, plot_norms, write_json
+from tacfast.solver._files import write_atomically
 
 
 def verdict(norms, label="suspicious", classes=(1,), median=5.0, threshold=4.0):
