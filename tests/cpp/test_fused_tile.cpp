@@ -230,7 +230,8 @@ void check_maps() {
     for (int classes = 1; classes <= core::kFusedClasses<T>; ++classes) {
         const auto shape = core::FusedShape<T>::of(classes);
         bool ok = shape.squares() <= core::kFusedThreads && shape.row_groups() >= core::kLeastRowGroups &&
-                  shape.width() >= classes && shape.memory_packs() * 16 <= 72 << 10;
+                  shape.width() >= classes && shape.logits().pitch() % 2 == 1 && shape.stage().pitch() % 2 == 1 &&
+                  shape.memory_packs() * 16 <= 72 << 10;
         for (int u = 0; u < shape.units(); ++u) {
             const core::FusedUnit unit = shape.unit(u);
             ok = ok && shape.number(unit) == u && unit.right < shape.groups && unit.left < 2 * unit.right + 2;
