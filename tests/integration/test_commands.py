@@ -215,7 +215,7 @@ def test_a_result_for_backdoorbench(suspect, tmp_path, capsys):
 def test_scan_goes_on_where_it_was_interrupted(suspect, tmp_path, capsys, monkeypatch):
     state, whole = tmp_path / "scan.state", tmp_path / "whole.json"
     assert scan(capsys, suspect, "--json", whole)[0] == 3
-    from tacfast.models import SmallPreActResNet
+    from tacfast.models.architectures import SmallPreActResNet
 
     forward, calls = SmallPreActResNet.forward, []
 
