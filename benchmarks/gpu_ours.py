@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import pathlib
 from collections.abc import Callable
 
@@ -97,6 +98,21 @@ def gaps(clock: Clock, args, ceilings, classes: int, n: int, d: int) -> dict:
     return add_rates(row, work, ceilings)
 
 
+def gaps_of_latents(clock: Clock, args, ceilings, kernel: str, classes: int, sizes: tuple[int, int, int]) -> dict:
+    """From latents to gaps by one of the ways that TACFAST_CUDA_GAPS names, for the first few classes of a problem."""
+    latents, W, b = problem(*sizes, args.device)
+    n, d = latents.shape
+    matrix = tacfast.GapMatrix(W[:classes], b[:classes])
+    os.environ["TACFAST_CUDA_GAPS"] = kernel
+    try:
+        row = {"sizes": {"n": n, "d": d, "C": classes}, "kernel": kernel}
+        row["ms"] = clock.median_ms(lambda: matrix.update(latents))
+    finally:
+        del os.environ["TACFAST_CUDA_GAPS"]
+    work = {"bytes": 4.0 * n * d, "operations": 2.0 * n * d * classes, "pairs": 1.0 * n * classes * (classes - 1)}
+    return add_rates(row, work, ceilings)
+
+
 def class_qps(clock: Clock, args, classes: int, n: int, d: int) -> dict:
     latents, W, b = problem(classes, n, d, args.device)
     R = tacfast.GapMatrix(W, b).update(latents).gaps
@@ -132,6 +148,10 @@ def main() -> None:
     few, many = (200, 100_000 // s, 512), (1000, 50_000 // s, 2048)
     rows.measure("whole solve_tac, C=200", lambda: whole(clock, args, ceilings, *few))
     rows.measure("max-plus stage, C=200", lambda: gaps(clock, args, ceilings, *few))
+    for classes in (10, 43, 100, 200):
+        for kernel in ("split", "fused", "plain"):
+            way = functools.partial(gaps_of_latents, clock, args, ceilings, kernel, classes, few)
+            rows.measure(f"latents to gaps, C={classes}, {kernel}", way)
     rows.measure("class QPs, C=200", lambda: class_qps(clock, args, *few))
     rows.measure("whole solve_tac, C=10", lambda: whole(clock, args, ceilings, 10, 2500 // s, 512))
     rows.measure("per-sample QPs, C=10", lambda: samples(clock, args, 10, 200_000 // s, 512))

@@ -21,6 +21,22 @@ struct GapUpdate {
     int64_t first_bad = -1;  // out: i*C + j of the first logit that is not finite; gaps are then undefined
 };
 
+// Folds n rows of latents into a running gap matrix, without storing their logits.
+struct FusedGaps {
+    Scalar scalar;          // of weights, offset and gaps
+    Scalar latent_scalar;   // f32, f16 or bf16 with f32; f64 with f64
+    const void* latents;    // (n, d), unit column stride
+    int64_t n;              // rows
+    int64_t dim;            // d
+    int64_t row_stride;     // of latents
+    const void* weights;    // (C, d), unit column stride
+    int64_t weight_stride;  // of weights
+    const void* offset;     // (C,)
+    int64_t classes;        // C
+    void* gaps;             // as of GapUpdate
+    void* workspace;        // fused_workspace_bytes(...) bytes, 64-byte aligned
+};
+
 // Replaces the maximum by an order statistic: the (floor(trim * n_j) + 1)-th largest of L[i, j] - L[i, k] over all i,
 // with n_j the number of rows whose largest logit is j (the first such j on a tie).
 struct TrimmedGaps {
@@ -106,6 +122,9 @@ struct Fault {
 int64_t gap_workspace_bytes(Scalar scalar, int64_t n, int64_t classes);
 Fault update_gaps(const GapUpdate& args, Queue queue);
 Fault update_gaps_plain(const GapUpdate& args, Queue queue);  // the same without asynchronous copies
+
+int64_t fused_workspace_bytes(Scalar scalar, int64_t classes);  // 0: too many classes for update_gaps_fused
+Fault update_gaps_fused(const FusedGaps& args, Queue queue);
 
 int64_t trim_workspace_bytes(Scalar scalar, int64_t n, int64_t classes);
 Fault trimmed_gaps(const TrimmedGaps& args, Queue queue);

@@ -26,6 +26,23 @@ tacfast::GapUpdate gap_update(int scalar, uintptr_t logits, int64_t n, int64_t c
     return {Scalar(scalar), at<void>(logits), n, classes, row_stride, at<void>(gaps), at<void>(workspace), threads};
 }
 
+tacfast::FusedGaps fused_gaps(int scalar, int latent_scalar, uintptr_t latents, int64_t n, int64_t dim,
+                              int64_t row_stride, uintptr_t weights, int64_t weight_stride, uintptr_t offset,
+                              int64_t classes, uintptr_t gaps, uintptr_t workspace) {
+    return {Scalar(scalar),
+            Scalar(latent_scalar),
+            at<void>(latents),
+            n,
+            dim,
+            row_stride,
+            at<void>(weights),
+            weight_stride,
+            at<void>(offset),
+            classes,
+            at<void>(gaps),
+            at<void>(workspace)};
+}
+
 tacfast::TrimmedGaps trimmed_gaps(int scalar, uintptr_t rows, int64_t n, int64_t classes, double trim, uintptr_t gaps,
                                   uintptr_t workspace, int threads) {
     return {Scalar(scalar), at<int64_t>(rows), n, classes, trim, at<void>(gaps), at<void>(workspace), threads};
@@ -96,6 +113,7 @@ void multiply_logits(int scalar, const tacfast::PreparedHead& head, uintptr_t la
 void define_arguments(py::module_& m) {
     py::class_<tacfast::PreparedHead>(m, "PreparedHead").def(py::init(&prepared_head));
     py::class_<tacfast::GapUpdate>(m, "GapUpdate").def(py::init(&gap_update));
+    py::class_<tacfast::FusedGaps>(m, "FusedGaps").def(py::init(&fused_gaps));
     py::class_<tacfast::TrimmedGaps>(m, "TrimmedGaps").def(py::init(&trimmed_gaps));
     py::class_<tacfast::ClassSolve>(m, "ClassSolve").def(py::init(&class_solve));
     py::class_<tacfast::SampleSolve>(m, "SampleSolve").def(py::init(&sample_solve));
@@ -118,6 +136,8 @@ void define_cuda(py::module_ m) {
     namespace cuda = tacfast::cuda;
     m.def("gap_workspace_bytes",
           [](int scalar, int64_t n, int64_t classes) { return cuda::gap_workspace_bytes(Scalar(scalar), n, classes); });
+    m.def("fused_workspace_bytes",
+          [](int scalar, int64_t classes) { return cuda::fused_workspace_bytes(Scalar(scalar), classes); });
     m.def("trim_workspace_bytes", [](int scalar, int64_t n, int64_t classes) {
         return cuda::trim_workspace_bytes(Scalar(scalar), n, classes);
     });
@@ -125,6 +145,7 @@ void define_cuda(py::module_ m) {
     m.def("sample_workspace_bytes", &cuda::sample_workspace_bytes);
     m.def("update_gaps", launcher(&cuda::update_gaps), Unlocked());
     m.def("update_gaps_plain", launcher(&cuda::update_gaps_plain), Unlocked());
+    m.def("update_gaps_fused", launcher(&cuda::update_gaps_fused), Unlocked());
     m.def("trimmed_gaps", launcher(&cuda::trimmed_gaps), Unlocked());
     m.def("solve_classes", launcher(&cuda::solve_classes), Unlocked());
     m.def("solve_samples", launcher(&cuda::solve_samples), Unlocked());

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        from ._commands import app
+        from .commands import app
     except ImportError as error:
         if error.name is None or error.name.partition(".")[0] not in ("typer", "rich"):
             raise

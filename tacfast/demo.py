@@ -20,7 +20,7 @@ from .data.randomness import isolated_randomness
 from .defenses import LatentRepair, repair
 from .evaluation import Metrics, Trial, run_defense
 from .models.architectures import SmallPreActResNet
-from .report import new_figure, plot_norms, write_atomically, write_json
+from .report import check_writable, new_figure, plot_norms, write_json
 from .scanning import ScanReport
 
 # Half of the 1797 images for training, a quarter for the scan and the repair, a quarter to report on.
@@ -33,7 +33,7 @@ TRAIN_EPOCHS = 40
 REPAIR_EPOCHS = LatentRepair.epochs
 REPAIR_BATCH_SIZE = 32
 
-REPORT_FILE, PLOT_FILE, PROBE_FILE = "report.json", "norms.png", ".tacfast-probe"
+REPORT_FILE, PLOT_FILE = "report.json", "norms.png"
 
 # What the demo promises, and its exit status tells.
 MIN_ASR_BEFORE = 0.9
@@ -157,7 +157,9 @@ def make_trial(seed: int, *, clean: bool = False, on_epoch: Callable[[int], None
     train = data.subset(splits.train)
     if not clean:
         train = poison(train, attack, POISON_RATIO, seed=seed).data
-    return Trial(train_classifier(train, seed=seed, on_epoch=on_epoch), data, splits, attack)
+    with _one_thread():
+        model = train_classifier(train, seed=seed, on_epoch=on_epoch)
+    return Trial(model, data, splits, attack)
 
 
 def run_demo(seed: int = 0, *, clean: bool = False, on_progress: Progress | None = None) -> DemoResult:
@@ -227,10 +229,7 @@ def prepare_folder(folder: Path) -> None:
     new_figure(width=1.0)
     folder.mkdir(parents=True, exist_ok=True)
     for name in (REPORT_FILE, PLOT_FILE):
-        if (folder / name).is_dir():
-            raise IsADirectoryError(f"out: expected to write the file {folder / name}, but a folder has that name")
-    write_atomically(folder / PROBE_FILE, b"")
-    (folder / PROBE_FILE).unlink()
+        check_writable(folder / name)
 
 
 def write_demo(result: DemoResult, folder: Path) -> None:

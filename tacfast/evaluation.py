@@ -115,6 +115,15 @@ class Trial:
         """The figures of the suspect on the test share; measured once."""
         return self.evaluate(self.model)
 
+    def split_clean(self, held_out: float) -> tuple[LabelledImages, LabelledImages]:
+        """Split the clean share at random, always the same way: what to repair with, and the share held out of it."""
+        indices = self.splits.clean
+        n = round(held_out * len(indices))
+        if not 0 < n < len(indices):
+            raise ValueError(f"held_out: expected some of {len(indices)} clean images, but not all, got {held_out}")
+        order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(0))
+        return self.data.subset(indices[order[n:]]), self.data.subset(indices[order[:n]])
+
     def evaluate(self, model: nn.Module) -> Metrics:
         """Measure a model on the test share."""
         return evaluate(model, self.data.subset(self.splits.test).loader(), self.attack)
@@ -134,21 +143,26 @@ class Outcome:
         return defense_effectiveness(self.before, self.after)
 
 
-def run_defense(defense: Defense, trial: Trial, *, batch_size: int = 32) -> Outcome:
+def run_defense(defense: Defense, trial: Trial, *, batch_size: int = 32, held_out: float | None = None) -> Outcome:
     """Let a defence repair the suspect and measure what came of it.
 
     The split rules: the defence is given copies of the suspect, of the clean share in shuffled batches, and of
     the scan of the one with the other; never the trigger, the target, the training set or the test set. Those
-    are used here, out of its reach.
+    are used here, out of its reach. What it may measure on but not train on is a part of the clean share too.
 
     Parameters
     ----------
     defense : such as ``functools.partial(tacfast.repair, mode="latent", seed=3)``
     trial : the suspect, its data and the attack
     batch_size : of the clean share
+    held_out : share of the clean share, in (0, 1), that goes to the defence as ``held_out`` and not as training data
     """
     before = trial.before
     # In one go, so that the head in the report is that of the copied model.
     suspect, report = copy.deepcopy((trial.model, trial.report))
-    result = defense(suspect, trial.clean.loader(batch_size, shuffle=True), report)
+    if held_out is None:
+        result = defense(suspect, trial.clean.loader(batch_size, shuffle=True), report)
+    else:
+        given, kept = trial.split_clean(held_out)
+        result = defense(suspect, given.loader(batch_size, shuffle=True), report, held_out=kept.loader())
     return Outcome(result=result, before=before, after=trial.evaluate(result.model))

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .detection import RULE_TRIM, Verdict, detect
 from .models.head import Head
 from .models.latents import latent_batches, resolve_head
-from .solver import GapMatrix, TacSolution
+from .models.tally import ResumeFile, Tally
+from .solver import TacSolution
+from .stability import Stability, check_blocks, leave_blocks_out
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +29,10 @@ class ScanReport:
     head : the layer whose inputs were taken as latents
     fingerprint : of the weights of the head, by which `tacfast.repair` knows the model again
     accuracy : share of the samples that the model classifies as labelled; None without labels
-    timings : seconds for ``"latents"`` (running the model), ``"solve"`` and ``"total"``
+    timings : seconds for ``"latents"`` (running the model), ``"solve"``, ``"stability"`` and ``"total"``
+    class_accuracy : the same share for each class, (C,) float64, NaN where no sample is labelled so; None without
+        labels
+    stability : how much of this survives leaving out blocks of samples; None if that was not asked for
     """
 
     verdict: Verdict
@@ -36,6 +41,8 @@ class ScanReport:
     fingerprint: str
     accuracy: float | None
     timings: Mapping[str, float]
+    class_accuracy: Tensor | None = None
+    stability: Stability | None = None
 
 
 def scan(
@@ -44,6 +51,8 @@ def scan(
     *,
     head: Head | str | None = None,
     on_batch: Callable[[int], None] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    blocks: int | None = None,
 ) -> ScanReport:
     """Look for a backdoor in a classifier, given clean samples that it was not trained on.
 
@@ -59,6 +68,11 @@ def scan(
         ``accuracy``
     head : result of `find_head`, or the name of the layer; found on the first batch if None
     on_batch : called after each batch with the number of samples seen so far
+    resume : file that keeps what has been seen, written every half minute and when the loader or the model fails or
+        is interrupted. Where it exists, the scan goes on from there: the loader must give the same samples in the
+        same order, and the model does not run again on those seen before. Deleted at the end
+    blocks : how many blocks of samples to leave out in turn for ``stability``, at the cost of as many solves; 0 for
+        none, None for 10 where they cost seconds at most (n·C² up to 10¹⁰: 10 000 samples of 1000 classes)
 
     Returns
     -------
@@ -69,36 +83,49 @@ def scan(
     HeadError
         If the model does not end in a linear layer; see `find_head`.
     TypeError, ValueError
-        If the loader yields nothing or something else than described, a label is not a class of the head, or
-        latents or logits are not finite.
+        If the loader yields nothing or something else than described, a label is not a class of the head,
+        latents or logits are not finite, ``blocks`` is 1 or negative, or the file ``resume`` is not of an interrupted
+        scan of this model and loader.
+    FileNotFoundError, IsADirectoryError
+        If the folder of ``resume`` does not exist, or ``resume`` is one.
+    ImportError
+        If safetensors, which ``resume`` needs, is not installed.
     """
+    check_blocks(blocks)
     start = time.perf_counter()
     found, loader = resolve_head(model, loader, head)
-    gaps = GapMatrix(found.weight, found.bias, keep_logits=True)
-    # The classes that trimming sorts the samples into: those that the model assigns them to.
-    assigned = torch.zeros(found.num_classes, dtype=torch.int64, device=found.device)
-    correct = labelled = 0
-    with latent_batches(model, loader, found) as batches:
-        for batch in batches:
-            gaps.update(batch.latents)
-            answers = batch.logits.argmax(1)
-            assigned += torch.bincount(answers, minlength=found.num_classes)
-            if batch.labels is not None:
-                labelled += len(batch.labels)
-                correct += int((answers == batch.labels).sum())
+    tally = Tally(found)
+    file = None if resume is None else ResumeFile(resume, tally)
+    if file is not None:
+        loader = file.restore(model, loader, found)
+    with latent_batches(model, loader, found, skip=tally.gaps.n_samples) as batches:
+        for batch in batches if file is None else file.keep(batches):
+            tally.update(batch)
             if on_batch is not None:
-                on_batch(gaps.n_samples)
-    if gaps.n_samples == 0:
+                on_batch(tally.gaps.n_samples)
+    if tally.gaps.n_samples == 0:
         raise ValueError("loader: expected at least one batch, got none")
     streamed = time.perf_counter()
-    solution = gaps.solve(trim=RULE_TRIM, raise_on_failure=False)
-    verdict = detect(solution, assigned)
+    solution = tally.gaps.solve(trim=RULE_TRIM, raise_on_failure=False)
+    verdict = detect(solution, tally.assigned)
+    solved = time.perf_counter()
+    stability = leave_blocks_out(tally.gaps, blocks)
+    if file is not None:
+        file.remove()
     end = time.perf_counter()
+    any_labels = bool(tally.labelled.any())
     return ScanReport(
         verdict=verdict,
         solution=solution,
         head=found,
-        fingerprint=gaps.fingerprint,
-        accuracy=correct / labelled if labelled else None,
-        timings={"latents": streamed - start, "solve": end - streamed, "total": end - start},
+        fingerprint=tally.gaps.fingerprint,
+        accuracy=int(tally.correct.sum()) / int(tally.labelled.sum()) if any_labels else None,
+        timings={
+            "latents": streamed - start,
+            "solve": solved - streamed,
+            "stability": end - solved,
+            "total": end - start,
+        },
+        class_accuracy=tally.correct.cpu().double() / tally.labelled.cpu() if any_labels else None,
+        stability=stability,
     )

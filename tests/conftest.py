@@ -22,3 +22,9 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread(threads):
+    """For networks so small that more threads only get in one another's way."""
+    threads(1)

@@ -8,7 +8,7 @@
 
 namespace tacfast {
 
-enum class Scalar : int { f32 = 0, f64 = 1 };
+enum class Scalar : int { f32 = 0, f64 = 1, f16 = 2, bf16 = 3 };  // the last two of latents alone
 
 // Rows of float64 matrices start on 64-byte boundaries.
 constexpr int64_t padded_dim(int64_t d) { return (d + 7) / 8 * 8; }

@@ -123,44 +123,51 @@ struct GapMemory {
     bool spoiled[kTileClasses<T>];      // whether a class is newly so
 };
 
-// The largest and the smallest differences of a micro-tile so far.
-template <class T>
-struct MicroTile {
-    T most[kMicro<T>][kMicro<T>];   // by the class of the first tile
-    T least[kMicro<T>][kMicro<T>];  // by the class of the second
+// The largest and the smallest differences so far between the classes of a few packs and those of some others.
+template <class T, int left_packs, int right_packs>
+struct PairTile {
+    static constexpr int size = Pack<T>::size, kLeft = left_packs * size, kRight = right_packs * size;
+    T most[kLeft][kRight];   // by the class on the left
+    T least[kRight][kLeft];  // by the class on the right
 
     TACFAST_HD void clear() {
-        for (int a = 0; a < kMicro<T>; ++a)
-            for (int b = 0; b < kMicro<T>; ++b) {
+        for (int a = 0; a < kLeft; ++a)
+            for (int b = 0; b < kRight; ++b) {
                 most[a][b] = -INFINITY;
-                least[a][b] = INFINITY;
+                least[b][a] = INFINITY;
             }
     }
 
-    // Folds in one row of the two tiles, from this lane's first pack on. A NaN never wins.
-    TACFAST_HD void fold(const Pack<T>* first, const Pack<T>* second) {
-        constexpr int size = Pack<T>::size;
-        const Pack<T> left[2] = {first[0], first[kTileSide]};
-        const Pack<T> right[2] = {second[0], second[kTileSide]};
-        for (int a = 0; a < kMicro<T>; ++a)
-            for (int b = 0; b < kMicro<T>; ++b) {
+    // Folds in one row, whose packs are `step` apart from these on. A NaN never wins.
+    TACFAST_HD void fold(const Pack<T>* first, const Pack<T>* second, int step) {
+        Pack<T> left[left_packs], right[right_packs];
+        for (int p = 0; p < left_packs; ++p) left[p] = first[p * step];
+        for (int p = 0; p < right_packs; ++p) right[p] = second[p * step];
+        for (int a = 0; a < kLeft; ++a)
+            for (int b = 0; b < kRight; ++b) {
                 const T difference = left[a / size].entry[a % size] - right[b / size].entry[b % size];
                 most[a][b] = std::fmax(most[a][b], difference);
                 least[b][a] = std::fmin(least[b][a], difference);
             }
     }
 };
+template <class T>
+using MicroTile = PairTile<T, 2, 2>;
 
 // Raises one gap, also while other blocks raise it: floating-point numbers of one sign are ordered as their bits are.
-// old: what was read there, by now perhaps more. A gap that is NaN stays NaN.
 template <class T, class Cells>
-TACFAST_HD void raise_gap(const Cells& cells, int64_t at, T old, T value) {
-    if (!(value > old)) return;
+TACFAST_HD void raise_cell(const Cells& cells, int64_t at, T value) {
     if (value >= 0) {
         cells.raise_signed(at, value);
     } else {
         cells.lower_unsigned(at, value);
     }
+}
+
+// The same if it is needed. old: what was read there, by now perhaps more. A gap that is NaN stays NaN.
+template <class T, class Cells>
+TACFAST_HD void raise_gap(const Cells& cells, int64_t at, T old, T value) {
+    if (value > old) raise_cell(cells, at, value);
 }
 
 // The work of one block. Copy: how a pack gets to shared memory, wait() until this lane's packs are there. Cells: the
@@ -253,7 +260,7 @@ struct GapBlock {
 #ifdef __CUDA_ARCH__
 #pragma unroll 1
 #endif
-            for (; row < end; row += step) own(tiles, i).fold(row + pair.j, row + second);
+            for (; row < end; row += step) own(tiles, i).fold(row + pair.j, row + second, kTileSide);
         });
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -57,3 +58,30 @@ def split_indices(n: int, *, clean: float, test: float, seed: int = 0) -> Splits
     n_train = n - n_clean - n_test
     train, rest = order[:n_train], order[n_train:]
     return Splits(train=train, clean=rest[:n_clean], test=rest[n_clean:])
+
+
+def hold_out(labels: Sequence[int], share: float, *, seed: int = 0) -> tuple[list[int], list[int]]:
+    """Split samples at random into a larger part and a held-out one, each class by itself.
+
+    Parameters
+    ----------
+    labels : class of each of the n samples
+    share : of each class that is held out, in (0, 1), rounded to whole samples
+    seed : of the generator used here; torch's global one is not touched
+
+    Returns
+    -------
+    (list[int], list[int])
+        Numbers of the samples to work with and of those held out, both ascending.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share: expected a number in (0, 1), got {share}")
+    generator = torch.Generator().manual_seed(seed)
+    held: set[int] = set()
+    members: dict[int, list[int]] = {}
+    for i, label in enumerate(labels):
+        members.setdefault(label, []).append(i)
+    for _, own in sorted(members.items()):
+        order = torch.randperm(len(own), generator=generator)[: round(share * len(own))]
+        held.update(own[i] for i in order.tolist())
+    return [i for i in range(len(labels)) if i not in held], sorted(held)

@@ -1,7 +1,18 @@
 """Ways to remove a backdoor, behind one interface."""
 
-from .base import Defense, EpochRecord, RepairResult
+from .base import Accuracy, Defense, EpochRecord, Mode, RepairResult
 from .latent import LatentRepair
-from .repairing import repair
+from .prune import PruneRepair
+from .repairing import MODES, repair
 
-__all__ = ["Defense", "EpochRecord", "LatentRepair", "RepairResult", "repair"]
+__all__ = [
+    "MODES",
+    "Accuracy",
+    "Defense",
+    "EpochRecord",
+    "LatentRepair",
+    "Mode",
+    "PruneRepair",
+    "RepairResult",
+    "repair",
+]

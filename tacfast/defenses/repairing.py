@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator
+from os import PathLike
 from typing import Any
 
 from torch import nn
 from torch.utils.data import SequentialSampler
 
 from ..scanning import ScanReport
-from .base import EpochRecord, RepairResult
+from .base import EpochRecord, Mode, RepairResult, warn_caller
 from .latent import LatentRepair
+from .prune import PruneRepair
 
-MODES = {"latent": LatentRepair}
+MODES: dict[str, Callable[..., Mode]] = {"latent": LatentRepair, "prune": PruneRepair}
 
 
 def repair(
@@ -22,7 +23,9 @@ def repair(
     report: ScanReport,
     *,
     mode: str = "latent",
+    held_out: Iterable[Any] | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    state_file: str | PathLike[str] | None = None,
     **settings: Any,
 ) -> RepairResult:
     """Remove the backdoor that a scan found; a new model comes back and the given one is untouched.
@@ -31,12 +34,20 @@ def repair(
     ----------
     model : the scanned classifier
     loader : clean samples, (inputs, labels) in batches of at least two, labels integers of shape (n,); gone
-        through once to count and check them, then twice per epoch. Best in small shuffled batches, the incomplete
-        last one left out: ``DataLoader(data, batch_size=32, shuffle=True, drop_last=True)``
+        through once to count and check them, then up to twice per epoch. Best in small shuffled batches, the
+        incomplete last one left out: ``DataLoader(data, batch_size=32, shuffle=True, drop_last=True)``
     report : result of `tacfast.scan` on this model
-    mode : ``"latent"``, see `LatentRepair`
+    mode : ``"latent"``, see `LatentRepair`, or ``"prune"``, see `PruneRepair`
+    held_out : other clean labelled samples than those of ``loader``, in batches of any size; nothing is trained on
+        them. The result is then the network of the last epoch that lost no more than ``max_drop`` (0.01) of accuracy
+        on them, counted in whole samples, and a plain copy of the given one if no epoch qualifies. Without them the
+        last epoch is taken as it is
     on_epoch : called with an `EpochRecord` after each epoch
-    **settings : fields of the mode's class, such as ``epochs`` (60), ``lr`` (0.1), ``seed`` or ``target``
+    state_file : path of a file, in an existing folder, that holds the state of the training after every epoch. If it
+        exists the training goes on from there, on the CPU to the very weights that it would have had without the
+        interruption; it is deleted at the end. Out of its reach are generators that a data set keeps for itself and
+        those of persistent workers
+    **settings : fields of the mode's class, such as ``epochs`` (60), ``lr`` (0.1), ``seed`` or ``targets``
 
     Returns
     -------
@@ -46,17 +57,25 @@ def repair(
     ------
     ValueError
         If the mode is unknown, a setting is out of range, the report is of another model (known by the weights of
-        the head), it names no suspicious class and ``target`` is not given, or the loader yields nothing, no
-        labels, or labels that are not classes of the head.
+        the head), it names no suspicious class and ``targets`` is not given, no shift leads to one of them, a loader
+        yields nothing, no labels, or labels that are not classes of the head, the mode needs ``held_out``, or
+        ``state_file`` is of another repair.
     TypeError
         If a setting is unknown, or an argument of another type than described.
+    FileNotFoundError
+        If the folder of ``state_file`` does not exist.
     RuntimeError
         If the loss or a weight is no longer finite after an epoch.
 
     Warns
     -----
     UserWarning
-        If the loader yields its samples in the same order in every epoch.
+        If the loader yields its samples in the same order in every epoch, or none of one of the classes.
+
+    Notes
+    -----
+    On a GPU that computes in bfloat16 (compute capability 8.0 and up) the training runs in mixed precision and with
+    images in channels-last order; shifts are solved for and held in float32.
     """
     if mode not in MODES:
         raise ValueError(f"mode: expected one of {', '.join(map(repr, MODES))}, got {mode!r}")
@@ -64,9 +83,11 @@ def repair(
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(report, ScanReport):
         raise TypeError(f"report: expected a ScanReport (from tacfast.scan), got {type(report).__name__}")
-    if isinstance(loader, Iterator):
-        raise TypeError("loader: expected an iterable that can be gone through repeatedly, got an iterator")
+    for name, samples in (("loader", loader), ("held_out", held_out)):
+        if isinstance(samples, Iterator):
+            raise TypeError(f"{name}: expected an iterable that can be gone through repeatedly, got an iterator")
     # The sampler in use: that of the batch sampler, unless the loader has none.
     if isinstance(getattr(getattr(loader, "batch_sampler", None) or loader, "sampler", None), SequentialSampler):
-        warnings.warn("loader: expected shuffled samples, got the same order every epoch", UserWarning, stacklevel=2)
-    return MODES[mode](**settings).repair(model, loader, report, on_epoch=on_epoch)
+        warn_caller("loader: expected shuffled samples, got the same order every epoch")
+    chosen = MODES[mode](**settings)
+    return chosen.repair(model, loader, report, held_out=held_out, on_epoch=on_epoch, state_file=state_file)

@@ -1,6 +1,37 @@
-"""Find the classification head of a model and stream its latents."""
+"""Build models, read their checkpoints, find the classification head and stream its latents."""
 
+from .backdoorbench import (
+    BackdoorBenchResult,
+    PoisonedImage,
+    read_attack_settings,
+    read_backdoorbench,
+    write_defense_result,
+)
+from .checkpoint import Checkpoint, load_checkpoint, restore_model, save_checkpoint
 from .head import Head, HeadError, find_head
 from .latents import LatentBatch, Latents, extract_latents, latent_batches
+from .registry import build_model
+from .weights import CheckpointError, load_weights, read_weights
 
-__all__ = ["Head", "HeadError", "LatentBatch", "Latents", "extract_latents", "find_head", "latent_batches"]
+__all__ = [
+    "BackdoorBenchResult",
+    "Checkpoint",
+    "CheckpointError",
+    "Head",
+    "HeadError",
+    "LatentBatch",
+    "Latents",
+    "PoisonedImage",
+    "build_model",
+    "extract_latents",
+    "find_head",
+    "latent_batches",
+    "load_checkpoint",
+    "load_weights",
+    "read_attack_settings",
+    "read_backdoorbench",
+    "read_weights",
+    "restore_model",
+    "save_checkpoint",
+    "write_defense_result",
+]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .head import Head, HeadError, check_finite, evaluation_mode, find_head_on, latest_call
+from .head import Head, HeadError, check_finite, evaluation_mode, find_head_on, latest_call, unwrapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,55 +48,67 @@ class Latents:
     head: Head
 
 
-def split_batch(batch: Any, num_classes: int | None = None) -> tuple[Tensor, Tensor | None]:
+def split_batch(batch: Any, num_classes: int | None = None, *, source: str = "loader") -> tuple[Tensor, Tensor | None]:
     """Split what a loader yields, ``inputs``, ``(inputs,)`` or ``(inputs, labels)``, and check both.
 
     Raises
     ------
     TypeError, ValueError
-        Naming the loader, what was expected and what came; also for a label outside 0 … ``num_classes`` − 1.
+        Naming the ``source``, what was expected and what came; also for a label outside 0 … ``num_classes`` − 1.
     """
     parts = list(batch) if isinstance(batch, (tuple, list)) else [batch]
     if len(parts) not in (1, 2) or not all(isinstance(part, Tensor) for part in parts):
         came = ", ".join(type(part).__name__ for part in parts)
-        raise TypeError(f"loader: expected batches that are tensors (inputs) or (inputs, labels), got ({came})")
+        raise TypeError(f"{source}: expected batches that are tensors (inputs) or (inputs, labels), got ({came})")
     inputs, labels = parts[0], parts[1] if len(parts) == 2 else None
     if inputs.ndim == 0 or len(inputs) == 0:
-        raise ValueError(f"loader: expected batches of at least one input, got shape {tuple(inputs.shape)}")
+        raise ValueError(f"{source}: expected batches of at least one input, got shape {tuple(inputs.shape)}")
     if labels is None:
         return inputs, None
     if labels.shape != (len(inputs),) or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(
-            f"loader: expected one integer label per input, shape ({len(inputs)},), "
+            f"{source}: expected one integer label per input, shape ({len(inputs)},), "
             f"got {labels.dtype} of shape {tuple(labels.shape)}"
         )
     labels = labels.long()
     if num_classes is not None and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
         worst = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
-        raise ValueError(f"loader: expected labels 0 to {num_classes - 1}, the classes of the head, got {worst}")
+        raise ValueError(f"{source}: expected labels 0 to {num_classes - 1}, the classes of the head, got {worst}")
     return inputs, labels
 
 
 @contextmanager
-def latent_batches(model: nn.Module, loader: Iterable[Any], head: Head) -> Iterator[Iterator[LatentBatch]]:
+def latent_batches(
+    model: nn.Module, loader: Iterable[Any], head: Head, *, skip: int = 0, source: str = "loader"
+) -> Iterator[Iterator[LatentBatch]]:
     """Open an iterator of `LatentBatch`, with the model in evaluation mode and without gradients.
 
     On leaving the context, training modes and hooks are what they were, also after an exception. Labels are
-    on the device of the model. The first batch is number 0 in the message of an error.
+    on the device of the model. The first batch is number 0 in the message of an error. The model does not run on
+    the first ``skip`` samples: what has been seen of a loader that keeps its order, such as ``n_samples`` of a
+    `GapMatrix`, need not be seen again.
     """
+    run, _ = unwrapped(model)
     with latest_call([head]) as calls, evaluation_mode(model):
 
         def batches() -> Iterator[LatentBatch]:
+            left = skip
             for number, batch in enumerate(loader):
-                inputs, labels = split_batch(batch, head.num_classes)
+                inputs, labels = split_batch(batch, head.num_classes, source=source)
+                if left > 0:
+                    inputs, labels, left = inputs[left:], None if labels is None else labels[left:], left - len(inputs)
+                    if len(inputs) == 0:
+                        continue
                 calls.clear()
                 with torch.no_grad():
-                    model(inputs.to(head.device))
+                    run(inputs.to(head.device))
                 if not calls:
                     raise HeadError(f"head {head.name!r}: expected it to run when the model does, but it did not")
                 _, latents, logits = calls[0]
-                check_finite(latents, logits, f"loader, batch {number}")
+                check_finite(latents, logits, f"{source}, batch {number}")
                 yield LatentBatch(latents, logits, None if labels is None else labels.to(head.device))
+            if left > 0:
+                raise ValueError(f"loader: expected the {skip} samples that were seen before, got {skip - left}")
 
         yield batches()
 
@@ -149,14 +161,19 @@ def extract_latents(model: nn.Module, loader: Iterable[Any], head: Head | str | 
 def resolve_head(model: nn.Module, loader: Iterable[Any], head: Head | str | None) -> tuple[Head, Iterable[Any]]:
     """Return the head, found on the first batch unless it is given, and an iterable of all batches.
 
-    The loader may be an iterator, which gives each batch only once: then the first one is put back in front.
+    A loader is gone through once.
     """
     if isinstance(head, Head):
         return head, loader
+    first, loader = first_batch(loader)
+    return find_head_on(model, split_batch(first)[0], head, source="loader, batch 0"), loader
+
+
+def first_batch(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+    """Take the first batch of a loader; returns it, and an iterator of all batches with that one in front."""
     iterator = iter(loader)
     try:
         first = next(iterator)
     except StopIteration:
         raise ValueError("loader: expected at least one batch, got none") from None
-    found = find_head_on(model, split_batch(first)[0], head, source="loader, batch 0")
-    return found, chain([first], iterator) if iterator is loader else loader
+    return first, chain([first], iterator)

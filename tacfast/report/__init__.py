@@ -1,8 +1,20 @@
-"""Pictures, tables and files for people and programs to read."""
+"""Pictures, tables, pages and files for people and programs to read."""
 
-from ..solver._files import write_atomically
+from ..solver._files import check_writable
+from .facts import accuracy_warning, repair_facts, scan_facts
 from .files import write_json
+from .html import write_html
 from .plots import new_figure, plot_norms
 from .tables import before_after_table
 
-__all__ = ["before_after_table", "new_figure", "plot_norms", "write_atomically", "write_json"]
+__all__ = [
+    "accuracy_warning",
+    "before_after_table",
+    "check_writable",
+    "new_figure",
+    "plot_norms",
+    "repair_facts",
+    "scan_facts",
+    "write_html",
+    "write_json",
+]

@@ -19,6 +19,7 @@ from . import _reference
 from ._prepared import Prepared, prepared_size
 from ._reference import Problem, Raw, RawSamples
 
+_LATENT_SCALARS = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 CROWDED = 5  # status of a class that was given up because its active set outgrew max_active
 
 _C: Any
@@ -116,8 +117,7 @@ def update_gaps(gaps: Tensor, logits: Tensor) -> int:
     scalar, device = _scalar(values), gaps.device
     sizes = (scalar, n, n_classes)
     workspace = _workspace(_side(device).gap_workspace_bytes(*sizes, *_threads(device)), device)
-    # As TACFAST_ISA caps the instruction set, for tests and for a device on which the usual kernel fails.
-    plain = device.type == "cuda" and os.environ.get("TACFAST_CUDA_GAPS") == "plain"
+    plain = device.type == "cuda" and _gap_kernel() == "plain"
     bad = _run(
         "update_gaps_plain" if plain else "update_gaps",
         device,
@@ -133,6 +133,46 @@ def update_gaps(gaps: Tensor, logits: Tensor) -> int:
         ),
     )
     return -1 if bad is None else int(bad)
+
+
+def _gap_kernel() -> str:
+    """What makes the gaps on CUDA, by TACFAST_CUDA_GAPS: as TACFAST_ISA, for tests, benchmarks and a fault in one."""
+    name = os.environ.get("TACFAST_CUDA_GAPS", "split")
+    if name not in ("split", "fused", "plain"):
+        raise ValueError(f"TACFAST_CUDA_GAPS: expected 'split', 'fused' or 'plain', got {name!r}")
+    return name
+
+
+def fuse_gaps(gaps: Tensor, latents: Tensor, head: Prepared) -> bool:
+    """Fold latents (n, d) into ``gaps`` without storing their logits; returns whether it was done.
+
+    That is where TACFAST_CUDA_GAPS asks for it and there are not too many classes.
+    """
+    device = gaps.device
+    if device.type != "cuda" or _gap_kernel() != "fused":
+        return False
+    values = _unit_columns(latents.double() if gaps.dtype == torch.float64 else latents)
+    scalar, n_classes = _scalar(gaps), len(gaps)
+    size = _cuda.fused_workspace_bytes(scalar, n_classes)
+    if size == 0:
+        return False
+    weights, offset = head.centred.to(gaps.dtype), head.offset.to(gaps.dtype)
+    workspace = _workspace(size, device)
+    args = _C.FusedGaps(
+        scalar,
+        _LATENT_SCALARS[values.dtype],
+        values.data_ptr(),
+        *values.shape,
+        values.stride(0),
+        weights.data_ptr(),
+        weights.stride(0),
+        offset.data_ptr(),
+        n_classes,
+        gaps.data_ptr(),
+        workspace.data_ptr(),
+    )
+    _run("update_gaps_fused", device, args)
+    return True
 
 
 def trimmed_gaps(gaps: Tensor, chunks: list[Tensor], trim: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -137,7 +138,7 @@ class GapMatrix:
             raise TypeError(f"other: expected a GapMatrix, got {type(other).__name__}")
         if other is self:
             raise ValueError("other: expected another gap matrix, got the same one: its samples would count twice")
-        if other.fingerprint != self.fingerprint:
+        if other._W is not self._W and other.fingerprint != self.fingerprint:
             raise ValueError("other: expected a gap matrix of the same W and b, got one of another head")
         if (other._logits is None) != (self._logits is None):
             raise ValueError("other: expected the same keep_logits as self, got another")
@@ -149,6 +150,51 @@ class GapMatrix:
         if self._logits is not None and other._logits is not None:
             self._logits += other._logits
         return self
+
+    def empty(self) -> GapMatrix:
+        """Return an accumulator of the same W, b and ``keep_logits`` that has seen nothing; W and b are shared."""
+        matrix = copy.copy(self)
+        matrix._gaps, matrix._logits = None, None if self._logits is None else []
+        matrix._n_samples = matrix._n_own = 0
+        return matrix
+
+    def deal(self, count: int) -> list[GapMatrix]:
+        """Split the samples among ``count`` accumulators that merge to this one again.
+
+        To the same bits, unless samples came in several precisions. Each gets the same number of samples of each
+        class, to within one, where the class of a sample is that of its largest logit. The parts share memory with
+        this matrix: nothing is kept twice.
+
+        Raises
+        ------
+        ValueError
+            If ``count`` is not positive, or the logits are not kept.
+        """
+        count = _checks.check_integer("count", count, 1)
+        parts = [self.empty() for _ in range(count)]
+        kept = self._kept("deal")
+        answers = torch.cat([chunk.argmax(1) for chunk in kept]) if kept else self._W.new_empty(0, dtype=torch.int64)
+        places = torch.empty_like(answers)
+        places[answers.argsort(stable=True)] = torch.arange(len(answers), device=answers.device) % count
+        for i, to in enumerate(torch.split(places, [len(chunk) for chunk in kept])):
+            # The order of the rows says nothing, and rows that lie together can be handed out without a copy.
+            kept[i] = kept[i][to.argsort(stable=True)]
+            shares = torch.split(kept[i], to.bincount(minlength=count).tolist())
+            for part, rows in zip(parts, shares, strict=True):
+                if len(rows):
+                    part._kept("deal").append(rows)
+                    part._fold_in(_custom_ops.gaps_of_logits(part._start(rows.dtype), rows), rows, rows)
+        for part in parts:
+            part._kind = self._kind
+        return parts
+
+    @property
+    def samples_per_class(self) -> Tensor:
+        """How many samples have their largest logit in each class, (C,) int64; needs ``keep_logits``."""
+        counts = torch.zeros(len(self._W), dtype=torch.int64, device=self._W.device)
+        for chunk in self._kept("samples_per_class"):
+            counts += chunk.argmax(1).bincount(minlength=len(counts))
+        return counts
 
     def all_reduce(self, group: torch.distributed.ProcessGroup | None = None) -> GapMatrix:
         """Merge over all processes of a group, in place; a process may have seen nothing. Returns self.
@@ -256,6 +302,11 @@ class GapMatrix:
             self._logits[i] = chunk.to(gaps.dtype)
         trimmed: Tensor = _custom_ops.trimmed_gaps(gaps, self._logits, trim)
         return trimmed
+
+    def _kept(self, purpose: str) -> list[Tensor]:
+        if self._logits is None:
+            raise ValueError(f"keep_logits: expected True for {purpose}, got False")
+        return self._logits
 
     def _nothing(self, dtype: torch.dtype) -> Tensor:
         """The maximum over no samples."""

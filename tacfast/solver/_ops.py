@@ -41,6 +41,8 @@ def gaps_of_latents_impl(gaps: Tensor, latents: Tensor, head: Tensor) -> Tensor:
     """Transposed gap matrix (C, C) after latents (n, d), in the dtype of ``gaps``; ``head`` is `Prepared.memory`."""
     result = gaps.clone(memory_format=torch.contiguous_format)
     n, n_classes = latents.shape[0], gaps.shape[0]
+    if backend(gaps.device) is _ext and _ext.fuse_gaps(result, latents, Prepared(head, n_classes)):
+        return result
     chunk = _chunk_rows(gaps)
     for start in range(0, n, chunk):
         part = latents if n <= chunk else latents[start : start + chunk]

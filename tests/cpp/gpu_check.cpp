@@ -1,7 +1,9 @@
 // The CUDA backend against the CPU backend on a real device, without torch, to be run under compute-sanitizer: all
 // device memory has exactly the reported size, and what nobody wrote stays unwritten. Status 77 without a device.
+#include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
+#include <bit>
 #include <cstdlib>
 
 #include "backend_case.h"
@@ -177,6 +179,73 @@ void check_gaps() {
             check(same_bits(cuda_trimmed(logits, gaps, trim), cpu_trimmed(logits, gaps, trim)),
                   "trimmed gaps: n=%d C=%d trim=%g", n, C, trim);
     }
+}
+
+// ---- gap matrices from latents --------------------------------------------------------------------------------------
+
+// A bfloat16.
+struct Brain {
+    uint16_t upper;
+    Brain() = default;
+    explicit Brain(float x) : upper(uint16_t(std::bit_cast<uint32_t>(x) >> 16)) {}
+    explicit operator float() const { return std::bit_cast<float>(uint32_t(upper) << 16); }
+};
+
+template <class S>
+constexpr Scalar latent_scalar = sizeof(S) == 2 ? Scalar::bf16 : scalar_of<S>;
+template <>
+constexpr Scalar latent_scalar<__half> = Scalar::f16;
+
+// On the device a logit is one chain of fused multiply-adds, so that the CPU can have the same bits.
+template <class T, class S>
+void check_fused(int64_t n, int64_t d, int64_t C, unsigned seed) {
+    const int64_t stride = d + seed % 4;
+    const T nan = std::numeric_limits<T>::quiet_NaN();
+    std::vector<S> latents(size_t(n * stride), S(nan));
+    std::vector<T> weights, offset;
+    Random random(seed);
+    for (int64_t i = 0; i < n; ++i)
+        for (int64_t x = 0; x < d; ++x) latents[size_t(i * stride + x)] = S(float(random.normal()));
+    for (int64_t x = 0; x < C * d; ++x) weights.push_back(T(random.normal()));
+    for (int64_t j = 0; j < C; ++j) offset.push_back(T(random.normal()));
+    Logits<T> logits(n, C, 1);
+    for (int64_t i = 0; i < n; ++i)
+        for (int64_t j = 0; j < C; ++j) {
+            T sum = 0;
+            for (int64_t x = 0; x < d; ++x) sum = std::fma(T(latents[i * stride + x]), weights[j * d + x], sum);
+            logits.data[i * logits.stride + j] = sum + offset[j];
+        }
+    const Stream stream;
+    const OnDevice<S> rows(latents);
+    const OnDevice<T> on_weights(weights), on_offset(offset), gaps(no_gaps<T>(C));
+    const OnDevice<char> workspace(cuda::fused_workspace_bytes(scalar_of<T>, C));
+    const int64_t begins[] = {0, n / 2, n};
+    for (int part = 0; part < 2; ++part) {
+        const FusedGaps args{scalar_of<T>,
+                             latent_scalar<S>,
+                             rows.get() + begins[part] * stride,
+                             begins[part + 1] - begins[part],
+                             d,
+                             stride,
+                             on_weights.get(),
+                             d,
+                             on_offset.get(),
+                             C,
+                             gaps.get(),
+                             workspace.get()};
+        require(cuda::update_gaps_fused(args, stream.queue()));
+    }
+    stream.wait();
+    check(same_bits(gaps.values(), cpu_gaps(logits)), "fused gaps: n=%d d=%d C=%d, %d bytes a latent", int(n), int(d),
+          int(C), int(sizeof(S)));
+}
+
+template <class T, class S>
+void check_fused() {
+    const int64_t sizes[][3] = {{1, 1, 2}, {700, 8, 10}, {333, 33, 43}, {130, 64, 100}, {5000, 20, 128}};
+    unsigned seed = 3;
+    for (const auto& size : sizes) check_fused<T, S>(size[0], size[1], size[2], seed++);
+    check(cuda::fused_workspace_bytes(scalar_of<T>, 257) == 0, "too many classes to fuse");
 }
 
 // ---- class-wise QPs -------------------------------------------------------------------------------------------------
@@ -391,6 +460,11 @@ int main() {
     require(cudaSetDevice(0), "cudaSetDevice");
     check_gaps<float>();
     check_gaps<double>();
+    check_fused<float, float>();
+    check_fused<double, double>();
+    check_fused<float, __half>();
+    check_fused<float, Brain>();
+    check_fused<float, float>(3000, 50, 256, 8);
     check_solves<float>();
     check_solves<double>();
     check_families();

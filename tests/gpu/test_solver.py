@@ -1,6 +1,7 @@
 """The solver on CUDA tensors: certified answers, those of the CPU, graphs, streams and bad input."""
 
 import math
+import random
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def test_agrees_with_the_cpu(classes, dim, n, dtype, tol, trim):
 
 @pytest.mark.parametrize("classes", [1, 2, 9, 40, 41, 131, 1000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("kernel", ["usual", "plain"])
+@pytest.mark.parametrize("kernel", ["split", "plain"])
 def test_gaps_of_logits_have_the_bits_of_the_cpu(classes, dtype, kernel, monkeypatch):
     monkeypatch.setenv("TACFAST_CUDA_GAPS", kernel)
     W = torch.randn(max(classes, 2), 3, dtype=dtype)
@@ -53,6 +54,45 @@ def test_gaps_of_logits_have_the_bits_of_the_cpu(classes, dtype, kernel, monkeyp
     for part in logits.cuda().split([1, 0 + 300, 476]):
         gpu.update_logits(part)
     assert torch.equal(gpu.gaps.cpu(), cpu.gaps)
+
+
+RANDOM = random.Random(3)
+SHAPES = [(256, 64, 1000), (257, 5, 300)]  # the most classes that are fused in float32, and one more
+SHAPES += [(RANDOM.randint(2, 240), RANDOM.randint(1, 700), RANDOM.randint(1, 3000)) for _ in range(12)]
+
+
+@pytest.mark.parametrize("kernel", ["split", "fused", "plain"])
+@pytest.mark.parametrize(("classes", "dim", "n"), SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_every_way_to_the_gaps_is_certified(classes, dim, n, dtype, kernel, monkeypatch):
+    monkeypatch.setenv("TACFAST_CUDA_GAPS", kernel)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    p = plain(4, classes, dim, n).to(wide)
+    latents = torch.cat([p.latents, torch.full((n, n % 5), math.nan)], 1).to(dtype)  # strided rows
+    sol = tacfast.solve_tac(latents.cuda()[:, :dim], p.W.cuda(), p.b.cuda())
+    certified(sol, 1e-10 if dtype == torch.float64 else 1e-6)
+    exact = tacfast.GapMatrix(p.W.double(), p.b.double()).update(latents[:, :dim].double()).gaps
+    rounding = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(sol.gaps.cpu().double(), exact, rtol=rounding, atol=rounding * float(exact.abs().max()))
+
+
+def test_fused_gaps_update_and_replay(monkeypatch):
+    monkeypatch.setenv("TACFAST_CUDA_GAPS", "fused")
+    latents, W, b = on_gpu(plain(1, 43, 30, 777).to(torch.float32))
+    whole = tacfast.GapMatrix(W, b).update(latents).gaps
+    parts = tacfast.GapMatrix(W, b)
+    for part in latents.split([1, 300, 476]):
+        parts.update(part)
+    assert torch.equal(parts.gaps, whole)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = tacfast.GapMatrix(W, b).update(latents).gaps
+    latents.mul_(2)
+    graph.replay()
+    assert torch.equal(captured, tacfast.GapMatrix(W, b).update(latents).gaps)
+    latents[5, 3] = math.inf
+    graph.replay()
+    assert bool(captured.isnan().all())
 
 
 @pytest.mark.parametrize("trim", [0.05, 0.5, 0.97])

@@ -1,9 +1,11 @@
 """A tiny backdoored classifier, trained in a second, for the tests of defences, evaluation and reports."""
 
+import dataclasses
 import functools
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from tacfast.attacks import BadNets, poison
 from tacfast.data import LabelledImages, split_indices
@@ -35,13 +37,40 @@ def make_trial():
     splits = split_indices(len(data), clean=0.3, test=0.3, seed=0)
     attack = BadNets(TARGET, size=1)
     train = poison(data.subset(splits.train), attack, 0.1).data
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more would only get in one another's way
+    try:
+        model = train_on(train)
+    finally:
+        torch.set_num_threads(threads)
+    return Trial(model, data, splits, attack)
+
+
+def train_on(data):
     with isolated_randomness(0):
         model = make_model()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
         for _ in range(60):
-            for images, labels in train.loader(48, shuffle=True):
+            for images, labels in data.loader(48, shuffle=True):
                 loss = nn.functional.cross_entropy(model(images), labels)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-    return Trial(model.eval(), data, splits, attack)
+    return model.eval()
+
+
+def loader_of(trial, **options):
+    data = TensorDataset(trial.clean.images, trial.clean.labels)
+    return DataLoader(data, **({"batch_size": 48, "shuffle": True} | options))
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(first, second):
+    return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def with_verdict(report, **changes):
+    return dataclasses.replace(report, verdict=dataclasses.replace(report.verdict, **changes))

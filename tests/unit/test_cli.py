@@ -16,7 +16,8 @@ REPAIRED = Metrics(0.97, 0.01, 0.9)
 
 def forget(monkeypatch, name):
     """Make ``import name`` fail, and what imports it be imported anew."""
-    monkeypatch.delitem(sys.modules, "tacfast._commands", raising=False)
+    for module in [module for module in sys.modules if module.startswith("tacfast.commands")]:
+        monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, name, None)
 
 
@@ -60,7 +61,7 @@ def make_result(failures=(), found=3, after=REPAIRED, poisoned=3):
 @pytest.fixture
 def pretend(monkeypatch):
     """Let the command run, but replace the training by a ready result; returns the arguments it was called with."""
-    commands = pytest.importorskip("tacfast._commands")
+    commands = pytest.importorskip("tacfast.commands.demo")
     seen = []
 
     def prepare(result):
@@ -195,11 +196,11 @@ def test_brackets_are_text_and_long_lines_stay_whole(pretend, tmp_path, capsys):
 def test_interrupting_the_import_of_the_commands_is_no_traceback(monkeypatch, capsys):
     class Interrupt:
         def find_spec(self, name, *_):
-            if name == "tacfast._commands":
+            if name == "tacfast.commands":
                 raise KeyboardInterrupt
 
     forget(monkeypatch, "nothing")
-    monkeypatch.delattr("tacfast._commands", raising=False)
+    monkeypatch.delattr("tacfast.commands", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Interrupt(), *sys.meta_path])
     assert cli.main(["demo"]) == 130
     assert capsys.readouterr().err == "tacfast: interrupted\n"

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from tacfast.data import LabelledImages, Splits, load_digits, split_indices
-from tacfast.data.randomness import isolated_randomness
+from tacfast.data.randomness import isolated_randomness, random_states, set_random_states
 
 
 def images(n=20):
@@ -126,3 +126,14 @@ def test_isolated_randomness_repeats_itself_and_leaves_no_trace(owner):
     with isolated_randomness(5):
         assert draw()[:3] != first[:3]
     assert draw(loader) == expected
+
+
+@pytest.mark.parametrize("owner", ["loader", "sampler", "batch sampler"])
+def test_random_states_survive_a_file(owner, tmp_path):
+    loader = with_generator(torch.Generator().manual_seed(9))[owner]
+    with isolated_randomness(4, loader):
+        random.gauss(0, 1), np.random.normal()  # noqa: NPY002  (each leaves the second of a pair behind)
+        torch.save(random_states(loader), tmp_path / "states")
+        first = draw(loader), random.gauss(0, 1), np.random.normal()  # noqa: NPY002
+        set_random_states(torch.load(tmp_path / "states", weights_only=True), loader)
+        assert (draw(loader), random.gauss(0, 1), np.random.normal()) == first  # noqa: NPY002

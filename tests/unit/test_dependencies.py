@@ -10,21 +10,22 @@ ROOT = Path(__file__).parents[2]
 PACKAGE, SOURCES = ROOT / "tacfast", ROOT / "csrc"
 
 # What each room may import from the rest of the package; a room may always import from itself.
-SOLVER, DETECTION, MODELS = "solver", "detection", "models"
+SOLVER, DETECTION, MODELS, STABILITY = "solver", "detection", "models", "stability"
 LOW = {SOLVER, DETECTION, MODELS, "data"}
 ALLOWED = {
     SOLVER: set(),
     DETECTION: {SOLVER},
     MODELS: {SOLVER},
+    STABILITY: {SOLVER, DETECTION},
     "data": set(),
     "attacks": LOW,
-    "scanning": LOW,
+    "scanning": LOW | {STABILITY},
     "defenses": LOW | {"scanning"},
     "_info": {SOLVER},
     "evaluation": LOW | {"scanning", "attacks", "defenses"},
-    "report": LOW | {"scanning", "attacks", "defenses", "evaluation"},
+    "report": LOW | {STABILITY, "_info", "scanning", "attacks", "defenses", "evaluation"},
 }
-TOP = {"__init__", "__main__", "cli", "demo", "_commands"}  # may import everything
+TOP = {"__init__", "__main__", "cli", "demo", "commands"}  # may import everything
 ALGEBRA = {"cmath", "cstdint"}
 
 

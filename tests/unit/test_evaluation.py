@@ -153,6 +153,41 @@ def test_outcome_of_the_real_defence():
     assert shares(seen) == [TEST, CLEAN, TEST]
 
 
+def test_what_is_held_out_is_a_part_of_the_clean_share():
+    trial, seen = witnessed_trial()
+
+    def spy(model, loader, report, *, held_out):
+        given, kept = loader.dataset.tensors, held_out.dataset.tensors
+        assert (torch.cat([given[0], kept[0]])[:, 0, 0, 0] == CLEAN).all()
+        assert len(kept[1]) == round(0.2 * len(trial.splits.clean))
+        both = torch.cat([torch.cat([images.flatten(1), labels[:, None]], 1) for images, labels in (given, kept)])
+        whole = torch.cat([trial.clean.images.flatten(1), trial.clean.labels[:, None]], 1)
+        assert sorted(both.tolist()) == sorted(whole.tolist())
+        return RepairResult(model, (), 0.0)
+
+    run_defense(spy, trial, held_out=0.2)
+    assert shares(seen) == [TEST, CLEAN, TEST]
+    result = run_defense(partial(repair, epochs=2), trial, held_out=0.2).result
+    assert sum(result.before.total) == round(0.2 * len(trial.splits.clean))
+    assert shares(seen) == [TEST, CLEAN, TEST, CLEAN, TEST]
+
+
+def test_the_share_that_is_held_out_is_random_and_always_the_same():
+    """Also where the splits are sorted by class."""
+    data = make_data(600)
+    order = data.labels.argsort(stable=True)
+    trial = Trial(nn.Identity(), data, Splits(order[:1], order[2:], order[1:2]), BadNets(0))
+    first, second = trial.split_clean(0.25), trial.split_clean(0.25)
+    assert all(torch.equal(a.images, b.images) for a, b in zip(first, second, strict=True))
+    assert torch.bincount(first[1].labels).min() > 10
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 1e-6])
+def test_held_out_shares_that_leave_nothing(share):
+    with pytest.raises(ValueError, match="held_out: expected some of 360 clean images, but not all, got"):
+        run_defense(partial(repair, epochs=1), make_trial(), held_out=share)
+
+
 def test_the_demo_keeps_to_the_shares(monkeypatch):
     trial, seen = witnessed_trial()
     monkeypatch.setattr(demo, "make_trial", lambda seed, **_: trial)

@@ -8,7 +8,7 @@ import torch
 import tacfast
 from tacfast import _info, cli
 
-commands = pytest.importorskip("tacfast._commands")
+commands = pytest.importorskip("tacfast.commands")
 from typer.testing import CliRunner  # noqa: E402
 
 CPU = {"cpu_instruction_set": "avx2"}

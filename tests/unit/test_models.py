@@ -201,7 +201,7 @@ def test_latents_must_be_one_row_per_input():
 @pytest.mark.parametrize(
     ("model", "batch", "error", "message"),
     [
-        (nn.Sequential(nn.Conv2d(1, 4, 1), nn.Flatten()), torch.randn(2, 1, 1, 1), HeadError, "Sequential has none"),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten()), torch.randn(2, 1, 3, 3), HeadError, "Sequential has none"),
         ("model", torch.randn(2, 6), TypeError, "model: expected a torch.nn.Module, got str"),
         (nn.Linear(6, 4), [1.0], TypeError, "batch: expected a torch.Tensor"),
         (nn.Linear(6, 4), torch.randn(0, 6), ValueError, "at least one input"),
@@ -338,7 +338,7 @@ def test_scan_reports_accuracy_timings_and_the_same_norms_as_one_batch():
     assert report.accuracy == pytest.approx(float((model(inputs).argmax(1) == labels).float().mean()))
     assert torch.allclose(report.solution.norms, scan(model, [inputs]).solution.norms, rtol=1e-4)
     assert scan(model, [inputs]).accuracy is None
-    assert set(report.timings) == {"latents", "solve", "total"}
+    assert set(report.timings) == {"latents", "solve", "stability", "total"}
     assert report.verdict.label == "inconclusive"  # four classes are too few
 
 

@@ -169,6 +169,12 @@ def test_build_info():
     assert _ext.build_info()["cpu_instruction_set"] in ("baseline", "avx2", "avx512")
 
 
+def test_an_unknown_way_to_the_gaps_is_named(monkeypatch):
+    monkeypatch.setenv("TACFAST_CUDA_GAPS", "quick")
+    with pytest.raises(ValueError, match="TACFAST_CUDA_GAPS: expected 'split', 'fused' or 'plain', got 'quick'"):
+        _ext._gap_kernel()
+
+
 @pytest.mark.parametrize("stage", ["trim", "solve", "per sample"])
 def test_the_plain_torch_path_in_this_process(stage, monkeypatch):
     """The same as above where coverage sees it."""

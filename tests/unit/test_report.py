@@ -7,7 +7,8 @@ import pytest
 
 from tacfast.detection import Verdict
 from tacfast.evaluation import Metrics
-from tacfast.report import before_after_table, plot_norms, write_atomically, write_json
+from tacfast.report import before_after_table, plot_norms, write_json
+from tacfast.solver._files import write_atomically
 
 
 def verdict(norms, label="suspicious", classes=(1,), median=5.0, threshold=4.0):
@@ -95,6 +96,24 @@ def test_infinite_and_missing_norms_are_words(tmp_path, monkeypatch):
     assert texts(kept[0].axes[0]) == ["not reachable", "not solved", "3.00"]
     assert len(kept[0].axes[0].lines) == 0
     plot_norms(verdict([], "inconclusive", (), math.nan, math.nan), tmp_path / "norms.png")
+
+
+def test_names_are_text_whatever_they_hold(tmp_path, monkeypatch):
+    kept = capture(monkeypatch)
+    names = {0: "$\\frac{$", 1: "$x$ \x00\u202e", 2: "a name that is far too long for an axis"}
+    plot_norms(verdict([5.0, 3.0, 5.5]), tmp_path / "norms.png", names=names, note="$\\frac{$")
+    axes = kept[0].axes[0]
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels == ["$\\frac{$", "$x$ \ufffd\ufffd", "a name that is far too …"]
+    assert "$x$ \ufffd\ufffd" in axes.get_title(loc="left")
+
+
+def test_norms_far_out_are_cut_off(tmp_path, monkeypatch):
+    kept = capture(monkeypatch)
+    plot_norms(verdict([5.0, 3.0, 5.5, 5.2, 1.2e8]), tmp_path / "norms.png")
+    axes = kept[0].axes[0]
+    assert 5.5 < axes.get_ylim()[1] < 7
+    assert texts(axes)[-1] == "1.2e+08 ↑"
 
 
 def test_many_classes_stay_legible(tmp_path, monkeypatch):

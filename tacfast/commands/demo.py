@@ -1,42 +1,23 @@
-"""The commands themselves; imported only where Typer and Rich are installed."""
+"""``tacfast demo``: train, find, remove."""
 
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 
-from . import __version__
-from ._info import installation
-from .demo import PLOT_FILE, REPORT_FILE, DemoResult, prepare_folder, run_demo, write_demo
-from .report import before_after_table
-
-app = typer.Typer(
-    name="tacfast",
-    help="Find and remove backdoors in image classifiers.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+from ..demo import PLOT_FILE, REPORT_FILE, DemoResult, prepare_folder, run_demo, write_demo
+from ..report import before_after_table
 
 # What every generator of torch accepts as a seed.
 MAX_SEED = 2**63 - 1
 STAGES = {"train": "training the model", "scan": "scanning it", "repair": "repairing it"}
 
 
-@app.callback()
-def tacfast() -> None:
-    """Find and remove backdoors in image classifiers."""
-
-
-@app.command()
 def demo(
     seed: Annotated[
         int, typer.Option(min=0, max=MAX_SEED, help="Seed of everything random; also picks the poisoned class.")
@@ -61,38 +42,6 @@ def demo(
     if result.failures:
         typer.echo(f"tacfast: demo failed: {'; '.join(result.failures)}", err=True)
         raise typer.Exit(1)
-
-
-@app.command()
-def info(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
-) -> None:
-    """Show versions, the code path in use, and the CUDA devices that can be used."""
-    found = installation(__version__)
-    if as_json:
-        typer.echo(json.dumps(found, indent=2))
-    else:
-        _print_info(Console(), found)
-
-
-def _print_info(console: Console, found: dict[str, Any]) -> None:
-    cpu, build = found["cpu"], found["build"]
-    rows = {name: found[name] for name in ("tacfast", "python", "torch", "numpy", "platform")}
-    rows["extension"] = "compiled" if build["compiled"] else "missing"
-    rows["CPU code path"] = cpu["code_path"] or "plain torch"
-    rows["threads"] = cpu["threads"]
-    if build["cuda_runtime"] is not None:
-        rows["built with CUDA"] = f"{build['cuda_runtime']}, for {build['cuda_archs']}"
-        rows["driver's CUDA"] = found["driver"] or "no driver"
-    for i, device in enumerate(found["devices"]):
-        memory = device["memory_bytes"] / 2**30
-        rows[f"device {i}"] = f"{device['name']}, compute capability {device['compute_capability']}, {memory:.1f} GiB"
-    table = Table.grid(padding=(0, 2))
-    for name, value in rows.items():
-        table.add_row(name, Text(str(value)))  # text, never markup
-    console.print(table)
-    for message in found["messages"]:
-        console.print(f"\n{message}", markup=False, highlight=False)
 
 
 def _print_result(console: Console, result: DemoResult, out: Path) -> None:

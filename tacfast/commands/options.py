@@ -1,0 +1,142 @@
+"""The options that ``scan`` and ``repair`` share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+
+class Numbers(tuple[float, ...]):
+    """Numbers given in one argument; Typer takes a plain tuple for several arguments."""
+
+
+def parse_numbers(text: str) -> Numbers:
+    """Numbers between commas."""
+    try:
+        return Numbers(float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"expected numbers between commas, such as 0.5,0.5,0.5, got {text!r}") from None
+
+
+def parse_mapping(text: str) -> dict[str, Any]:
+    """A JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise typer.BadParameter(f"expected a JSON object, such as '{{\"img_size\": 32}}', got {text!r}")
+    return value
+
+
+def parse_device(text: str) -> torch.device:
+    """A device that torch can use here."""
+    try:
+        device = torch.device(text)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise typer.BadParameter(f"expected a device such as cpu or cuda:0, got {text!r}: {reason}") from None
+    return device
+
+
+MODEL, DATA, RUN, RESULT = "The model", "The images", "The run", "Results"
+
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="Weights: .safetensors, or a state dict saved by torch. No code in it is run.",
+        show_default=False,
+    ),
+]
+Data = Annotated[
+    Path,
+    typer.Option(
+        help="Folder of clean images that the model was not trained on: one folder per class, or all together.",
+        rich_help_panel=DATA,
+        show_default=False,
+    ),
+]
+Arch = Annotated[
+    str | None,
+    typer.Option(help="Architecture: a name that torchvision or timm knows.", rich_help_panel=MODEL),
+]
+ArchArgs = Annotated[
+    dict[str, Any] | None,
+    typer.Option(
+        parser=parse_mapping,
+        metavar="JSON",
+        help="Further arguments of the architecture, such as '{\"img_size\": 32}'.",
+        rich_help_panel=MODEL,
+    ),
+]
+NumClasses = Annotated[int | None, typer.Option(min=2, help="Number of classes.", rich_help_panel=MODEL)]
+Head = Annotated[
+    str | None,
+    typer.Option(metavar="MODULE", help="Name of the last linear layer, if it is not found.", rich_help_panel=MODEL),
+]
+Mean = Annotated[
+    Numbers | None,
+    typer.Option(
+        parser=parse_numbers,
+        metavar="NUMBERS",
+        help="Mean that the model's inputs were normalised with, for pixels in [0, 1]: one number for grey images, "
+        "three for colour: 0.5,0.5,0.5.",
+        rich_help_panel=DATA,
+    ),
+]
+Std = Annotated[
+    Numbers | None,
+    typer.Option(
+        parser=parse_numbers,
+        metavar="NUMBERS",
+        help="Standard deviation, likewise.",
+        rich_help_panel=DATA,
+    ),
+]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="PIXELS",
+        help="Resize the shorter side to this and cut out the central square; else images stay as they are.",
+        rich_help_panel=DATA,
+    ),
+]
+ClassNames = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Names of the classes in the model's order, one per line, as the folders are named. Without it, folders "
+        "named by numbers are these classes, and others are in alphabetical order.",
+        rich_help_panel=DATA,
+    ),
+]
+SkipUnreadable = Annotated[
+    bool,
+    typer.Option(
+        "--skip-unreadable", help="Leave out images that cannot be read, and count them.", rich_help_panel=DATA
+    ),
+]
+BatchSize = Annotated[int, typer.Option(min=2, help="Images per batch.", rich_help_panel=RUN)]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=0, help="Processes that read images; up to 8 for many images, else none.", rich_help_panel=RUN),
+]
+Device = Annotated[
+    torch.device | None,
+    typer.Option(
+        parser=parse_device, metavar="DEVICE", help="Where the model runs; cuda if there is one.", rich_help_panel=RUN
+    ),
+]
+Json = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write everything found as JSON.", rich_help_panel=RESULT)
+]
+Html = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write a report that stands alone.", rich_help_panel=RESULT)
+]

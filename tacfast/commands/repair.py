@@ -1,0 +1,196 @@
+"""``tacfast repair``: scan, and remove what was found."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from .. import __version__
+from ..data import FolderLoader, hold_out
+from ..defenses import MODES, RepairResult
+from ..defenses import repair as repair_model
+from ..models import save_checkpoint, write_defense_result
+from ..models.checkpoint import check_target
+from ..report import repair_facts
+from ..scanning import ScanReport
+from . import options, screen
+from .scan import EXIT_STATUS, run_scan, show_scan, write_reports
+from .suspect import Suspect, check_outputs, open_loader, open_suspect
+
+REPAIR = "The repair"
+# Under this name BackdoorBench looks for the result of a defence, and gets it in its format.
+DEFENSE_RESULT = "defense_result.pt"
+
+
+def repair(
+    checkpoint: options.Checkpoint,
+    data: options.Data,
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="The repaired weights: .safetensors, with a .json beside it that says what they are; a state dict as "
+            ".pt or .pth; or defense_result.pt, as BackdoorBench reads it.",
+            rich_help_panel=options.RESULT,
+            show_default=False,
+        ),
+    ],
+    arch: options.Arch = None,
+    num_classes: options.NumClasses = None,
+    arch_args: options.ArchArgs = None,
+    head: options.Head = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    image_size: options.ImageSize = None,
+    class_names: options.ClassNames = None,
+    skip_unreadable: options.SkipUnreadable = False,
+    mode: Annotated[str, typer.Option(help=f"One of {', '.join(MODES)}.", rich_help_panel=REPAIR)] = "latent",
+    target: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Class to repair, whatever the verdict; may be repeated. Without it, the suspicious ones.",
+            rich_help_panel=REPAIR,
+        ),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.", rich_help_panel=REPAIR)] = 60,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=REPAIR)] = 0.1,
+    held_out: Annotated[
+        float,
+        typer.Option(
+            help="Share of the images that is not trained on, and measures what a repair costs.",
+            rich_help_panel=REPAIR,
+        ),
+    ] = 0.2,
+    max_drop: Annotated[
+        float,
+        typer.Option(help="Clean accuracy that a repair may cost, measured there.", rich_help_panel=REPAIR),
+    ] = 0.01,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.", rich_help_panel=REPAIR)] = 0,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Keep the state of the repair here, and go on from it after an interruption.",
+            rich_help_panel=options.RUN,
+        ),
+    ] = None,
+    batch_size: options.BatchSize = 32,
+    workers: options.Workers = None,
+    device: options.Device = None,
+    json: options.Json = None,
+    html: options.Html = None,
+) -> None:
+    """Scan a classifier, remove the backdoor if one is found, and write the repaired weights.
+
+    Exit status: 0 repaired weights were written, 1 error or nothing written, 2 wrong usage, 4 the scan is inconclusive.
+    """
+    console = Console()
+    if not 0 < held_out < 1:
+        raise typer.BadParameter(f"expected a share in (0, 1), got {held_out:g}", param_hint="--held-out")
+    if mode not in MODES:
+        raise typer.BadParameter(f"expected one of {', '.join(MODES)}, got {mode!r}", param_hint="--mode")
+    settings = {"epochs": epochs, "lr": lr, "max_drop": max_drop, "seed": seed}
+    MODES[mode](**settings)  # a setting out of range is told now, before the work
+    _check_out(checkpoint, out, json, html)
+    suspect = open_suspect(
+        checkpoint,
+        data,
+        arch=arch,
+        arch_args=arch_args,
+        num_classes=num_classes,
+        mean=mean,
+        std=std,
+        image_size=image_size,
+        class_names=class_names,
+        device=device,
+    )
+    if suspect.images.labels is None:
+        raise ValueError(f"data: a repair needs labels, expected one folder per class, got images alone in {data}")
+
+    def open_images(numbers: list[int] | None = None, shuffle: bool = False) -> FolderLoader:
+        images = suspect.images if numbers is None else suspect.images.subset(numbers)
+        return open_loader(images, batch_size, workers=workers, shuffle=shuffle, skip_unreadable=skip_unreadable)
+
+    everything = open_images()
+    report = run_scan(console, suspect, everything, head)
+    show_scan(console, suspect, report, everything)
+    if not report.verdict.classes and not target:
+        typer.echo("tacfast: nothing to repair, nothing written; --target repairs a class of your choice", err=True)
+        raise typer.Exit(EXIT_STATUS[report.verdict.label] or 1)
+    trained, held = hold_out(suspect.images.labels, held_out, seed=seed)
+    with screen.progress(console, "repairing", epochs) as advance:
+        result = repair_model(
+            suspect.model,
+            open_images(trained, shuffle=True),
+            report,
+            mode=mode,
+            held_out=open_images(held),
+            on_epoch=lambda record: advance(record.epoch),
+            state_file=state,
+            targets=tuple(target) if target else None,
+            **settings,
+        )
+    _finish(console, suspect, report, result, everything, out, json, html)
+
+
+def _check_out(checkpoint: Path, out: Path, json: Path | None, html: Path | None) -> None:
+    """Raise now, rather than after the work, if the results could not be written or would overwrite one another."""
+    check_target(out)
+    check_outputs(out=out, json=json, html=html)
+    beside = [out.with_suffix(".json")] if out.suffix == ".safetensors" else []
+    paths = [path.resolve() for path in (checkpoint, out, json, html, *beside) if path is not None]
+    if len(set(paths)) < len(paths):
+        raise typer.BadParameter(
+            "expected different files as CHECKPOINT, --out (.safetensors has a .json beside it), --json and --html"
+        )
+
+
+def _finish(
+    console: Console,
+    suspect: Suspect,
+    report: ScanReport,
+    result: RepairResult,
+    loader: FolderLoader,
+    out: Path,
+    json: Path | None,
+    html: Path | None,
+) -> None:
+    """Print and write what came of the repair; leave with status 1 if that was nothing."""
+    facts = repair_facts(result)
+    screen.print_repair(console, facts, suspect.names)
+    write_reports(suspect, report, loader, json=json, html=html, repair=facts)
+    if result.rolled_back:
+        typer.echo(
+            "tacfast: no epoch kept clean accuracy within --max-drop, nothing written; a lower --lr, more images or a "
+            "larger --max-drop may help",
+            err=True,
+        )
+        raise typer.Exit(1)
+    repaired = replace(
+        suspect.checkpoint,
+        weights=result.model.state_dict(),
+        class_names=suspect.images.class_names,
+        provenance={
+            "tool": f"tacfast {__version__}",
+            "repaired from": str(suspect.path),
+            "mode": result.mode,
+            "classes": list(result.targets),
+            "epoch": result.epoch,
+        },
+        metrics={
+            "held-out clean accuracy": facts["after"]["overall"],
+            "of the original": facts["before"]["overall"],
+            "held-out images": facts["samples"],
+        },
+    )
+    if out.name == DEFENSE_RESULT:
+        assert repaired.arch is not None
+        assert repaired.num_classes is not None
+        write_defense_result(out, repaired.arch, repaired.num_classes, repaired.weights)
+    else:
+        save_checkpoint(repaired, out)
+    screen.printer(console)(f"wrote {out}, of epoch {result.epoch}")

@@ -1,0 +1,87 @@
+"""What a scan and a repair look like on a terminal."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from ..report.words import class_label
+
+# Classes with the smallest norms that are shown.
+MAX_ROWS = 5
+
+
+@contextmanager
+def progress(console: Console, text: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar; what is yielded is called with how much is done."""
+    columns = TextColumn("{task.description:>20}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bars:
+        task = bars.add_task(text, total=total)
+        yield lambda done: bars.update(task, completed=done)
+
+
+def printer(console: Console) -> Callable[..., None]:
+    """Return a print that takes names and paths as text, never as markup, and breaks lines where the terminal does."""
+    return functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_scan(console: Console, facts: Mapping[str, Any], names: Mapping[int, str]) -> None:
+    """Print what `tacfast.report.scan_facts` collected: verdict, reasons, the easiest classes, what was measured."""
+    say, verdict, scan = printer(console), facts["verdict"], facts["scan"]
+    say(f"\nVerdict: {verdict['label']}", style="bold")
+    say(f"  {verdict['headline']}")
+    for reason in verdict["reasons"]:
+        say(f"  {reason}")
+    if stability := facts["stability"]:
+        say(f"  {stability['same_verdict']} of {stability['blocks']} runs without a block of samples say the same")
+    console.print()
+    console.print(_norms_table(facts, names))
+    accuracy = "" if scan["accuracy"] is None else f", clean accuracy {100 * scan['accuracy']:.1f} %"
+    timings = facts["timings"]
+    say(
+        f"{scan['samples']} images{accuracy}; {timings['latents']:.1f} s to run the model, "
+        f"{timings['total'] - timings['latents']:.2f} s to solve and judge"
+    )
+
+
+def _norms_table(facts: Mapping[str, Any], names: Mapping[int, str]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 2))
+    table.add_column("easiest classes to reach")
+    for column in ("norm", "of the median", "index"):
+        table.add_column(column, justify="right")
+    median = facts["verdict"]["median"]
+    for entry in sorted(facts["classes"], key=lambda entry: entry["rank"])[:MAX_ROWS]:
+        share = entry["norm"] / median if median > 0 else math.nan
+        cells = (f"{entry['norm']:.4g}", f"{share:.3f}", f"{entry['index']:.2f}")
+        style = "bold red" if entry["suspicious"] else ""
+        table.add_row(Text(class_label(names, entry["class"])), *cells, style=style)
+    return table
+
+
+def print_repair(console: Console, facts: Mapping[str, Any], names: Mapping[int, str]) -> None:
+    """Print held-out clean accuracy before and after a repair, of all and of the classes that lost most."""
+    before, after = facts["before"]["per_class"], facts["after"]["per_class"]
+    table = Table(box=None, padding=(0, 2, 0, 2))
+    table.add_column("held-out clean accuracy")
+    for column in ("before", "after"):
+        table.add_column(column, justify="right")
+    rows = [("all", facts["before"]["overall"], facts["after"]["overall"])]
+    lost = [k for k in range(len(before)) if before[k] > after[k]]
+    rows += [(class_label(names, k), before[k], after[k]) for k in sorted(lost, key=lambda k: after[k] - before[k])]
+    for label, *values in rows[: 1 + MAX_ROWS]:
+        table.add_row(Text(label), *(f"{100 * value:.1f} %" for value in values))
+    console.print(table)
+
+
+def print_warnings(console: Console, sentences: Sequence[str]) -> None:
+    """Print what makes the answer less reliable."""
+    for sentence in sentences:
+        printer(console)(f"Warning: {sentence}", style="yellow")

@@ -1,0 +1,187 @@
+"""Somebody else's model and images, made ready from what the command line says."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from torch import nn
+
+from ..data import FolderLoader, ImageFolder, Preprocessing, find_images
+from ..data.folders import some
+from ..models import Checkpoint, Head, HeadError, find_head, load_checkpoint, restore_model
+from ..models.latents import split_batch
+from ..report import check_writable
+from .options import Numbers
+
+# Below this, starting processes takes longer than reading the images.
+MANY_IMAGES = 2000
+MAX_WORKERS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Suspect:
+    """A model that somebody else trained, and clean images for it.
+
+    Attributes
+    ----------
+    path : of the checkpoint
+    model : on the device where it will run
+    checkpoint : its weights, and all that is known of them, from the file or the command line
+    images : clean images
+    """
+
+    path: Path
+    model: nn.Module
+    checkpoint: Checkpoint
+    images: ImageFolder
+
+    @property
+    def names(self) -> dict[int, str]:
+        """The names of the classes that have one."""
+        return {k: name for k, name in enumerate(self.images.class_names or ()) if name != str(k)}
+
+    def source(self, unreadable: int) -> dict[str, Any]:
+        """What is scanned, for a report."""
+        made = self.images.preprocessing
+        return {
+            "checkpoint": str(self.path),
+            "architecture": self.checkpoint.arch,
+            "arguments of the architecture": self.checkpoint.arch_args or {},
+            "mean": list(made.mean),
+            "standard deviation": list(made.std),
+            "image size": "as it is" if made.image_size is None else "{}×{}".format(*made.image_size),
+            "images found": len(self.images),
+            "images that could not be read": unreadable,
+            "classes without an image": list(self.images.empty_classes),
+        }
+
+    def warnings(self, loader: FolderLoader) -> list[str]:
+        """Sentences on images that are missing."""
+        found = []
+        if unreadable := list(loader.unreadable):
+            found.append(f"{len(unreadable)} images could not be read and were left out, the first: {unreadable[0]}")
+        if empty := self.images.empty_classes:
+            found.append(f"there are no images of {len(empty)} of the classes: {some(empty)}")
+        return found
+
+
+def open_suspect(
+    path: Path,
+    data: Path,
+    *,
+    arch: str | None,
+    arch_args: dict[str, Any] | None,
+    num_classes: int | None,
+    mean: Numbers | None,
+    std: Numbers | None,
+    image_size: int | None,
+    class_names: Path | None,
+    device: torch.device | None,
+) -> Suspect:
+    """Read the weights, build the model, list the images. What the command line says goes before the file.
+
+    Raises
+    ------
+    typer.BadParameter
+        If neither the command line nor the file says what is needed.
+    CheckpointError, OSError, ValueError
+        Naming the argument that is wrong.
+    """
+    checkpoint = load_checkpoint(path)
+    wanted = {
+        "arch": arch,
+        "arch_args": arch_args,
+        "num_classes": num_classes,
+        "mean": mean,
+        "std": std,
+        "image_size": None if image_size is None else (image_size, image_size),
+        "class_names": None if class_names is None else read_names(class_names),
+    }
+    given: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
+    missing = [
+        name
+        for name in ("arch", "num_classes", "mean", "std")
+        if name not in given and getattr(checkpoint, name) is None
+    ]
+    if missing:
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in missing)
+        raise typer.BadParameter(f"give {options}: {path} does not say it, and a guess would spoil the answer")
+    checkpoint = replace(checkpoint, **given)
+    model = restore_model(checkpoint).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Suspect(path, model, checkpoint, _find_images(checkpoint, data))
+
+
+def _find_images(checkpoint: Checkpoint, folder: Path) -> ImageFolder:
+    assert checkpoint.mean is not None
+    assert checkpoint.std is not None
+    assert checkpoint.num_classes is not None
+    preprocessing = Preprocessing(checkpoint.mean, checkpoint.std, checkpoint.image_size)
+    return find_images(folder, preprocessing, checkpoint.num_classes, class_names=checkpoint.class_names)
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """Names of the classes from a file, one per line."""
+    try:
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except UnicodeDecodeError:
+        raise ValueError(f"class_names: expected a text file with one name per line, got {path}") from None
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"class_names: expected different names in {path}, got {twice[0]!r} more than once")
+    return names
+
+
+def open_loader(
+    images: ImageFolder, batch_size: int, *, workers: int | None, shuffle: bool = False, skip_unreadable: bool = False
+) -> FolderLoader:
+    """Batches of images, read by as many processes as pay off."""
+    if workers is None:
+        workers = min(MAX_WORKERS, os.cpu_count() or 1) if len(images) >= MANY_IMAGES else 0
+    return FolderLoader(images, batch_size, shuffle=shuffle, skip_unreadable=skip_unreadable, workers=workers)
+
+
+def first_head(model: nn.Module, loader: Iterable[Any], name: str | None) -> Head:
+    """Run the model on the first batch, find its head, and say in one line what the model does not like.
+
+    Raises
+    ------
+    HeadError
+        If the head is not what is needed.
+    ValueError
+        If the loader yields nothing, or the model fails, which is most often for the size of the images.
+    """
+    inputs, _ = split_batch(next(iter(loader), ()))
+    try:
+        return find_head(model, inputs, name=name)
+    except HeadError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"data: the model fails on a batch of shape {tuple(inputs.shape)} ({type(error).__name__}: {reason}); "
+            "--image-size sets the size, and the number of values of --mean the channels"
+        ) from error
+
+
+def check_outputs(**paths: Path | None) -> None:
+    """Raise now, rather than after the work, if one of the files could not be written.
+
+    Raises
+    ------
+    OSError
+        Naming the option.
+    """
+    for name, path in paths.items():
+        try:
+            if path is not None:
+                check_writable(path)
+        except OSError as error:
+            reason = error.strerror or str(error).removeprefix("path: ")
+            raise type(error)(f"{name}: cannot write {path}: {reason}") from error

@@ -1,0 +1,309 @@
+"""Images in a folder, as somebody else's network wants them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+MODES = {1: "L", 3: "RGB"}
+# Pixels of more than eight bits: PIL clips them to white when it converts them.
+DEEP_MODES = ("I", "F")
+# At most so many names in a message.
+MAX_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From an image file to the input of a network.
+
+    Attributes
+    ----------
+    mean, std : per channel, for pixels in [0, 1]: one number for grey images or three for colour
+    image_size : height and width; an image is resized until it covers them (bilinear, antialiased), and the centre is
+        cut out; None leaves images as they are
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in MODES or not all(math.isfinite(value) for value in values):
+                raise ValueError(f"{name}: expected one finite number (grey) or three (colour), got {_listed(values)}")
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                f"std: expected as many numbers as mean ({len(self.mean)}), got {len(self.std)}: {_listed(self.std)}"
+            )
+        if min(self.std) <= 0:
+            raise ValueError(f"std: expected numbers > 0, got {_listed(self.std)}")
+        if max(map(abs, (*self.mean, *self.std))) > 2:
+            raise ValueError(
+                f"mean, std: expected values for pixels in [0, 1], got {_listed(self.mean)} and {_listed(self.std)}: "
+                "divide those for pixels in 0…255 by 255"
+            )
+        if self.image_size is not None and min(self.image_size) < 1:
+            raise ValueError(f"image_size: expected height and width >= 1, got {_listed(self.image_size)}")
+
+    def read(self, path: Path) -> Tensor:
+        """Read one image as uint8 of shape (channels, h, w), resized.
+
+        Raises
+        ------
+        ValueError
+            Naming the file, if it is not an image that can be read, or has more than eight bits per channel.
+        ImportError
+            Without the extra ``vision``.
+        """
+        Image, transforms = _libraries()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # such as of a palette with transparency, which is as well as any
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(path) as image:
+                    if image.mode.startswith(DEEP_MODES):
+                        raise ValueError(f"8 bits per channel are needed, this has mode {image.mode}")
+                    picture = image.convert(MODES[len(self.mean)])
+        except (OSError, ValueError, SyntaxError, Warning, Image.DecompressionBombError) as error:
+            raise ValueError(f"data: expected an image, got {path}: {error}") from error
+        if self.image_size is not None:
+            scale = max(h / was for h, was in zip(self.image_size, (picture.height, picture.width), strict=True))
+            covering = [max(1, round(scale * was)) for was in (picture.height, picture.width)]
+            picture = transforms.center_crop(transforms.resize(picture, covering), list(self.image_size))
+        pixels: Tensor = transforms.pil_to_tensor(picture)
+        return pixels
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Map uint8 pixels (n, channels, h, w) to float32 inputs of the same shape."""
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (pixels.float() / 255 - mean) / std
+
+
+def _libraries() -> tuple[Any, Any]:
+    try:
+        from PIL import Image
+        from torchvision.transforms import functional
+    except ImportError as error:
+        raise ImportError("reading images needs torchvision: pip install 'tacfast[vision]'") from error
+    return Image, functional
+
+
+def _listed(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values) or "none"
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFolder(Dataset[tuple[Tensor | None, int, str]]):
+    """Image files of a folder: one folder per class, or, without labels, all together.
+
+    Attributes
+    ----------
+    paths : of the n images, sorted
+    labels : (n,) class of each; None without class folders
+    class_names : the name of each class 0 … C − 1, where there are class folders
+    preprocessing : of every image
+    """
+
+    paths: tuple[Path, ...]
+    labels: tuple[int, ...] | None
+    class_names: tuple[str, ...] | None
+    preprocessing: Preprocessing
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[Tensor | None, int, str]:
+        """Pixels as uint8, or None if the file cannot be read; the label, or -1; what is wrong with the file."""
+        label = -1 if self.labels is None else self.labels[i]
+        try:
+            return self.preprocessing.read(self.paths[i]), label, ""
+        except ValueError as error:
+            return None, label, str(error)
+
+    def subset(self, numbers: Sequence[int]) -> ImageFolder:
+        """Only the images of these numbers."""
+        labels = None if self.labels is None else tuple(self.labels[i] for i in numbers)
+        return ImageFolder(tuple(self.paths[i] for i in numbers), labels, self.class_names, self.preprocessing)
+
+    @property
+    def empty_classes(self) -> tuple[str, ...]:
+        """The names of the classes without an image; none where there are no labels."""
+        if self.labels is None or self.class_names is None:
+            return ()
+        counts = Counter(self.labels)
+        return tuple(name for k, name in enumerate(self.class_names) if counts[k] == 0)
+
+
+def find_images(
+    folder: Path, preprocessing: Preprocessing, num_classes: int, *, class_names: Sequence[str] | None = None
+) -> ImageFolder:
+    """List the images of a folder, and tell their classes from the names of its folders.
+
+    Each folder inside ``folder`` is a class, and the images anywhere below it belong to it. Folders that are all named
+    by numbers are the classes of these numbers; with ``class_names`` a folder may have one of these names instead.
+    Otherwise there must be C folders, which are taken in alphabetical order, as torchvision's ``ImageFolder`` does.
+    A folder that holds images and no folders has no labels. Hidden files are passed over.
+
+    Parameters
+    ----------
+    folder : of the images
+    preprocessing : of every image
+    num_classes : C
+    class_names : of the classes 0 … C − 1
+
+    Raises
+    ------
+    FileNotFoundError, NotADirectoryError, ValueError
+        If there are no images, images beside folders of images, or folders that are not the classes.
+    ImportError
+        Without the extra ``vision``.
+    """
+    if not folder.is_dir():
+        kind = NotADirectoryError if folder.exists() else FileNotFoundError
+        raise kind(f"data: expected a folder of images, got {folder}")
+    suffixes = set(_libraries()[0].registered_extensions())
+    found = [path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file()]
+    paths = sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts))
+    owners = [path.relative_to(folder).parts[0] for path in paths]
+    loose = [path for path in paths if path.parent == folder]
+    if not paths:
+        raise ValueError(f"data: expected images, got none in {folder}")
+    if len(loose) == len(paths):
+        return ImageFolder(tuple(paths), None, None, preprocessing)
+    if loose:
+        raise ValueError(
+            f"data: expected images either in one folder per class or all in {folder} itself, "
+            f"got {len(loose)} of {len(paths)} there, such as {loose[0].name}"
+        )
+    # An empty folder is a class, too: one without images.
+    folders = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    numbers, names = _classes(folders, num_classes, class_names)
+    return ImageFolder(tuple(paths), tuple(numbers[owner] for owner in owners), names, preprocessing)
+
+
+def _classes(
+    folders: list[str], num_classes: int, class_names: Sequence[str] | None
+) -> tuple[dict[str, int], tuple[str, ...]]:
+    """The class of each folder, and the name of each class."""
+    numbered = all(name.isascii() and name.isdigit() for name in folders)
+    if class_names is not None and not (numbered and set(folders).isdisjoint(class_names)):
+        unknown = [name for name in folders if name not in class_names]
+        if unknown:
+            raise ValueError(f"data: expected folders named as the classes ({some(class_names)}), got {some(unknown)}")
+        return {name: class_names.index(name) for name in folders}, tuple(class_names)
+    if numbered:
+        numbers = {name: int(name) for name in folders}
+        strangers = [name for name, number in numbers.items() if number >= num_classes]
+        if strangers or len(set(numbers.values())) < len(folders):
+            raise ValueError(
+                f"data: expected folders named by different classes 0 to {num_classes - 1}, "
+                f"got {some(strangers or folders)}"
+            )
+        return numbers, tuple(class_names or map(str, range(num_classes)))
+    if len(folders) != num_classes:
+        raise ValueError(
+            f"data: expected one folder for each of the {num_classes} classes, got {len(folders)} ({some(folders)}); "
+            "if some classes have no images, name all classes in a file (--class-names), or name folders by numbers"
+        )
+    return {name: number for number, name in enumerate(folders)}, tuple(folders)
+
+
+def some(names: Sequence[str]) -> str:
+    """A few names, and how many there are besides."""
+    rest = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Images read together; ``problem`` is an error that must not be raised in a worker, where it loses its words."""
+
+    pixels: Tensor | None
+    labels: Tensor
+    unreadable: list[str]
+    problem: str = ""
+
+
+def _collate(items: list[tuple[Tensor | None, int, str]]) -> _Batch:
+    read = [(pixels, label) for pixels, label, _ in items if pixels is not None]
+    unreadable = [message for pixels, _, message in items if pixels is None]
+    labels = torch.tensor([label for _, label in read], dtype=torch.int64)
+    sizes = sorted({tuple(pixels.shape[1:]) for pixels, _ in read})
+    if len(sizes) > 1:
+        return _Batch(None, labels, unreadable, _different(sizes[0], sizes[-1]))
+    return _Batch(torch.stack([pixels for pixels, _ in read]) if read else None, labels, unreadable)
+
+
+def _different(one: Sequence[int], other: Sequence[int]) -> str:
+    (a, b), (c, d) = one, other
+    return f"image_size: needed where images differ in size: the data have {a}×{b} and {c}×{d} pixels"
+
+
+class FolderLoader(DataLoader[Any]):
+    """Batches of an `ImageFolder`, ready for the network: inputs, or (inputs, labels) where there are labels.
+
+    Parameters
+    ----------
+    images : from `find_images`
+    batch_size : images per batch
+    shuffle : for training: a new order every time, and an incomplete last batch is left out
+    skip_unreadable : leave out files that cannot be read, and count them in ``unreadable``; otherwise the first is a
+        ValueError
+    workers : processes that read; 0 reads in this one
+
+    Attributes
+    ----------
+    unreadable : messages of the files that were left out, each once
+    """
+
+    def __init__(
+        self,
+        images: ImageFolder,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        skip_unreadable: bool = False,
+        workers: int = 0,
+    ) -> None:
+        self.images, self.skip_unreadable = images, skip_unreadable
+        self.unreadable: dict[str, None] = {}
+        super().__init__(
+            images,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            drop_last=shuffle and len(images) >= batch_size,
+            num_workers=workers,
+            collate_fn=_collate,
+        )
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Read the images once.
+
+        Raises
+        ------
+        ValueError
+            For an unreadable file, unless these are skipped, or images of different sizes without ``image_size``.
+        """
+        size = None
+        for batch in super().__iter__():
+            if batch.unreadable and not self.skip_unreadable:
+                raise ValueError(batch.unreadable[0])
+            self.unreadable.update(dict.fromkeys(batch.unreadable))
+            if batch.problem:
+                raise ValueError(batch.problem)
+            if batch.pixels is None:
+                continue
+            size = size or batch.pixels.shape[2:]
+            if batch.pixels.shape[2:] != size:
+                raise ValueError(_different(size, batch.pixels.shape[2:]))
+            inputs = self.images.preprocessing.normalise(batch.pixels)
+            yield inputs if self.images.labels is None else (inputs, batch.labels)

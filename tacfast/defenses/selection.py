@@ -1,0 +1,155 @@
+"""Which epoch of a training is good enough, by clean samples that it does not train on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.randomness import isolated_randomness
+from ..models.head import Head, evaluation_mode
+from ..models.latents import latent_batches, split_batch
+from .base import Accuracy
+
+
+class HeldOut:
+    """Clean labelled samples that a defence may measure on but not train on.
+
+    Going through them leaves no trace in any generator, so a training with them takes the same steps as without.
+
+    Parameters
+    ----------
+    loader : (inputs, labels) in batches of any size
+    head : of the model to measure; says how many classes there are
+    seed : of whatever the loader draws, the same in every pass
+    """
+
+    def __init__(self, loader: Iterable[Any], head: Head, seed: int) -> None:
+        self._loader, self._head, self._seed = loader, head, seed
+
+    def measure(self, model: nn.Module) -> Accuracy:
+        """Run ``model`` in evaluation mode; it is left as it was.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the loader yields nothing, no labels, or labels that are not classes of the head.
+        """
+        answers: list[tuple[Tensor, Tensor]] = []
+        with isolated_randomness(self._seed, self._loader), evaluation_mode(model), torch.no_grad():
+            for batch in self._loader:
+                inputs, labels = split_batch(batch, self._head.num_classes, source="held_out")
+                found = model(inputs.to(self._head.device)).argmax(1).cpu()
+                answers.append((found, _present(labels).cpu()))
+        return self._count(answers)
+
+    def latents(self, model: nn.Module) -> tuple[Tensor, Tensor]:
+        """Latents (n, d) and labels (n,) of all samples; raises as `measure` does."""
+        with (
+            isolated_randomness(self._seed, self._loader),
+            latent_batches(model, self._loader, self._head, source="held_out") as batches,
+        ):
+            collected = [(batch.latents, _present(batch.labels)) for batch in batches]
+        if not collected:
+            raise ValueError("held_out: expected at least one batch, got none")
+        latents, labels = zip(*collected, strict=True)
+        return torch.cat(latents), torch.cat(labels)
+
+    def _count(self, answers: list[tuple[Tensor, Tensor]]) -> Accuracy:
+        if not answers:
+            raise ValueError("held_out: expected at least one batch, got none")
+        found, labels = (torch.cat(parts) for parts in zip(*answers, strict=True))
+        classes = self._head.num_classes
+        correct = torch.bincount(labels[found == labels], minlength=classes)
+        return Accuracy(tuple(correct.tolist()), tuple(torch.bincount(labels, minlength=classes).tolist()))
+
+
+def _present(labels: Tensor | None) -> Tensor:
+    if labels is None:
+        raise ValueError("held_out: expected batches (inputs, labels), got inputs alone")
+    return labels
+
+
+def fewest_correct(before: Accuracy, max_drop: float) -> int:
+    """How many held-out samples must be right, so that the drop of accuracy is allowed.
+
+    Whole samples are compared: of 250, a drop of 0.01 allows two errors more. It allows one also of fewer than 100,
+    where that is more than 0.01: a single sample is no evidence of a drop, and the epochs that happen to lose none are
+    often some in the middle of the schedule, at a high rate. A drop of 0 allows none.
+    """
+    # The product may fall short of a whole number by its rounding: 0.29 · 100 is 28.999….
+    allowed = math.floor(max_drop * sum(before.total) + 1e-9)
+    return sum(before.correct) - max(allowed, 1 if max_drop > 0 else 0)
+
+
+class EpochChoice:
+    """Keeps the weights of the last epoch whose held-out accuracy is within the allowed drop.
+
+    The last, not the most accurate: every further epoch removes more of the backdoor, which clean samples cannot see,
+    whereas clean accuracy tends to be highest before any repair. The rate of a one-cycle schedule is low in the first
+    epochs, so the best by accuracy would often be one that has hardly begun. Without held-out samples it is the
+    last epoch of all.
+
+    Parameters
+    ----------
+    model : trained in place between the calls of `consider`; as it is now it is epoch 0, which is always good enough
+    held_out : None to take the last epoch
+    max_drop : allowed loss of accuracy against ``before``, a share of the held-out samples
+    before : accuracy of the suspect, if ``model`` is no longer that
+    """
+
+    def __init__(
+        self, model: nn.Module, held_out: HeldOut | None, max_drop: float, *, before: Accuracy | None = None
+    ) -> None:
+        self._model, self._held_out = model, held_out
+        self.epoch = 0
+        self.after = None if held_out is None else held_out.measure(model)
+        self.before = before or self.after
+        self._enough = 0 if self.before is None else fewest_correct(self.before, max_drop)
+        self._weights = {} if held_out is None else cloned_weights(model)
+
+    def consider(self, epoch: int) -> float | None:
+        """Look at the model after an epoch; returns its accuracy on the held-out samples."""
+        if self._held_out is None:
+            self.epoch = epoch
+            return None
+        accuracy = self._held_out.measure(self._model)
+        if sum(accuracy.correct) >= self._enough:
+            self.epoch, self.after, self._weights = epoch, accuracy, cloned_weights(self._model)
+        return accuracy.overall
+
+    def apply(self) -> None:
+        """Put the weights of the chosen epoch into the model."""
+        load_weights(self._model, self._weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was chosen so far, plain values and tensors."""
+        after = None if self.after is None else (self.after.correct, self.after.total)
+        return {"epoch": self.epoch, "after": after, "weights": self._weights}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        self.epoch, self._weights = state["epoch"], state["weights"]
+        self.after = None if state["after"] is None else Accuracy(*state["after"])
+
+
+def named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All parameters and buffers by name, also the buffers that a state dict leaves out."""
+    return chain(model.named_parameters(), model.named_buffers())
+
+
+def cloned_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of `named_weights`."""
+    return {name: tensor.detach().clone() for name, tensor in named_weights(model)}
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Put back those weights that `cloned_weights` gave, wherever they are now."""
+    ours = dict(named_weights(model))
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            ours[name].copy_(tensor)

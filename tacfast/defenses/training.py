@@ -1,0 +1,296 @@
+"""What the defences that train share: settings, checks of the samples, and the loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..data.randomness import random_states, set_random_states
+from ..models.head import Head, kept_modes, latest_call, unwrapped
+from ..models.latents import split_batch
+from .base import EpochRecord, warn_caller
+from .resuming import StateFile, fingerprint
+from .selection import EpochChoice, load_weights, named_weights
+
+MAX_NAMED = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """Settings of SGD with momentum and a one-cycle rate, and of the choice of an epoch; every such mode has them.
+
+    Parameters
+    ----------
+    epochs : passes over the clean samples
+    lr : peak learning rate
+    momentum, weight_decay : of SGD
+    max_drop : loss of held-out accuracy that is allowed, a share of the held-out samples; see `EpochChoice`
+    seed : of torch, NumPy, Python's ``random`` and the loader's generators; all are left as they were
+    """
+
+    epochs: int = 60
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    max_drop: float = 0.01
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.check("epochs", "an integer >= 1", is_integer(self.epochs) and self.epochs >= 1)
+        self.check("lr", "a finite learning rate > 0", is_finite(self.lr) and self.lr > 0)
+        self.check("momentum", "a number in [0, 1)", is_finite(self.momentum) and 0 <= self.momentum < 1)
+        self.check("weight_decay", "a finite number >= 0", is_finite(self.weight_decay) and self.weight_decay >= 0)
+        self.check("max_drop", "a share in [0, 1]", is_finite(self.max_drop) and 0 <= self.max_drop <= 1)
+        self.check("seed", "an integer in [0, 2**63)", is_integer(self.seed) and 0 <= self.seed < 2**63)
+
+    def check(self, name: str, expected: str, holds: bool) -> None:
+        """Raise ValueError, naming the setting, what was expected and what came, unless that ``holds``."""
+        if not holds:
+            raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+
+
+def is_integer(value: object) -> bool:
+    """Whether it is an int, and no bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_finite(value: object) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+class Objective:
+    """What a training minimises: cross-entropy on the clean samples, unless a mode overrides it."""
+
+    def start_epoch(self) -> None:
+        """Called before each epoch; may run the model, but not change it."""
+
+    def loss(self, latents: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss of one step, a scalar, from what went into the head (n, d), what came out (n, C), and labels (n,)."""
+        return F.cross_entropy(widened(logits), labels)
+
+    def notes(self) -> dict[str, Any]:
+        """Fields of the `EpochRecord` that only this objective knows."""
+        return {}
+
+    def identity(self) -> dict[str, Any]:
+        """What it depends on beside the settings, plain values by name, to know a saved state again."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers from epoch to epoch, as plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """In float32, if it is narrower: a loss is never computed in half precision."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def mixed_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Compute in bfloat16 where a GPU does so natively (compute capability 8.0 and up), else as the model does.
+
+    No float16 on older GPUs: it would need loss scaling, one more thing to tune, save and get wrong.
+    """
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+        return torch.autocast("cuda", torch.bfloat16)
+    return nullcontext()
+
+
+def trainable_batches(loader: Iterable[Any], head: Head) -> Iterator[tuple[Tensor, Tensor]]:
+    """Labelled batches of two samples or more on the device of the head: BatchNorm cannot train on one."""
+    for batch in loader:
+        inputs, labels = split_batch(batch, head.num_classes)
+        if labels is None:
+            raise ValueError("loader: repair needs labels, expected batches (inputs, labels), got inputs alone")
+        if len(labels) > 1:
+            # The layout of the inputs alone decides that of every convolution after them, and the weights keep theirs.
+            fast = head.device.type == "cuda" and inputs.ndim == 4
+            layout = torch.channels_last if fast else torch.preserve_format
+            yield inputs.to(head.device, memory_format=layout), labels.to(head.device)
+
+
+def count_batches(loader: Iterable[Any], head: Head) -> int:
+    """Count the batches, and so check every label before any training; warn of classes without samples."""
+    count, seen = 0, torch.zeros(head.num_classes, dtype=torch.int64)
+    for _, labels in trainable_batches(loader, head):
+        count += 1
+        seen += torch.bincount(labels.cpu(), minlength=head.num_classes)
+    if count == 0:
+        raise ValueError("loader: expected at least one batch of two samples or more, got none")
+    missing = (seen == 0).nonzero().flatten().tolist()
+    if missing:
+        named = ", ".join(map(str, missing[:MAX_NAMED])) + (", …" if len(missing) > MAX_NAMED else "")
+        warn_caller(f"loader: expected samples of every class, got none of {named}: a repair may unlearn them")
+    return count
+
+
+@contextmanager
+def trainable(model: nn.Module) -> Iterator[None]:
+    """Training mode and gradients for every weight, also those that were frozen; all as before on leaving."""
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    with kept_modes(model):
+        model.train().requires_grad_(True)
+        try:
+            yield
+        finally:
+            model.zero_grad(set_to_none=True)
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+
+
+def not_finite(model: nn.Module) -> set[str]:
+    """Names of the parameters and buffers that hold a NaN or an infinity, as a mask of −inf does from the start."""
+    return {name for name, tensor in named_weights(model) if not bool(tensor.isfinite().all())}
+
+
+class Training:
+    """A training in place, that goes on from a file after it was killed.
+
+    Parameters
+    ----------
+    model, head : what is trained
+    loader : clean samples, counted (and gone through) at once
+    settings : of the optimiser and its rate
+    objective : what is minimised
+    choice : told of every epoch; its weights are those of the model in the end
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        head: Head,
+        loader: Iterable[Any],
+        settings: TrainingSettings,
+        objective: Objective,
+        choice: EpochChoice,
+    ) -> None:
+        self._model, self._head, self._loader, self._settings = model, head, loader, settings
+        self._objective, self._choice = objective, choice
+        self._batches = count_batches(loader, head)
+        self._optimizer = torch.optim.SGD(
+            model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self._optimizer, settings.lr, total_steps=settings.epochs * self._batches + 1, cycle_momentum=False
+        )
+        self._never_finite = not_finite(model)
+        self._start, self._earlier = time.perf_counter(), 0.0
+        self.history: list[EpochRecord] = []
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time since the beginning, that before an interruption included."""
+        return self._earlier + time.perf_counter() - self._start
+
+    def run(
+        self, on_epoch: Callable[[EpochRecord], None] | None = None, state_file: str | PathLike[str] | None = None
+    ) -> None:
+        """Train for all epochs that are left. What ``on_epoch`` draws at random does not change the outcome.
+
+        Raises
+        ------
+        RuntimeError
+            If the loss or a weight is no longer finite after an epoch.
+        """
+        store = None if state_file is None else StateFile(state_file, self._identity())
+        with trainable(self._model):
+            if store is not None and (state := store.read()) is not None:
+                self._load(state)
+            while len(self.history) < self._settings.epochs:
+                record = self._run_epoch()
+                randomness = random_states(self._loader)
+                if store is not None:
+                    store.write(self._state() | {"randomness": randomness})
+                if on_epoch is not None:
+                    on_epoch(record)
+                    set_random_states(randomness, self._loader)
+        self._choice.apply()
+        if store is not None:
+            store.remove()
+
+    def _run_epoch(self) -> EpochRecord:
+        epoch = len(self.history) + 1
+        self._objective.start_epoch()
+        loss, accuracy = self._pass()
+        if not math.isfinite(loss) or not_finite(self._model) - self._never_finite:
+            lr = self._settings.lr
+            raise RuntimeError(f"repair diverged in epoch {epoch}: loss {loss:g}; lower lr (it is {lr:g})")
+        held_out = self._choice.consider(epoch)
+        self.history.append(EpochRecord(epoch, loss, accuracy, held_out, **self._objective.notes()))
+        return self.history[-1]
+
+    def _pass(self) -> tuple[float, float]:
+        """One pass over the loader; mean loss and training accuracy."""
+        loss_sum, correct, total = 0.0, 0, 0
+        run, _ = unwrapped(self._model)
+        with latest_call([self._head]) as calls:
+            for inputs, labels in trainable_batches(self._loader, self._head):
+                calls.clear()
+                with mixed_precision(self._head.device):
+                    run(inputs)
+                # Not the model's output: in training mode some models return more than the logits.
+                _, latents, logits = calls[0]
+                loss = self._objective.loss(latents, logits, labels)
+                self._optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                self._optimizer.step()
+                # A loader may yield more batches than were counted: they are trained on at the final, tiny rate.
+                if self._schedule.last_epoch < self._schedule.total_steps - 1:
+                    self._schedule.step()
+                loss_sum += float(loss.detach()) * len(labels)
+                correct += int((logits.detach().argmax(1) == labels).sum())
+                total += len(labels)
+        return loss_sum / total, correct / total
+
+    def _identity(self) -> dict[str, Any]:
+        """All that the outcome depends on and that can be told before the training, as plain values."""
+        before = self._choice.before
+        return {
+            "mode": type(self._settings).__name__,
+            **asdict(self._settings),
+            **self._objective.identity(),
+            "held-out samples per class": None if before is None else before.total,
+            "batches per epoch": self._batches,
+            "weights": fingerprint(self._model),
+        }
+
+    def _state(self) -> dict[str, Any]:
+        """Everything that the next epoch depends on, but for the generators, as plain values and tensors."""
+        choice = self._choice.state_dict()
+        chosen_now = self._choice.epoch == len(self.history) and choice["weights"]  # then they are stored once
+        return {
+            "weights": choice["weights"] if chosen_now else dict(named_weights(self._model)),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "objective": self._objective.state_dict(),
+            "choice": choice,
+            "history": [asdict(record) for record in self.history],
+            "seconds": self.seconds,
+        }
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        try:
+            load_weights(self._model, state["weights"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            self._schedule.load_state_dict(state["schedule"])
+            self._objective.load_state_dict(state["objective"])
+            self._choice.load_state_dict(state["choice"])
+            self.history = [EpochRecord(**record) for record in state["history"]]
+            self._earlier = state["seconds"]
+            set_random_states(state["randomness"], self._loader)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            # Such as the generators of another number of GPUs, or of another kind of loader.
+            raise ValueError(f"state_file: expected a state that fits this loader and machine: {error}") from error

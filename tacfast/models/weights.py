@@ -1,0 +1,258 @@
+"""Read the weights of somebody else's checkpoint without running it, and put them into a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ._archives import LEGACY_MAGIC, ZIP_MAGIC, load_pickled
+from ._pickles import ContentError, ForeignObjectError
+
+# Under these names training scripts keep the state dict beside epoch, optimiser and so on; the first one counts.
+STATE_DICT_NAMES = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params")
+# Prefixes that wrappers put before every name: DataParallel, torch.compile, Lightning and the like.
+PREFIXES = ("module.", "_orig_mod.", "model.")
+MAX_PREFIXES = 6
+MAX_LISTED = 8
+MAX_HEADER_BYTES = 16 * 2**20
+DTYPES = frozenset(
+    {
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+        torch.bool,
+    }
+)
+
+
+class CheckpointError(ValueError):
+    """The checkpoint is damaged, refused because it might be hostile, or does not fit the model."""
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint, safetensors or a file of `torch.save`, onto the CPU.
+
+    The file may come from anybody. What it is, is decided by its content and not by its name. No code in it is run:
+    safetensors has none, the rest goes through ``torch.load(weights_only=True)``, after a look at what it would build.
+    No memory is taken for numbers that are not in the file.
+
+    Parameters
+    ----------
+    path : of a state dict, or of a dictionary that holds one as ``state_dict``, ``model_state_dict``,
+        ``model_state``, ``model``, ``net``, ``network``, ``weights`` or ``params``
+
+    Returns
+    -------
+    dict : dense tensors by name, in the dtype of the file, detached
+
+    Raises
+    ------
+    CheckpointError
+        In one line that names the path: if the file cannot be read, is damaged, holds no state dict, or more than
+        tensors in it (a pickled model, a TorchScript archive, an exported program ``.pt2``), or tensors that are
+        sparse, quantised, complex or larger than their numbers.
+    ImportError
+        For a safetensors file without the extra ``io``.
+    """
+    return weights_in(load_file(path), path)
+
+
+def load_file(path: str | os.PathLike[str]) -> Any:
+    """Whatever a checkpoint holds: the dictionary of a safetensors file, or the object that was given to torch.save."""
+    try:
+        if not Path(path).is_file():  # a pipe or a device could be read for ever
+            raise ContentError("it is not a file" if Path(path).exists() else "there is no such file")
+        with Path(path).open("rb") as file:
+            start = file.read(len(LEGACY_MAGIC))
+            if start.startswith(ZIP_MAGIC) or start == LEGACY_MAGIC:
+                return load_pickled(file)
+            _check_safetensors(file, start)
+        return _load_safetensors(path)
+    except ImportError:
+        raise
+    except ForeignObjectError as error:
+        raise CheckpointError(
+            f"{shown_path(path)}: refused, because it holds more than weights: {error}, whose code would have to run. "
+            "Whoever made the file can save the weights alone: torch.save(model.state_dict(), ...)"
+        ) from error
+    except ContentError as error:
+        raise CheckpointError(f"{shown_path(path)}: not read: {error}") from error
+    except MemoryError as error:
+        raise CheckpointError(f"{shown_path(path)}: not read: it does not fit into memory") from error
+    except OSError as error:
+        raise CheckpointError(f"{shown_path(path)}: not read: {error.strerror or type(error).__name__}") from error
+    except Exception as error:  # torch, zipfile and safetensors raise all sorts on damaged files
+        raise CheckpointError(f"{shown_path(path)}: not read, it is damaged: {_first_line(error)}") from error
+
+
+def weights_in(loaded: Any, path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Find the state dict in what `load_file` gave, and check that it is one."""
+    inner = [dict.get(loaded, name) for name in STATE_DICT_NAMES] if isinstance(loaded, dict) else []
+    found = next((value for value in inner if isinstance(value, dict) and value), loaded)
+    if not isinstance(found, dict) or not any(isinstance(value, Tensor) for value in dict.values(found)):
+        raise CheckpointError(
+            f"{shown_path(path)}: expected a state dict, or a dictionary with one under "
+            f"{', '.join(STATE_DICT_NAMES)}, got {_described(loaded)}"
+        )
+    weights = {}
+    for name, value in dict.items(found):  # not found.items(): a pickle can give a dictionary any attribute
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            key = repr(printable(name)) if isinstance(name, str) else f"a key of type {type(name).__name__}"
+            raise CheckpointError(
+                f"{shown_path(path)}: expected a state dict of tensors by name, got {type(value).__name__} for {key}"
+            )
+        if value.layout != torch.strided or value.dtype not in DTYPES or value.device.type != "cpu":
+            raise CheckpointError(
+                f"{shown_path(path)}: expected dense tensors of real or whole numbers, "
+                f"got {value.dtype}, {value.layout} for {printable(name)!r}"
+            )
+        weights[name] = value.detach()
+    return weights
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Put weights into a model, all of them or none.
+
+    Prefixes that wrappers put before every name (``module.``, ``_orig_mod.``, ``model.``, also nested) do not count,
+    on either side. Numbers are cast to the dtype of the model, floating to floating and whole to whole. As in torch,
+    ``num_batches_tracked`` may be missing: checkpoints from before torch 0.4.1 have none. Tensors of an auxiliary
+    head that the model was built without (``AuxLogits`` of Inception) are left out.
+
+    Parameters
+    ----------
+    model : changed in place, on its device
+    weights : tensors by name, as from `read_weights`
+
+    Raises
+    ------
+    CheckpointError
+        Listing missing and unexpected names, and shapes and kinds of number that differ. The model is unchanged.
+    """
+    model.load_state_dict(match_weights(model, weights))
+
+
+def match_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of ``model`` with ``weights`` in the places of its own tensors; raises as `load_weights`."""
+    own: dict[str, Tensor] = model.state_dict()
+    theirs = _without_prefixes(weights)
+    renamed = {name: theirs.pop(bare) for bare, name in _without_prefixes({name: name for name in own}).items()
+               if bare in theirs}  # fmt: skip
+    missing = [name for name in own if name not in renamed and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in theirs if not _is_switched_off(model, name)]
+    shapes = [name for name in renamed if renamed[name].shape != own[name].shape]
+    kinds = [name for name in renamed if renamed[name].is_floating_point() != own[name].is_floating_point()]
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} missing ({listed(missing)})")
+    if unexpected:
+        problems.append(f"{len(unexpected)} unexpected ({listed(unexpected)})")
+    if shapes:
+        differ = (f"{n} {tuple(renamed[n].shape)} instead of {tuple(own[n].shape)}" for n in shapes)
+        problems.append(f"{len(shapes)} of another shape ({listed(differ)}){_other_classes(own, renamed, shapes)}")
+    if kinds:
+        differ = (f"{n} {renamed[n].dtype} instead of {own[n].dtype}" for n in kinds)
+        problems.append(f"{len(kinds)} of another kind of number ({listed(differ)})")
+    if problems:
+        raise CheckpointError(
+            f"weights: expected the {len(own)} tensors of {type(model).__name__}, got {len(weights)}: "
+            + "; ".join(problems)
+        )
+    # Over the model's own, which brings the version of every layer and the tensors that may be missing.
+    own.update(renamed)
+    return own
+
+
+T = TypeVar("T")
+
+
+def _without_prefixes(named: Mapping[str, T]) -> dict[str, T]:
+    """The same under names without the prefixes that all of them carry."""
+    found = dict(named)
+    for _ in range(MAX_PREFIXES):
+        prefix = next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in found)), "")
+        found = {name.removeprefix(prefix): value for name, value in found.items()}
+    return found
+
+
+def _is_switched_off(model: nn.Module, name: str) -> bool:
+    """Whether a tensor belongs to a part, such as ``AuxLogits``, that the model knows and was built without."""
+    part, dot, _ = name.partition(".")
+    return bool(dot) and getattr(model, part, model) is None
+
+
+def _other_classes(own: Mapping[str, Tensor], given: Mapping[str, Tensor], names: list[str]) -> str:
+    """A hint if only the first lengths differ, all in one way: those are the heads, for another number of classes."""
+    lengths = {(given[name].shape[:1], own[name].shape[:1]) for name in names}
+    if len(lengths) != 1 or any(given[name].shape[1:] != own[name].shape[1:] for name in names):
+        return ""
+    ((there, here),) = lengths
+    return f": the checkpoint was made for {there[0]} classes and the model for {here[0]}" if there and here else ""
+
+
+def _check_safetensors(file: BinaryIO, start: bytes) -> None:
+    """Raise, saying what the file is instead, unless it begins as a safetensors file does."""
+    size = file.seek(0, os.SEEK_END)
+    length = int.from_bytes(start[:8], "little")
+    if size == 0:
+        raise ContentError("it is empty")
+    if len(start) >= 9 and start[8:9] == b"{":
+        if length > min(size - 8, MAX_HEADER_BYTES):
+            raise ContentError(
+                f"it looks like a safetensors file whose header is {length} bytes long, and it has {size}"
+            )
+        return
+    if start[:1] == b"\x80":
+        raise ForeignObjectError("it is a plain pickle, which torch.save did not write")
+    raise ContentError("it is neither a safetensors file nor one of torch.save")
+
+
+def _load_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file as load
+    except ImportError as error:
+        raise ImportError("safetensors files need safetensors: pip install 'tacfast[io]'") from error
+    # Copied, because the tensors are windows into the file, which may be cut short while they live.
+    return {name: tensor.clone() for name, tensor in load(path).items()}
+
+
+def _first_line(error: Exception) -> str:
+    """A line about an error of a library; of its arguments only text, they can be anything that was in the file."""
+    text = str(error) if isinstance(error, (RuntimeError, ValueError)) else ""
+    line = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    return printable(line)
+
+
+def printable(text: str, limit: int = 120) -> str:
+    """Text that somebody else chose, for a message: short, and without control characters."""
+    text = text if len(text) <= limit else text[: limit - 3] + "..."
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def shown_path(path: str | os.PathLike[str]) -> str:
+    """Path for a message, whole but without control characters."""
+    return printable(os.fspath(path), limit=4096)
+
+
+def _described(loaded: Any) -> str:
+    if not isinstance(loaded, dict):
+        return type(loaded).__name__
+    return f"a dictionary with {listed(str(key)[:80] for key in dict.keys(loaded) if isinstance(key, (str, int)))}"
+
+
+def listed(items: Iterable[str]) -> str:
+    """At most eight items in words, with the count of the rest."""
+    entries = list(items)
+    rest = len(entries) - MAX_LISTED
+    text = ", ".join(printable(entry) for entry in entries[:MAX_LISTED]) or "nothing"
+    return f"{text} and {rest} more" if rest > 0 else text

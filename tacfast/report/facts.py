@@ -1,0 +1,191 @@
+"""Everything that a report says, as plain values."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+import torch
+
+from .._info import installation
+from ..defenses.base import RepairResult
+from ..detection import MAX_RATIO, MIN_INDEX
+from ..scanning import ScanReport
+from ..solver import TacSolution
+from ..stability import Stability, ranks
+from .words import headline
+
+# As many latents of a shift are listed.
+TOP_LATENTS = 20
+# A classifier that closes less than this share of the way from guessing to perfection was probably fed wrongly.
+MIN_SKILL = 0.3
+RESIDUALS = ("primal", "dual", "stationarity", "gap")
+
+
+def scan_facts(
+    report: ScanReport,
+    *,
+    names: Mapping[int, str] | None = None,
+    source: Mapping[str, Any] | None = None,
+    repair: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Collect the facts of a scan, and of the repair after it, ready for `write_json`.
+
+    Parameters
+    ----------
+    report : result of `tacfast.scan`
+    names : of the classes
+    source : what was scanned, shown as it is, such as ``{"checkpoint": "model.pt", "architecture": "resnet18"}``
+    repair : result of `repair_facts`
+
+    Returns
+    -------
+    dict
+        Of dicts, lists, strings, numbers, None. Norms may be +inf and figures NaN, which `write_json` makes null;
+        ``classes[i]["status"]`` tells them apart.
+    """
+    from .. import __version__
+
+    solution = report.solution.to("cpu")
+    accuracy, classes = report.accuracy, len(solution.gaps)
+    verdict = report.verdict
+    return {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "verdict": {
+            "label": verdict.label,
+            "headline": headline(verdict, names or {}),
+            "classes": list(verdict.classes),
+            "reasons": list(verdict.reasons),
+            "median": verdict.median,
+            "threshold": verdict.threshold,
+            "rule": {"min_index": MIN_INDEX, "max_ratio": MAX_RATIO},
+        },
+        "classes": _classes(report, solution, names or {}),
+        "stability": _stability(report),
+        "latents": [_latents(solution, k) for k in _worth_a_look(report)],
+        "certificate": _certificate(solution),
+        "timings": dict(report.timings),
+        "scan": {
+            "head": report.head.name,
+            "samples": solution.n_samples,
+            "classes": classes,
+            "latents": solution.perturbations.shape[1],
+            "precision": str(torch.as_tensor(solution.perturbations).dtype).removeprefix("torch."),
+            "trim": solution.trim,
+            "margin": solution.margin,
+            "accuracy": accuracy,
+            "accuracy_warning": None if accuracy is None else accuracy_warning(accuracy, classes),
+        },
+        "source": {
+            key: value if isinstance(value, (int, float)) else str(value) for key, value in (source or {}).items()
+        },
+        "repair": None if repair is None else dict(repair),
+        "installation": installation(__version__),
+    }
+
+
+def repair_facts(result: RepairResult) -> dict[str, Any]:
+    """Collect the facts of a repair, ready for `write_json`.
+
+    Accuracies are those on the held-out samples, NaN for a class without any; None where nothing was held out.
+    """
+    before, after = result.before, result.after
+    return {
+        "mode": result.mode,
+        "classes": list(result.targets),
+        "epoch": result.epoch,
+        "rolled_back": result.rolled_back,
+        "pruned": list(result.pruned),
+        "before": None if before is None else {"overall": before.overall, "per_class": list(before.per_class)},
+        "after": None if after is None else {"overall": after.overall, "per_class": list(after.per_class)},
+        "samples": 0 if before is None else sum(before.total),
+        "held_out": [record.held_out for record in result.history if record.held_out is not None],
+        "seconds": result.seconds,
+    }
+
+
+def accuracy_warning(accuracy: float, classes: int) -> str | None:
+    """Warn, in a sentence, of an accuracy that is hardly better than guessing among ``classes``; else None."""
+    plausible = 1 / classes + MIN_SKILL * (1 - 1 / classes)
+    if accuracy >= plausible:
+        return None
+    return (
+        f"an accuracy of {100 * accuracy:.1f} % on clean samples is implausible for {classes} classes: check the "
+        "normalisation, the image size, the order of the classes and the labels before believing the verdict"
+    )
+
+
+def _classes(report: ScanReport, solution: TacSolution, names: Mapping[int, str]) -> list[dict[str, Any]]:
+    verdict, places = report.verdict, ranks(report.verdict.norms)
+    certificate = {name: torch.as_tensor(values).tolist() for name, values in vars(solution.certificate).items()}
+    return [
+        {
+            "class": k,
+            "name": names.get(k),
+            "suspicious": k in verdict.classes,
+            "norm": verdict.norms[k],
+            "index": verdict.index[k],
+            "rank": places[k],
+            "jackknife": None if report.stability is None else _jackknife(report.stability, k),
+            "status": status.name,
+            "meaning": status.sentence,
+            "certificate": {name: values[row] for name, values in certificate.items()},
+            "accuracy": None if report.class_accuracy is None else float(report.class_accuracy[k]),
+        }
+        for row, (k, status) in enumerate(zip(verdict.norms, solution.statuses, strict=True))
+    ]
+
+
+def _jackknife(stability: Stability, k: int) -> dict[str, Any]:
+    ranges = {"norm": stability.norms[k], "index": stability.index[k], "rank": stability.ranks[k]}
+    return {name: list(values) for name, values in ranges.items()} | {"named": stability.named.get(k, 0)}
+
+
+def _stability(report: ScanReport) -> dict[str, Any] | None:
+    if report.stability is None:
+        return None
+    runs = report.stability.runs
+    same = [run for run in runs if (run.label, run.classes) == (report.verdict.label, report.verdict.classes)]
+    return {"blocks": len(runs), "same_verdict": len(same), "labels": dict(report.stability.labels)}
+
+
+def _worth_a_look(report: ScanReport) -> list[int]:
+    """The suspicious classes, or else the one that is the easiest to reach."""
+    norms = report.verdict.norms
+    reachable = [k for k in norms if math.isfinite(norms[k])]
+    return list(report.verdict.classes) or sorted(reachable, key=norms.__getitem__)[:1]
+
+
+def _latents(solution: TacSolution, k: int) -> dict[str, Any]:
+    """Which coordinates carry s_k: the largest, and how many it takes for half and for 90 % of ‖s_k‖²."""
+    row = torch.as_tensor(solution.classes).tolist().index(k)
+    shift = torch.as_tensor(solution.perturbations)[row].double()
+    energy, order = shift.square().sort(descending=True, stable=True)
+    total = float(energy.sum())
+    shares = energy / total if total > 0 else energy
+    reached = shares.cumsum(0)
+    top = [
+        {"latent": int(i), "value": float(shift[i]), "share": float(share)}
+        for i, share in zip(order[:TOP_LATENTS], shares, strict=False)
+    ]
+    return {
+        "class": k,
+        "top": top,
+        "top_share": float(shares[:TOP_LATENTS].sum()),
+        "half": int((reached < 0.5).sum()) + 1 if total > 0 else 0,
+        "most": int((reached < 0.9).sum()) + 1 if total > 0 else 0,
+        "of": len(shift),
+    }
+
+
+def _certificate(solution: TacSolution) -> dict[str, Any]:
+    """Count how the classes ended, and take the worst residuals of all; NaN where no class has any."""
+    worst = {}
+    for name in RESIDUALS:
+        values = torch.as_tensor(getattr(solution.certificate, name))
+        known = values[~values.isnan()]
+        worst[name] = float(known.max()) if len(known) else math.nan
+    return {"statuses": dict(Counter(status.name for status in solution.statuses)), "worst": worst}

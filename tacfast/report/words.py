@@ -1,0 +1,38 @@
+"""Names and headlines as text that is safe to show: class names and paths are whatever somebody wrote."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+
+from ..detection import Verdict
+
+# Longer names would push everything else out of a picture.
+MAX_NAME = 24
+_JOINERS = "\u200c\u200d"  # invisible, but letters and emoji need them
+
+
+def printable(text: str) -> str:
+    """Replace what cannot be shown, or reorders the text around it, by U+FFFD: controls, surrogates, unassigned."""
+    return "".join(c if unicodedata.category(c)[0] != "C" or c in _JOINERS else "\ufffd" for c in text)
+
+
+def short_name(names: Mapping[int, str], k: int) -> str:
+    """Name of class k for an axis, at most ``MAX_NAME`` characters; its number if it has none."""
+    name = printable(names.get(k, str(k)))
+    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
+
+
+def class_label(names: Mapping[int, str], k: int) -> str:
+    """Number of class k with its name, ``3 (dog)``, or the number alone."""
+    return f"{k} ({printable(names[k])})" if k in names else str(k)
+
+
+def headline(verdict: Verdict, names: Mapping[int, str]) -> str:
+    """Say the verdict in one line."""
+    if verdict.label == "suspicious":
+        flagged = ", ".join(class_label(names, k) for k in verdict.classes)
+        return f"Suspicious: class {flagged} is far easier to reach than the others"
+    if verdict.label == "nothing_found":
+        return "Nothing found: no class is far easier to reach than the others"
+    return "Inconclusive: the rule cannot be applied to these norms"

@@ -1,0 +1,285 @@
+"""`tacfast scan` and `tacfast repair` from outside: files in, exit status, files and lines out."""
+
+import json
+import re
+
+import pytest
+import torch
+
+pytest.importorskip("typer")
+pytest.importorskip("torchvision")
+pytest.importorskip("safetensors")
+pytest.importorskip("sklearn")
+
+from PIL import Image
+
+from tacfast import cli
+from tacfast.demo import make_trial
+from tacfast.models import build_model, load_checkpoint, load_weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MODEL = ("--arch", "small_preact_resnet", "--arch-args", '{"in_channels": 1}', "--num-classes", "10")
+PIXELS = ("--mean", "0", "--std", "1")
+
+
+def draw(folder, data, names=str):
+    for i, (image, label) in enumerate(zip(data.images, data.labels.tolist(), strict=True)):
+        path = folder / names(label) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image[0] * 255).round().byte().numpy()).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trial():
+    return make_trial(seed=0)
+
+
+@pytest.fixture(scope="module")
+def suspect(trial, tmp_path_factory):
+    """Folder with the state dict of a backdoored network, and clean images of it."""
+    folder = tmp_path_factory.mktemp("suspect")
+    torch.save(trial.model.state_dict(), folder / "model.pth")
+    draw(folder / "images", trial.clean)
+    return folder
+
+
+def run(capsys, *arguments):
+    """Exit status, standard output, standard error."""
+    capsys.readouterr()
+    status = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return status, captured.out, captured.err
+
+
+def scan(capsys, folder, *arguments):
+    return run(capsys, "scan", folder / "model.pth", "--data", folder / "images", *MODEL, *PIXELS, *arguments)
+
+
+def test_scan_finds_the_class_and_writes_reports(suspect, trial, tmp_path, capsys):
+    status, out, _ = scan(capsys, suspect, "--json", tmp_path / "scan.json", "--html", tmp_path / "scan.html")
+    assert status == 3
+    assert f"Suspicious: class {trial.attack.target} " in out
+    facts = json.loads((tmp_path / "scan.json").read_text())
+    assert facts["verdict"]["classes"] == [trial.attack.target]
+    assert facts["scan"]["accuracy"] == pytest.approx(trial.before.acc, abs=0.02)
+    assert facts["source"]["images found"] == len(trial.clean)
+    norms = [entry["norm"] for entry in facts["classes"]]
+    # PNG rounds pixels to 255 steps; beside that it is the same scan as from tensors.
+    torch.testing.assert_close(torch.tensor(norms), trial.report.solution.norms, rtol=0.02, atol=0, check_dtype=False)
+    assert (tmp_path / "scan.html").read_text().startswith("<!DOCTYPE html>")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scan.html", "scan.json"]
+
+
+def test_a_clean_network_is_status_zero(trial, tmp_path, capsys):
+    model = make_trial(seed=0, clean=True).model
+    torch.save(
+        {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "model.pth"
+    )
+    draw(tmp_path / "images", trial.clean)
+    status, out, _ = scan(capsys, tmp_path)
+    assert status == 0
+    assert "no proof" in out
+
+
+def test_few_images_are_inconclusive_and_labels_are_not_needed(suspect, tmp_path, capsys):
+    for k in range(10):
+        image = next(iter((suspect / "images" / str(k)).iterdir()))
+        (tmp_path / f"{k}.png").write_bytes(image.read_bytes())
+    status, out, _ = run(capsys, "scan", suspect / "model.pth", "--data", tmp_path, *MODEL, *PIXELS)
+    assert status == 4
+    assert "Inconclusive" in out
+    assert "accuracy" not in out
+
+
+def test_wrong_normalisation_is_noticed(suspect, capsys):
+    status, out, _ = run(
+        capsys, "scan", suspect / "model.pth", "--data", suspect / "images", *MODEL, "--mean", "1", "--std", "0.01"
+    )
+    assert status in (0, 3, 4)
+    assert "implausible" in out
+
+
+@pytest.mark.parametrize(
+    ("left_out", "message"),
+    [
+        ("--mean", "--mean"),
+        ("--std", "--std"),
+        ("--arch", "--arch"),
+        ("--num-classes", "--num-classes"),
+    ],
+)
+def test_what_the_checkpoint_does_not_say_is_asked_for(suspect, capsys, left_out, message):
+    arguments = [*MODEL, *PIXELS]
+    at = arguments.index(left_out)
+    del arguments[at : at + 2]
+    status, _, err = run(capsys, "scan", suspect / "model.pth", "--data", suspect / "images", *arguments)
+    assert status == 2
+    assert f"give {message}" in re.sub(r"[\s│]+", " ", err)
+
+
+def repair(capsys, folder, out, *arguments):
+    return run(
+        capsys, "repair", folder / "model.pth", "--data", folder / "images", "--out", out, *MODEL, *PIXELS, *arguments
+    )
+
+
+def test_repair_writes_weights_that_say_what_they_are(suspect, trial, tmp_path, capsys):
+    out = tmp_path / "repaired.safetensors"
+    status, text, _ = repair(capsys, suspect, out, "--json", tmp_path / "repair.json", "--max-drop", "0.03")
+    assert status == 0
+    checkpoint = load_checkpoint(out)
+    assert (checkpoint.arch, checkpoint.num_classes) == ("small_preact_resnet", 10)
+    assert checkpoint.provenance["classes"] == [trial.attack.target]
+    model = build_model(checkpoint.arch, 10, arch_args=checkpoint.arch_args)
+    load_weights(model, checkpoint.weights)
+    after = trial.evaluate(model.eval())
+    assert trial.before.asr > 0.9
+    assert after.asr < 0.1
+    assert after.acc > trial.before.acc - 0.05
+    facts = json.loads((tmp_path / "repair.json").read_text())["repair"]
+    assert facts["mode"] == "latent"
+    assert "wrote" in text
+    # The file says all that a scan must know.
+    status, _, _ = run(capsys, "scan", out, "--data", suspect / "images")
+    assert status in (0, 3)
+
+
+def test_repair_that_costs_too_much_is_rolled_back(suspect, tmp_path, capsys):
+    out = tmp_path / "repaired.safetensors"
+    status, _, err = repair(capsys, suspect, out, "--epochs", "1", "--lr", "50", "--max-drop", "0")
+    assert status == 1
+    assert "nothing written" in err or "diverged" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_found_is_not_repaired(suspect, trial, tmp_path, capsys):
+    few = tmp_path / "few"
+    for k in range(10):
+        for image in list((suspect / "images" / str(k)).iterdir())[:3]:
+            (few / str(k)).mkdir(parents=True, exist_ok=True)
+            (few / str(k) / image.name).write_bytes(image.read_bytes())
+    status, _, err = run(
+        capsys, "repair", suspect / "model.pth", "--data", few, "--out", tmp_path / "x.pt", *MODEL, *PIXELS
+    )
+    assert status == 4
+    assert "nothing to repair, nothing written" in err
+    assert not (tmp_path / "x.pt").exists()
+
+
+def test_repair_refuses_images_without_labels(suspect, tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    for image in (suspect / "images" / "3").iterdir():
+        (images / image.name).write_bytes(image.read_bytes())
+    status, _, err = run(
+        capsys, "repair", suspect / "model.pth", "--data", images, "--out", tmp_path / "x.pt", *MODEL, *PIXELS
+    )
+    assert status == 1
+    assert err.startswith("tacfast: error: data: a repair needs labels")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("out", "more", "status", "message"),
+    [
+        ("x.bin", (), 1, "expected a name that ends in .safetensors, .pt or .pth"),
+        ("x.safetensors", ("--json", "x.json"), 2, "expected different files"),
+        ("model.pth", (), 2, "expected different files"),
+        ("x.pt", ("--held-out", "1"), 2, "expected a share in (0, 1), got 1"),
+        ("x.pt", ("--mode", "magic"), 2, "expected one of latent, prune, got 'magic'"),
+        ("x.pt", ("--lr", "-1"), 1, "lr: expected a finite learning rate > 0, got -1"),
+    ],
+)
+def test_where_a_repair_cannot_go_is_said_before_the_work(
+    suspect, tmp_path, capsys, monkeypatch, out, more, status, message
+):
+    (tmp_path / "model.pth").write_bytes((suspect / "model.pth").read_bytes())
+    (tmp_path / "images").symlink_to(suspect / "images")
+    monkeypatch.chdir(tmp_path)
+    got, _, err = repair(capsys, tmp_path, tmp_path / out, *more, "--target", "4")
+    assert got == status
+    assert message in re.sub(r"[\s│]+", " ", err)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "model.pth"]
+
+
+def test_a_result_for_backdoorbench(suspect, tmp_path, capsys):
+    out = tmp_path / "defense_result.pt"
+    status, _, _ = repair(capsys, suspect, out, "--epochs", "2", "--lr", "0.001", "--max-drop", "0.5")
+    assert status == 0
+    assert torch.load(out, weights_only=True).keys() == {"model_name", "num_classes", "model"}
+
+
+def test_scan_goes_on_where_it_was_interrupted(suspect, tmp_path, capsys, monkeypatch):
+    state, whole = tmp_path / "scan.state", tmp_path / "whole.json"
+    assert scan(capsys, suspect, "--json", whole)[0] == 3
+    from tacfast.models.architectures import SmallPreActResNet
+
+    forward, calls = SmallPreActResNet.forward, []
+
+    def count(self, x):
+        calls.append(len(x))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return forward(self, x)
+
+    monkeypatch.setattr(SmallPreActResNet, "forward", count)
+    status, _, err = scan(capsys, suspect, "--resume", state, "--batch-size", "64")
+    assert (status, err.splitlines()[-1]) == (130, "tacfast: interrupted")
+    assert [path.name for path in tmp_path.iterdir() if path != whole] == ["scan.state"]
+    seen = sum(calls)
+    assert scan(capsys, suspect, "--resume", state, "--batch-size", "64", "--json", tmp_path / "two.json")[0] == 3
+    assert not state.exists()
+    norms = [[entry["norm"] for entry in json.loads(p.read_text())["classes"]] for p in (whole, tmp_path / "two.json")]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+    assert sum(calls) < seen + 64 * 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("--mean", "a"), 2, "expected numbers between commas"),
+        (("--arch-args", "[1]"), 2, "expected a JSON object"),
+        (("--device", "cuda:99"), 2, "expected a device such as cpu or cuda:0"),
+        (("--arch", "resnet1"), 1, "resnet18"),
+        (("--arch", "resnet18", "--arch-args", "{}"), 1, "missing"),
+        (("--num-classes", "12"), 1, "10 classes"),
+        (("--mean", "0,0,0", "--std", "1,1,1"), 1, "batch of shape (128, 3, 8, 8)"),
+        (("--head", "nothing"), 1, "'nothing'"),
+        (("--json", "/nowhere/x.json"), 1, "json: cannot write /nowhere/x.json: expected a file in an existing folder"),
+        (("--html", "/"), 1, "html: cannot write /"),
+        (("--class-names", "/nowhere/names"), 1, "/nowhere/names"),
+    ],
+)
+def test_wrong_arguments_are_named(suspect, capsys, arguments, status, message):
+    given = [*MODEL, *PIXELS]
+    for option, value in zip(arguments[::2], arguments[1::2], strict=True):
+        if option in given:
+            given[given.index(option) + 1] = value
+        else:
+            given += [option, value]
+    got, _, err = run(capsys, "scan", suspect / "model.pth", "--data", suspect / "images", *given)
+    assert got == status
+    assert message in re.sub(r"[\s│]+", " ", err)
+    if status == 1:
+        assert err.startswith("tacfast: error: ")
+        assert err.count("\n") == 1
+
+
+def test_a_full_disk_leaves_nothing_half_written(suspect, tmp_path, capsys, monkeypatch):
+    from pathlib import Path
+
+    write = Path.write_bytes
+
+    def full(self, content):
+        if len(content) > 1000:
+            raise OSError(28, "No space left on device", str(self))
+        return write(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    status, _, err = scan(capsys, suspect, "--json", tmp_path / "a.json")
+    assert status == 1
+    assert "No space left on device" in err
+    assert list(tmp_path.iterdir()) == []

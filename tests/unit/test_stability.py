@@ -1,0 +1,232 @@
+"""Leaving out blocks of samples: how they are dealt, what each run solves, and what the ranges are."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from _shortcut import TARGET, make_data, make_model
+from independent import gap_matrix, trimmed_gap_matrix
+
+from tacfast import GapMatrix, scan
+from tacfast.detection import RULE_TRIM, Verdict, detect
+from tacfast.stability import MAX_UNASKED_WORK, Range, Stability, leave_blocks_out, ranks
+
+C, DIM = 7, 12
+
+
+def make_logits(n, dtype=np.float32, classes=C, seed=0):
+    rng = np.random.default_rng(seed)
+    logits = rng.standard_normal((n, classes)).astype(dtype)
+    logits[np.arange(n), np.sort(rng.integers(classes, size=n))] += 6  # sorted by class, as in many folders
+    return logits
+
+
+def head(classes=C):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(classes, DIM, generator=generator), torch.randn(classes, generator=generator)
+
+
+def matrix_of(batches, keep_logits=True):
+    matrix = GapMatrix(*head(), keep_logits=keep_logits)
+    for batch in batches:
+        matrix.update_logits(torch.as_tensor(batch))
+    return matrix
+
+
+def bits(solution):
+    return [
+        torch.as_tensor(value).numpy().tobytes() for value in (solution.perturbations, solution.gaps, solution.duals)
+    ]
+
+
+# ---- GapMatrix.deal ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 10, 300])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_dealt_parts_merge_to_the_same_bits(count, dtype):
+    batches = [make_logits(n, dtype, seed=n) for n in (100, 37, 1)]
+    whole = matrix_of(batches)
+    before = bits(whole.solve(trim=RULE_TRIM)) + bits(whole.solve())
+    parts = whole.deal(count)
+    assert len(parts) == count
+    assert sum(part.n_samples for part in parts) == 138
+    together = whole.empty()
+    for part in reversed(parts):
+        together.merge(part)
+    assert together.n_samples == 138
+    for matrix in (together, whole):
+        assert bits(matrix.solve(trim=RULE_TRIM)) + bits(matrix.solve()) == before
+
+
+def test_precisions_mix():
+    whole = matrix_of([make_logits(100), make_logits(50, np.float64, seed=1)])
+    before = whole.solve(trim=RULE_TRIM).norms
+    first, *others = whole.deal(3)
+    for other in others:
+        first.merge(other)
+    assert torch.allclose(first.solve(trim=RULE_TRIM).norms, before, rtol=1e-6)
+
+
+def test_each_part_gets_an_equal_share_of_each_class():
+    logits = make_logits(333)
+    parts = matrix_of(np.array_split(logits, [50, 51, 200])).deal(10)
+    sizes = [part.n_samples for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+    counts = torch.stack([part.samples_per_class for part in parts])
+    assert int((counts.amax(0) - counts.amin(0)).max()) <= 1
+    assert counts.sum(0).tolist() == np.bincount(logits.argmax(1), minlength=C).tolist()
+
+
+def test_classes_that_come_in_turn_are_dealt_to_all_parts_too():
+    """As many blocks as classes, in turn: sample i to part i mod 7 would give every part one class."""
+    logits = make_logits(210)
+    order = np.argsort(np.arange(210) % 30, kind="stable")
+    counts = torch.stack([part.samples_per_class for part in matrix_of([logits[order]]).deal(C)])
+    assert bool((counts > 0).all())
+
+
+def test_parts_share_memory_with_the_whole():
+    whole = matrix_of([make_logits(100), make_logits(60)])
+    parts = whole.deal(4)
+    owned = {chunk.untyped_storage().data_ptr() for chunk in whole.state_dict()["logits"]}
+    assert len(owned) == 2  # a state is a copy
+    held = {chunk.untyped_storage().data_ptr() for chunk in whole._logits}
+    assert {chunk.untyped_storage().data_ptr() for part in parts for chunk in part._logits} == held
+
+
+def test_kind_and_emptiness_are_kept():
+    whole = GapMatrix(*head(), keep_logits=True).update_logits(make_logits(50))
+    assert isinstance(whole.deal(3)[0].gaps, np.ndarray)
+    assert whole.empty().n_samples == 0
+    with pytest.raises(ValueError, match="at least one sample"):
+        whole.empty().solve()
+    assert [part.n_samples for part in GapMatrix(*head(), keep_logits=True).deal(2)] == [0, 0]
+
+
+def test_dealing_needs_logits_and_a_number_of_parts():
+    with pytest.raises(ValueError, match="keep_logits: expected True for deal, got False"):
+        matrix_of([make_logits(20)], keep_logits=False).deal(2)
+    with pytest.raises(ValueError, match="keep_logits: expected True for samples_per_class"):
+        _ = matrix_of([make_logits(20)], keep_logits=False).samples_per_class
+    with pytest.raises(ValueError, match="count: expected an integer >= 1, got 0"):
+        matrix_of([make_logits(20)]).deal(0)
+
+
+# ---- leaving blocks out --------------------------------------------------------------------------------------
+
+
+def test_every_run_is_a_solve_without_that_block():
+    logits = make_logits(280)
+    found = leave_blocks_out(matrix_of(np.array_split(logits, 3)), blocks=4)
+    # The rule of dealing once more, by a loop: the samples of each class in their order, dealt round and round.
+    answers = logits.argmax(1)
+    block, turn = np.empty(280, int), 0
+    for k in range(C):
+        for i in np.flatnonzero(answers == k):
+            block[i], turn = turn % 4, turn + 1
+    assert len(found.runs) == 4
+    for left_out, run in enumerate(found.runs):
+        rest = logits[block != left_out]
+        R = trimmed_gap_matrix(rest, RULE_TRIM)
+        assert not np.array_equal(R, trimmed_gap_matrix(logits, RULE_TRIM))
+        norms = GapMatrix.from_gaps(*head(), torch.from_numpy(R)).solve().norms
+        assert [run.norms[k] for k in range(C)] == norms.tolist()
+        assert run.label != "inconclusive"
+
+
+def test_too_few_samples_without_a_block_are_reported_as_such():
+    logits = np.repeat(6 * np.eye(C, dtype=np.float32), 10, axis=0) + make_logits(10 * C) / 20
+    matrix = matrix_of([logits])
+    assert detect(matrix.solve(trim=RULE_TRIM), matrix.samples_per_class).label != "inconclusive"
+    found = leave_blocks_out(matrix, blocks=10)
+    assert found.labels == {"inconclusive": 10}
+    assert all("at least 10 samples" in reason for run in found.runs for reason in run.reasons)
+    assert all(math.isfinite(value) for norms in found.norms.values() for value in norms)
+
+
+@pytest.mark.parametrize(("blocks", "n"), [(0, 100), (20, 19)])
+def test_no_blocks_or_fewer_samples_than_blocks_give_none(blocks, n):
+    assert leave_blocks_out(matrix_of([make_logits(n)]), blocks) is None
+
+
+def test_nobody_who_did_not_ask_waits(monkeypatch):
+    matrix = matrix_of([make_logits(100)])
+    assert len(leave_blocks_out(matrix).runs) == 10
+    assert 10_000 * 1000**2 <= MAX_UNASKED_WORK < 50_000 * 1000**2
+    monkeypatch.setattr("tacfast.stability.MAX_UNASKED_WORK", 100 * C**2 - 1)
+    assert leave_blocks_out(matrix) is None
+    assert len(leave_blocks_out(matrix, 3).runs) == 3
+
+
+@pytest.mark.parametrize("blocks", [1, -1, True, 2.0])
+def test_one_block_leaves_nothing(blocks):
+    for call in (lambda: leave_blocks_out(matrix_of([make_logits(20)]), blocks), lambda: scan(None, [], blocks=blocks)):
+        with pytest.raises(ValueError, match="blocks: expected None, 0 or an integer >= 2, got"):
+            call()
+
+
+# ---- ranges --------------------------------------------------------------------------------------------------
+
+
+def verdict(norms, index=None, classes=(), label="nothing_found"):
+    table = dict(enumerate(norms))
+    return Verdict(label, classes, dict(enumerate(index or norms)), table, 1.0, 1.0, ())
+
+
+def test_ranges_counts_and_ranks():
+    inf, nan = math.inf, math.nan
+    runs = (
+        verdict([3.0, 1.0, inf, nan], [0.5, 2.5, -inf, nan], (1,), "suspicious"),
+        verdict([2.0, 1.5, inf, nan], [nan] * 4, (), "inconclusive"),
+        verdict([1.0, 1.0, 4.0, nan], [0.1, 2.0, -3.0, nan], (0,), "suspicious"),
+    )
+    found = Stability(runs)
+    assert found.norms[0] == Range(1.0, 3.0)
+    assert found.norms[2] == Range(4.0, inf)
+    assert found.index[1] == Range(2.0, 2.5)
+    assert found.index[2] == Range(-inf, -3.0)
+    assert all(math.isnan(value) for value in (*found.norms[3], *found.index[3]))
+    assert {k: tuple(places) for k, places in found.ranks.items()} == {0: (1, 2), 1: (1, 1), 2: (3, 3), 3: (3, 4)}
+    assert found.named == {0: 1, 1: 1}
+    assert found.labels == {"suspicious": 2, "inconclusive": 1}
+
+
+def test_ranks_share_the_better_place():
+    assert ranks({4: 2.0, 7: 1.0, 2: 2.0, 9: math.nan, 1: math.inf}) == {7: 1, 4: 2, 2: 2, 9: 4, 1: 4}
+
+
+# ---- scan ----------------------------------------------------------------------------------------------------
+
+
+def test_scan_brings_stability_and_its_verdict_is_the_same_without():
+    model, data = make_model(), make_data()
+    report, plain = (scan(model, data.loader(32), blocks=blocks) for blocks in (None, 0))
+    assert plain.stability is None
+    assert bits(report.solution) == bits(plain.solution)
+    assert report.verdict == plain.verdict
+    assert report.verdict.classes == (TARGET,)
+    assert report.stability.named == {TARGET: 10}
+    assert all(report.stability.ranks[k].low > 1 for k in range(10) if k != TARGET)
+    assert len(scan(model, data.loader(), blocks=3).stability.runs) == 3
+
+
+def test_scan_counts_accuracy_per_class():
+    model, data = make_model(), make_data(noise=0.5)
+    kept = torch.nonzero(data.labels != 4).flatten()
+    report = scan(model, data.subset(kept).loader(32), blocks=0)
+    with torch.no_grad():
+        right = (model(data.images).argmax(1) == data.labels).double()
+    expected = [float(right[data.labels == k].mean()) if k != 4 else math.nan for k in range(10)]
+    assert min(expected) < max(expected) <= 1
+    assert report.class_accuracy.tolist() == pytest.approx(expected, nan_ok=True)
+    assert report.accuracy == pytest.approx(float(right[kept].mean()))
+    assert scan(model, [data.images]).class_accuracy is None
+
+
+def test_untrimmed_blocks_merge_by_maximum():
+    logits = make_logits(120)
+    parts = matrix_of([logits]).deal(5)
+    merged = torch.stack([torch.as_tensor(part.gaps) for part in parts]).amax(0)
+    np.testing.assert_array_equal(merged.numpy(), gap_matrix(logits))
