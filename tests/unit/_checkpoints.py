@@ -18,6 +18,16 @@ def small_net(classes=3):
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, classes))
 
 
+def assert_same(found, expected):
+    """Plain tensors of the same names in the same order, equal in dtype and values."""
+    assert list(found) == list(expected)
+    for name, tensor in found.items():
+        assert type(tensor) is torch.Tensor
+        assert not tensor.requires_grad
+        assert tensor.dtype == expected[name].dtype
+        assert torch.equal(tensor, expected[name])
+
+
 def saved(content, **options):
     """The bytes that `torch.save` writes."""
     stream = io.BytesIO()
