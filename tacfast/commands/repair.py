@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +13,7 @@ from rich.console import Console
 
 from .. import __version__
 from ..data import FolderLoader, hold_out
-from ..defenses import MODES, RepairResult
+from ..defenses import MODES, DivergedError, RepairResult
 from ..defenses import repair as repair_model
 from ..models import save_checkpoint, write_defense_result
 from ..models.checkpoint import check_target
@@ -22,6 +24,9 @@ from .scan import EXIT_STATUS, run_scan, show_scan, write_reports
 from .suspect import Suspect, check_outputs, open_loader, open_suspect
 
 REPAIR = "The repair"
+# Higher rates remove more of a backdoor, and which one a network survives differs by a factor of a hundred. The first
+# that keeps held-out clean accuracy is taken, so that no trigger is needed to choose.
+RATES = (0.1, 0.03, 0.01, 0.003)
 # Under this name BackdoorBench looks for the result of a defence, and gets it in its format.
 DEFENSE_RESULT = "defense_result.pt"
 
@@ -57,7 +62,14 @@ def repair(
         ),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.", rich_help_panel=REPAIR)] = 60,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=REPAIR)] = 0.1,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help=f"Peak learning rate. Without it {', '.join(f'{rate:g}' for rate in RATES)}, in turn, until clean "
+            "accuracy is kept.",
+            rich_help_panel=REPAIR,
+        ),
+    ] = None,
     held_out: Annotated[
         float,
         typer.Option(
@@ -93,8 +105,9 @@ def repair(
         raise typer.BadParameter(f"expected a share in (0, 1), got {held_out:g}", param_hint="--held-out")
     if mode not in MODES:
         raise typer.BadParameter(f"expected one of {', '.join(MODES)}, got {mode!r}", param_hint="--mode")
-    settings = {"epochs": epochs, "lr": lr, "max_drop": max_drop, "seed": seed}
-    MODES[mode](**settings)  # a setting out of range is told now, before the work
+    settings = {"epochs": epochs, "max_drop": max_drop, "seed": seed}
+    rates = RATES if lr is None else (lr,)
+    MODES[mode](**settings, lr=rates[0])  # a setting out of range is told now, before the work
     _check_out(checkpoint, out, json, html)
     suspect = open_suspect(
         checkpoint,
@@ -122,19 +135,42 @@ def repair(
         typer.echo("tacfast: nothing to repair, nothing written; --target repairs a class of your choice", err=True)
         raise typer.Exit(EXIT_STATUS[report.verdict.label] or 1)
     trained, held = hold_out(suspect.images.labels, held_out, seed=seed)
-    with screen.progress(console, "repairing", epochs) as advance:
-        result = repair_model(
-            suspect.model,
-            open_images(trained, shuffle=True),
-            report,
-            mode=mode,
-            held_out=open_images(held),
-            on_epoch=lambda record: advance(record.epoch),
-            state_file=state,
-            targets=tuple(target) if target else None,
-            **settings,
-        )
-    _finish(console, suspect, report, result, everything, out, json, html)
+
+    def attempt(rate: float) -> RepairResult:
+        with screen.progress(console, f"repairing, lr {rate:g}", epochs) as advance:
+            return repair_model(
+                suspect.model,
+                open_images(trained, shuffle=True),
+                report,
+                mode=mode,
+                held_out=open_images(held),
+                on_epoch=lambda record: advance(record.epoch),
+                state_file=_state_of(state, rate),
+                targets=tuple(target) if target else None,
+                lr=rate,
+                **settings,
+            )
+
+    # Rates are tried in order, so those before one that has a state are done with.
+    states = [_state_of(state, rate) for rate in rates]
+    first = next((i for i, path in enumerate(states) if path is not None and path.exists()), 0)
+    rate, result = _first_kept(rates[first:], attempt)
+    _finish(console, suspect, report, result, rate, everything, out, json, html)
+
+
+def _state_of(state: Path | None, rate: float) -> Path | None:
+    """The state of the attempt at one learning rate."""
+    return None if state is None else state.with_name(f"{state.name}.lr{rate:g}")
+
+
+def _first_kept(rates: Sequence[float], attempt: Callable[[float], RepairResult]) -> tuple[float, RepairResult]:
+    """The first rate that is not rolled back and does not diverge, or else the last, with its result."""
+    for rate in rates[:-1]:
+        with suppress(DivergedError):
+            result = attempt(rate)
+            if not result.rolled_back:
+                return rate, result
+    return rates[-1], attempt(rates[-1])
 
 
 def _check_out(checkpoint: Path, out: Path, json: Path | None, html: Path | None) -> None:
@@ -154,13 +190,14 @@ def _finish(
     suspect: Suspect,
     report: ScanReport,
     result: RepairResult,
+    rate: float,
     loader: FolderLoader,
     out: Path,
     json: Path | None,
     html: Path | None,
 ) -> None:
     """Print and write what came of the repair; leave with status 1 if that was nothing."""
-    facts = repair_facts(result)
+    facts = repair_facts(result) | {"learning_rate": rate}
     screen.print_repair(console, facts, suspect.names)
     write_reports(suspect, report, loader, json=json, html=html, repair=facts)
     if result.rolled_back:
@@ -193,4 +230,4 @@ def _finish(
         write_defense_result(out, repaired.arch, repaired.num_classes, repaired.weights)
     else:
         save_checkpoint(repaired, out)
-    screen.printer(console)(f"wrote {out}, of epoch {result.epoch}")
+    screen.printer(console)(f"wrote {out}, of epoch {result.epoch} at learning rate {rate:g}")

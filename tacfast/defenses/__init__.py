@@ -4,11 +4,13 @@ from .base import Accuracy, Defense, EpochRecord, Mode, RepairResult
 from .latent import LatentRepair
 from .prune import PruneRepair
 from .repairing import MODES, repair
+from .training import DivergedError
 
 __all__ = [
     "MODES",
     "Accuracy",
     "Defense",
+    "DivergedError",
     "EpochRecord",
     "LatentRepair",
     "Mode",

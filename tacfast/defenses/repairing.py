@@ -64,8 +64,8 @@ def repair(
         If a setting is unknown, or an argument of another type than described.
     FileNotFoundError
         If the folder of ``state_file`` does not exist.
-    RuntimeError
-        If the loss or a weight is no longer finite after an epoch.
+    DivergedError
+        A RuntimeError: if the loss or a weight is no longer finite after an epoch.
 
     Warns
     -----

@@ -156,6 +156,10 @@ def not_finite(model: nn.Module) -> set[str]:
     return {name for name, tensor in named_weights(model) if not bool(tensor.isfinite().all())}
 
 
+class DivergedError(RuntimeError):
+    """A loss or a weight was no longer finite after an epoch."""
+
+
 class Training:
     """A training in place, that goes on from a file after it was killed.
 
@@ -202,7 +206,7 @@ class Training:
 
         Raises
         ------
-        RuntimeError
+        DivergedError
             If the loss or a weight is no longer finite after an epoch.
         """
         store = None if state_file is None else StateFile(state_file, self._identity())
@@ -227,7 +231,7 @@ class Training:
         loss, accuracy = self._pass()
         if not math.isfinite(loss) or not_finite(self._model) - self._never_finite:
             lr = self._settings.lr
-            raise RuntimeError(f"repair diverged in epoch {epoch}: loss {loss:g}; lower lr (it is {lr:g})")
+            raise DivergedError(f"repair diverged in epoch {epoch}: loss {loss:g}; lower lr (it is {lr:g})")
         held_out = self._choice.consider(epoch)
         self.history.append(EpochRecord(epoch, loss, accuracy, held_out, **self._objective.notes()))
         return self.history[-1]

@@ -73,7 +73,7 @@ def _find_builder(arch: str) -> Callable[..., nn.Module]:
     if arch.startswith(TIMM):
         timm = _timm()
         if timm is None:
-            raise ImportError(f"{arch} needs timm: pip install 'tacfast[timm]'")
+            raise ImportError(f"{arch} needs timm: pip install 'tacfast[vision]'")
         return _timm_builder(timm, arch)
     torchvision, timm = _torchvision(), _timm()
     if torchvision is not None and arch in _torchvision_names(torchvision):

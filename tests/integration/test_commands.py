@@ -155,6 +155,51 @@ def test_repair_that_costs_too_much_is_rolled_back(suspect, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_first_learning_rate_that_keeps_accuracy_is_taken(monkeypatch):
+    from tacfast.commands import repair as command
+    from tacfast.defenses import DivergedError, RepairResult
+
+    def attempt(rate):
+        tried.append(rate)
+        if rate == 0.1:
+            raise DivergedError
+        return RepairResult(torch.nn.Identity(), (), 1.0, rolled_back=rate > lowest)
+
+    for lowest, expected in ((0.01, [0.1, 0.03, 0.01]), (0.0, [0.1, 0.03, 0.01, 0.003])):
+        tried = []
+        rate, result = command._first_kept(command.RATES, attempt)
+        assert (tried, rate, result.rolled_back) == (expected, expected[-1], lowest == 0.0)
+    with pytest.raises(DivergedError):
+        command._first_kept((0.1,), attempt)
+
+
+def test_an_interrupted_repair_goes_on(suspect, tmp_path, capsys, monkeypatch):
+    from tacfast.commands import repair as command
+
+    settings = ("--target", "4", "--epochs", "3", "--lr", "0.003", "--max-drop", "0.9")
+    assert repair(capsys, suspect, tmp_path / "whole.pt", *settings)[0] == 0
+    run_repair, calls = command.repair_model, []
+
+    def interrupted(*args, on_epoch, **kwargs):
+        def tell(record):
+            calls.append(record.epoch)
+            on_epoch(record)
+            if calls == [1, 2]:
+                raise KeyboardInterrupt
+
+        return run_repair(*args, on_epoch=tell, **kwargs)
+
+    monkeypatch.setattr(command, "repair_model", interrupted)
+    state = ("--state", tmp_path / "state")
+    assert repair(capsys, suspect, tmp_path / "two.pt", *settings, *state)[0] == 130
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state.lr0.003", "whole.pt"]
+    assert repair(capsys, suspect, tmp_path / "two.pt", *settings, *state)[0] == 0
+    assert calls == [1, 2, 3]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["two.pt", "whole.pt"]
+    whole, two = (torch.load(tmp_path / name) for name in ("whole.pt", "two.pt"))
+    assert all(torch.equal(whole[name], two[name]) for name in whole)
+
+
 def test_nothing_found_is_not_repaired(suspect, trial, tmp_path, capsys):
     few = tmp_path / "few"
     for k in range(10):

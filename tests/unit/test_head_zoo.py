@@ -238,7 +238,7 @@ def test_scan_and_repair_with_a_convolution(build):
     assert torch.allclose(solve_tac(latents, head.weight, head.bias, trim=0.5).norms, report.solution.norms, rtol=1e-4)
     target = int(report.solution.norms.argmin())
     repaired, other = (
-        repair(suspect, loader, scanned, epochs=2, lr=0.01, target=target)
+        repair(suspect, loader, scanned, epochs=2, lr=0.01, targets=(target,))
         for suspect, scanned in ((model, report), (twin, expected))
     )
     assert [round(record.loss, 4) for record in repaired.history] == [round(record.loss, 4) for record in other.history]
@@ -269,9 +269,9 @@ def test_a_repair_of_a_wrapped_model():
     loader = [(x[:20], model(x[:20]).argmax(1)), (x[20:], model(x[20:]).argmax(1))]
     report = scan(model, loader)
     target = int(report.solution.norms.argmin())
-    plain = repair(model, loader, report, epochs=2, lr=0.01, target=target).model
+    plain = repair(model, loader, report, epochs=2, lr=0.01, targets=(target,)).model
     # Scanned without the wrapper, repaired with it.
-    wrapped = repair(Parallel(model), loader, report, epochs=2, lr=0.01, target=target).model
+    wrapped = repair(Parallel(model), loader, report, epochs=2, lr=0.01, targets=(target,)).model
     assert isinstance(wrapped, Parallel)
     assert torch.equal(plain(x), wrapped.module(x))
 
