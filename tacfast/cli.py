@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
+
+from ._text import printable
 
 INTERRUPTED = 130
 
@@ -34,6 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
+def _show_warning(message: Warning | str, *_: object) -> None:
+    """A warning in one line, without the line of code that Python adds."""
+    print(f"tacfast: warning: {printable(' '.join(str(message).split()))}", file=sys.stderr)
+
+
 def _run(arguments: Sequence[str] | None) -> int:
     try:
         from .commands import app
@@ -43,11 +51,13 @@ def _run(arguments: Sequence[str] | None) -> int:
         print("tacfast: the command line needs an extra: pip install 'tacfast[all]'", file=sys.stderr)
         return 1
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="tacfast")
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            app(args=None if arguments is None else list(arguments), prog_name="tacfast")
     except Exception as error:
         lines = str(error).splitlines() or [""]
         kind = "" if isinstance(error, (ValueError, ImportError, OSError)) else f"{type(error).__name__}: "
-        print(f"tacfast: error: {kind}{lines[0]}", file=sys.stderr)
+        print(f"tacfast: error: {kind}{printable(lines[0])}", file=sys.stderr)
         return 1
     return 0
 

@@ -14,7 +14,7 @@ import typer
 from torch import nn
 
 from ..data import FolderLoader, ImageFolder, Preprocessing, find_images
-from ..data.folders import some
+from ..data.folders import listed, some
 from ..models import Checkpoint, Head, HeadError, find_head, load_checkpoint, restore_model
 from ..models.latents import split_batch
 from ..report import check_writable
@@ -49,17 +49,15 @@ class Suspect:
 
     def source(self, unreadable: int) -> dict[str, Any]:
         """What is scanned, for a report."""
-        made = self.images.preprocessing
+        made, arguments = self.images.preprocessing, self.checkpoint.arch_args
         return {
             "checkpoint": str(self.path),
-            "architecture": self.checkpoint.arch,
-            "arguments of the architecture": self.checkpoint.arch_args or {},
-            "mean": list(made.mean),
-            "standard deviation": list(made.std),
+            "architecture": f"{self.checkpoint.arch}, {arguments}" if arguments else self.checkpoint.arch,
+            "normalised by": f"mean {listed(made.mean)}; standard deviation {listed(made.std)}",
             "image size": "as it is" if made.image_size is None else "{}×{}".format(*made.image_size),
             "images found": len(self.images),
             "images that could not be read": unreadable,
-            "classes without an image": list(self.images.empty_classes),
+            "classes without an image": some(self.images.empty_classes) or "none",
         }
 
     def warnings(self, loader: FolderLoader) -> list[str]:

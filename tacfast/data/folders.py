@@ -39,20 +39,20 @@ class Preprocessing:
     def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in MODES or not all(math.isfinite(value) for value in values):
-                raise ValueError(f"{name}: expected one finite number (grey) or three (colour), got {_listed(values)}")
+                raise ValueError(f"{name}: expected one finite number (grey) or three (colour), got {listed(values)}")
         if len(self.mean) != len(self.std):
             raise ValueError(
-                f"std: expected as many numbers as mean ({len(self.mean)}), got {len(self.std)}: {_listed(self.std)}"
+                f"std: expected as many numbers as mean ({len(self.mean)}), got {len(self.std)}: {listed(self.std)}"
             )
         if min(self.std) <= 0:
-            raise ValueError(f"std: expected numbers > 0, got {_listed(self.std)}")
+            raise ValueError(f"std: expected numbers > 0, got {listed(self.std)}")
         if max(map(abs, (*self.mean, *self.std))) > 2:
             raise ValueError(
-                f"mean, std: expected values for pixels in [0, 1], got {_listed(self.mean)} and {_listed(self.std)}: "
+                f"mean, std: expected values for pixels in [0, 1], got {listed(self.mean)} and {listed(self.std)}: "
                 "divide those for pixels in 0…255 by 255"
             )
         if self.image_size is not None and min(self.image_size) < 1:
-            raise ValueError(f"image_size: expected height and width >= 1, got {_listed(self.image_size)}")
+            raise ValueError(f"image_size: expected height and width >= 1, got {listed(self.image_size)}")
 
     def read(self, path: Path) -> Tensor:
         """Read one image as uint8 of shape (channels, h, w), resized.
@@ -97,7 +97,8 @@ def _libraries() -> tuple[Any, Any]:
     return Image, functional
 
 
-def _listed(values: Iterable[float]) -> str:
+def listed(values: Iterable[float]) -> str:
+    """Numbers between commas."""
     return ", ".join(f"{value:g}" for value in values) or "none"
 
 

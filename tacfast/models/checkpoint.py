@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from .._text import excerpt
 from ..solver._files import write_atomically
 from .backdoorbench import result_in
 from .registry import build_model
-from .weights import DTYPES, CheckpointError, load_file, load_weights, match_weights, printable, shown_path, weights_in
+from .weights import DTYPES, CheckpointError, load_file, load_weights, match_weights, shown_path, weights_in
 
 FORMAT, VERSION = "tacfast checkpoint", 1
 SAFETENSORS, PICKLES = ".safetensors", (".pt", ".pth")
@@ -70,7 +71,7 @@ class Checkpoint:
                 value = tuple(value)
                 object.__setattr__(self, name, value)
             if value is not None and not fits(value):
-                raise ValueError(f"{name}: expected {expected}, got {printable(repr(value))}")
+                raise ValueError(f"{name}: expected {expected}, got {excerpt(repr(value))}")
         if self.class_names is not None and self.num_classes != len(self.class_names):
             raise ValueError(
                 f"class_names: expected one for each of {self.num_classes} classes, got {len(self.class_names)}"
@@ -269,7 +270,7 @@ def _from_elsewhere(loaded: Any, path: str | os.PathLike[str]) -> Checkpoint:
 def _checked(path: str | os.PathLike[str], weights: dict[str, Tensor], described: Mapping[str, Any]) -> Checkpoint:
     unknown = described.keys() - _FIELDS.keys()
     if unknown:
-        raise CheckpointError(f"{shown_path(path)}: expected {', '.join(_FIELDS)}, got {printable(repr(min(unknown)))}")
+        raise CheckpointError(f"{shown_path(path)}: expected {', '.join(_FIELDS)}, got {excerpt(repr(min(unknown)))}")
     try:
         return Checkpoint(weights, **described)
     except ValueError as error:

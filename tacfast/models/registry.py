@@ -8,8 +8,8 @@ from typing import Any, cast
 
 from torch import nn
 
+from .._text import excerpt
 from .architectures import PreActResNet18, SmallPreActResNet
-from .weights import printable
 
 OWN: dict[str, Callable[..., nn.Module]] = {
     "preactresnet18": PreActResNet18,
@@ -63,7 +63,7 @@ def build_model(arch: str, num_classes: int, *, arch_args: Mapping[str, Any] | N
         raise
     except (TypeError, ValueError, AssertionError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
         raise ValueError(
-            f"arch_args: {arch} cannot be built with {printable(repr(arguments))}: {printable(str(error))}"
+            f"arch_args: {arch} cannot be built with {excerpt(repr(arguments))}: {excerpt(str(error))}"
         ) from error
 
 

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .._text import excerpt, printable
 from ._archives import LEGACY_MAGIC, ZIP_MAGIC, load_pickled
 from ._pickles import ContentError, ForeignObjectError
 
@@ -108,14 +109,14 @@ def weights_in(loaded: Any, path: str | os.PathLike[str]) -> dict[str, Tensor]:
     weights = {}
     for name, value in dict.items(found):  # not found.items(): a pickle can give a dictionary any attribute
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            key = repr(printable(name)) if isinstance(name, str) else f"a key of type {type(name).__name__}"
+            key = repr(excerpt(name)) if isinstance(name, str) else f"a key of type {type(name).__name__}"
             raise CheckpointError(
                 f"{shown_path(path)}: expected a state dict of tensors by name, got {type(value).__name__} for {key}"
             )
         if value.layout != torch.strided or value.dtype not in DTYPES or value.device.type != "cpu":
             raise CheckpointError(
                 f"{shown_path(path)}: expected dense tensors of real or whole numbers, "
-                f"got {value.dtype}, {value.layout} for {printable(name)!r}"
+                f"got {value.dtype}, {value.layout} for {excerpt(name)!r}"
             )
         weights[name] = value.detach()
     return weights
@@ -230,18 +231,12 @@ def _first_line(error: Exception) -> str:
     """A line about an error of a library; of its arguments only text, they can be anything that was in the file."""
     text = str(error) if isinstance(error, (RuntimeError, ValueError)) else ""
     line = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-    return printable(line)
-
-
-def printable(text: str, limit: int = 120) -> str:
-    """Text that somebody else chose, for a message: short, and without control characters."""
-    text = text if len(text) <= limit else text[: limit - 3] + "..."
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    return excerpt(line)
 
 
 def shown_path(path: str | os.PathLike[str]) -> str:
     """Path for a message, whole but without control characters."""
-    return printable(os.fspath(path), limit=4096)
+    return printable(os.fspath(path))
 
 
 def _described(loaded: Any) -> str:
@@ -254,5 +249,5 @@ def listed(items: Iterable[str]) -> str:
     """At most eight items in words, with the count of the rest."""
     entries = list(items)
     rest = len(entries) - MAX_LISTED
-    text = ", ".join(printable(entry) for entry in entries[:MAX_LISTED]) or "nothing"
+    text = ", ".join(excerpt(entry) for entry in entries[:MAX_LISTED]) or "nothing"
     return f"{text} and {rest} more" if rest > 0 else text

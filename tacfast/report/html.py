@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._text import printable
 from ..scanning import ScanReport
 from ..solver._files import write_atomically
 from .facts import RESIDUALS, scan_facts
 from .plots import history_svg, norms_svg, ranges_svg
-from .words import class_label, printable
+from .words import class_label
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping
 
+from .._text import printable
 from ..detection import Verdict
 
 # Longer names would push everything else out of a picture.
 MAX_NAME = 24
-_JOINERS = "\u200c\u200d"  # invisible, but letters and emoji need them
-
-
-def printable(text: str) -> str:
-    """Replace what cannot be shown, or reorders the text around it, by U+FFFD: controls, surrogates, unassigned."""
-    return "".join(c if unicodedata.category(c)[0] != "C" or c in _JOINERS else "\ufffd" for c in text)
 
 
 def short_name(names: Mapping[int, str], k: int) -> str:

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -265,3 +266,17 @@ def test_promises(changes, words):
     assert len(broken) == len(words)
     for text, word in zip(broken, words, strict=True):
         assert word in text
+
+
+def test_warnings_are_one_line_on_standard_error(pretend, tmp_path, capsys, monkeypatch):
+    from tacfast.commands import demo as command
+
+    def warn(_):
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("loader: expected\nmore \x1b[31m", UserWarning, stacklevel=2)
+
+    pretend(make_result())
+    monkeypatch.setattr(command, "prepare_folder", warn)
+    assert cli.main(["demo", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().err == "tacfast: warning: loader: expected more \ufffd[31m\n"

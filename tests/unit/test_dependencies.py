@@ -13,9 +13,10 @@ PACKAGE, SOURCES = ROOT / "tacfast", ROOT / "csrc"
 SOLVER, DETECTION, MODELS, STABILITY = "solver", "detection", "models", "stability"
 LOW = {SOLVER, DETECTION, MODELS, "data"}
 ALLOWED = {
+    "_text": set(),
     SOLVER: set(),
     DETECTION: {SOLVER},
-    MODELS: {SOLVER},
+    MODELS: {SOLVER, "_text"},
     STABILITY: {SOLVER, DETECTION},
     "data": set(),
     "attacks": LOW,
@@ -23,7 +24,7 @@ ALLOWED = {
     "defenses": LOW | {"scanning"},
     "_info": {SOLVER},
     "evaluation": LOW | {"scanning", "attacks", "defenses"},
-    "report": LOW | {STABILITY, "_info", "scanning", "attacks", "defenses", "evaluation"},
+    "report": LOW | {STABILITY, "_info", "_text", "scanning", "attacks", "defenses", "evaluation"},
 }
 TOP = {"__init__", "__main__", "cli", "demo", "commands"}  # may import everything
 ALGEBRA = {"cmath", "cstdint"}

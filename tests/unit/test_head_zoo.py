@@ -238,13 +238,18 @@ def test_scan_and_repair_with_a_convolution(build):
     assert torch.allclose(solve_tac(latents, head.weight, head.bias, trim=0.5).norms, report.solution.norms, rtol=1e-4)
     target = int(report.solution.norms.argmin())
     repaired, other = (
-        repair(suspect, loader, scanned, epochs=2, lr=0.01, targets=(target,))
+        repair(suspect, every_class(loader, classes), scanned, epochs=2, lr=0.01, targets=(target,))
         for suspect, scanned in ((model, report), (twin, expected))
     )
     assert [round(record.loss, 4) for record in repaired.history] == [round(record.loss, 4) for record in other.history]
     with torch.no_grad():
         assert torch.allclose(repaired.model(x), other.model(x), atol=1e-4)
         assert not torch.allclose(repaired.model(x), model(x), atol=1e-2)
+
+
+def every_class(loader, classes):
+    """The same samples with labels of all classes, which a repair expects."""
+    return [(inputs, torch.arange(len(inputs)) % classes) for inputs, _ in loader]
 
 
 class Parallel(nn.DataParallel):
@@ -269,6 +274,7 @@ def test_a_repair_of_a_wrapped_model():
     loader = [(x[:20], model(x[:20]).argmax(1)), (x[20:], model(x[20:]).argmax(1))]
     report = scan(model, loader)
     target = int(report.solution.norms.argmin())
+    loader = every_class(loader, 4)
     plain = repair(model, loader, report, epochs=2, lr=0.01, targets=(target,)).model
     # Scanned without the wrapper, repaired with it.
     wrapped = repair(Parallel(model), loader, report, epochs=2, lr=0.01, targets=(target,)).model

@@ -17,10 +17,10 @@ from _shortcut import TARGET, make_data, make_model
 from torch import nn
 
 from tacfast import scan
+from tacfast._text import printable
 from tacfast.defenses.base import Accuracy, EpochRecord, RepairResult
 from tacfast.report import accuracy_warning, repair_facts, scan_facts, write_html, write_json
 from tacfast.report.html import MAX_ROWS
-from tacfast.report.words import printable
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")

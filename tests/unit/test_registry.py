@@ -116,7 +116,7 @@ def test_arguments_that_do_not_fit_are_named():
 
 def test_without_the_extra_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ImportError, match=r"tacfast\[timm\]"):
+    with pytest.raises(ImportError, match=r"tacfast\[vision\]"):
         build_model("timm:resnet18", 3)
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(ImportError, match=r"tacfast\[vision\]"):

@@ -1,0 +1,17 @@
+"""Text that is safe to show: names, paths and messages may be whatever somebody wrote."""
+
+from __future__ import annotations
+
+import unicodedata
+
+_JOINERS = "\u200c\u200d"  # invisible, but letters and emoji need them
+
+
+def printable(text: str) -> str:
+    """Replace what cannot be shown, or reorders the text around it, by U+FFFD: controls, surrogates, unassigned."""
+    return "".join(c if unicodedata.category(c)[0] != "C" or c in _JOINERS else "\ufffd" for c in text)
+
+
+def excerpt(text: str, limit: int = 120) -> str:
+    """Printable text of at most ``limit`` characters; what is longer ends in dots."""
+    return printable(text if len(text) <= limit else text[: limit - 3] + "...")
