@@ -239,6 +239,10 @@ TACFAST_PART Outcome solve_active_set(const Team& team, const Head& head, Geomet
         outcome = ascend(team, head, geometry, c, set, limits);
         if (outcome != Outcome::settled) return outcome;
         if (round > 0 && set.iterations == before) return outcome;
+        if (set.iterations == 1 && set.size == 1) {  // the closed form, rho_j / |a_j|^2: what it rests on is fresh
+            geometry.solve(team, c, set);
+            break;
+        }
         sort_active(team, c, set);
     }
     geometry.evaluate(team, c, set);

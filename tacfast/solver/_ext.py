@@ -225,8 +225,8 @@ def solve_classes(
     """See `_reference.solve_classes`.
 
     Of the classes, only those at [``first``, ``last``) are solved for; ``out`` receives the results. ``guess`` (K, C)
-    float64 are multipliers to try as they are, and to take the first active set from. A class whose active set outgrows
-    ``max_active`` is given up with status CROWDED.
+    float64 are multipliers to try as they are, and to take the first active set from; what fails from there is solved
+    without. A class whose active set outgrows ``max_active`` is given up with status CROWDED.
     """
     n_classes, count, device = gaps.shape[0], problem.classes.shape[0], gaps.device
     threads = torch.get_num_threads()

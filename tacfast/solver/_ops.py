@@ -123,19 +123,7 @@ def _solve(problem: Problem, gaps: Tensor, method: str, may_wait: bool) -> Raw:
         guess = all_active_multipliers(problem.head.gram, gaps, problem.classes, problem.margin)
     else:
         return _ext.solve_classes(problem, gaps)
-    raw = _ext.solve_classes(problem, gaps, guess=guess)
-    return _retry_failures(problem, gaps, raw) if may_wait else raw
-
-
-def _retry_failures(problem: Problem, gaps: Tensor, raw: Raw) -> Raw:
-    """Solve again, without a guess, the classes that failed: a bad guess must not cost an answer."""
-    failed = (raw.status > Status.INFEASIBLE).nonzero()[:, 0]
-    if len(failed):
-        again = _ext.solve_classes(problem._replace(classes=problem.classes[failed]), gaps)
-        for results, better in zip(raw[:-1], again[:-1], strict=True):
-            results[failed] = better
-        raw.certificate[:, failed] = again.certificate
-    return raw
+    return _ext.solve_classes(problem, gaps, guess=guess)
 
 
 # Below so many classes the active-set method is faster than the question whether the regime is dense.

@@ -34,6 +34,28 @@ def test_every_sample_is_solved_as_on_its_own(family, margin, dtype):
     assert (each.certificate.upper * slack >= longest).all()
 
 
+@pytest.mark.parametrize("margin", [0.0, 0.3])
+@pytest.mark.parametrize("classes", [2, 5, 12, 40])
+def test_one_active_constraint_has_a_closed_form(classes, margin):
+    """The nearest point of the farthest half-space is the answer where it lies in all others too, and only there."""
+    p = plain(4, classes=classes, dim=30, n=150).to(torch.float64)
+    each = tacfast.solve_tac_per_sample(*p, margin=margin, return_perturbations=True)
+    logits = p.latents @ p.W.T + p.b
+    alone = 0
+    for k in range(classes):
+        others = [j for j in range(classes) if j != k]
+        A, rho = p.W[k] - p.W[others], logits[:, others] - logits[:, [k]] + margin
+        distance, farthest = (rho / A.norm(dim=1)).max(1)
+        point = (distance / A.norm(dim=1)[farthest])[:, None] * A[farthest]
+        slack = (point @ A.T - rho).amin(1)
+        needed, holds = distance > 0, slack >= -1e-9
+        alone += int((needed & holds).sum())
+        torch.testing.assert_close(each.norms[needed & holds, k], distance[needed & holds], rtol=1e-12, atol=0)
+        torch.testing.assert_close(each.perturbations[needed & holds, k], point[needed & holds], rtol=1e-9, atol=1e-9)
+        assert (each.norms[needed & ~holds, k] > distance[needed & ~holds]).all()
+    assert alone > 150 * classes // 15
+
+
 def test_samples_of_the_class_need_no_shift():
     p = plain(1, classes=6, n=50)
     each = tacfast.solve_tac_per_sample(*p)
