@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,7 +21,7 @@ from ..report import repair_facts
 from ..scanning import ScanReport
 from . import options, screen
 from .scan import EXIT_STATUS, run_scan, show_scan, write_reports
-from .suspect import Suspect, check_outputs, open_loader, open_suspect
+from .suspect import Suspect, check_files, open_loader, open_suspect
 
 REPAIR = "The repair"
 # Higher rates remove more of a backdoor, and which one a network survives differs by a factor of a hundred. The first
@@ -108,7 +108,8 @@ def repair(
     settings = {"epochs": epochs, "max_drop": max_drop, "seed": seed}
     rates = RATES if lr is None else (lr,)
     MODES[mode](**settings, lr=rates[0])  # a setting out of range is told now, before the work
-    _check_out(checkpoint, out, json, html)
+    check_target(out)
+    check_files(checkpoint, class_names, out=out, json=json, html=html, state=state)
     suspect = open_suspect(
         checkpoint,
         data,
@@ -123,6 +124,15 @@ def repair(
     )
     if suspect.images.labels is None:
         raise ValueError(f"data: a repair needs labels, expected one folder per class, got images alone in {data}")
+    for k in target or ():
+        if not 0 <= k < len(suspect.images.class_names or ()):
+            raise typer.BadParameter(f"expected a class of the model, got {k}", param_hint="--target")
+    trained, held = hold_out(suspect.images.labels, held_out, seed=seed)
+    if not trained or not held:
+        raise typer.BadParameter(
+            f"expected a share that leaves images on both sides, got {held_out:g} of {len(suspect.images)}",
+            param_hint="--held-out",
+        )
 
     def open_images(numbers: list[int] | None = None, shuffle: bool = False) -> FolderLoader:
         images = suspect.images if numbers is None else suspect.images.subset(numbers)
@@ -132,9 +142,9 @@ def repair(
     report = run_scan(console, suspect, everything, head)
     show_scan(console, suspect, report, everything)
     if not report.verdict.classes and not target:
+        write_reports(suspect, report, everything, json=json, html=html)
         typer.echo("tacfast: nothing to repair, nothing written; --target repairs a class of your choice", err=True)
         raise typer.Exit(EXIT_STATUS[report.verdict.label] or 1)
-    trained, held = hold_out(suspect.images.labels, held_out, seed=seed)
 
     def attempt(rate: float) -> RepairResult:
         with screen.progress(console, f"repairing, lr {rate:g}", epochs) as advance:
@@ -146,7 +156,7 @@ def repair(
                 held_out=open_images(held),
                 on_epoch=lambda record: advance(record.epoch),
                 state_file=_state_of(state, rate),
-                targets=tuple(target) if target else None,
+                targets=tuple(dict.fromkeys(target)) if target else None,
                 lr=rate,
                 **settings,
             )
@@ -173,18 +183,6 @@ def _first_kept(rates: Sequence[float], attempt: Callable[[float], RepairResult]
     return rates[-1], attempt(rates[-1])
 
 
-def _check_out(checkpoint: Path, out: Path, json: Path | None, html: Path | None) -> None:
-    """Raise now, rather than after the work, if the results could not be written or would overwrite one another."""
-    check_target(out)
-    check_outputs(out=out, json=json, html=html)
-    beside = [out.with_suffix(".json")] if out.suffix == ".safetensors" else []
-    paths = [path.resolve() for path in (checkpoint, out, json, html, *beside) if path is not None]
-    if len(set(paths)) < len(paths):
-        raise typer.BadParameter(
-            "expected different files as CHECKPOINT, --out (.safetensors has a .json beside it), --json and --html"
-        )
-
-
 def _finish(
     console: Console,
     suspect: Suspect,
@@ -196,18 +194,24 @@ def _finish(
     json: Path | None,
     html: Path | None,
 ) -> None:
-    """Print and write what came of the repair; leave with status 1 if that was nothing."""
+    """Write and print what came of the repair; leave with status 1 if that was nothing."""
     facts = repair_facts(result) | {"learning_rate": rate}
-    screen.print_repair(console, facts, suspect.names)
+    if not result.rolled_back:
+        _write_weights(suspect, result, facts, out)
     write_reports(suspect, report, loader, json=json, html=html, repair=facts)
+    screen.print_repair(console, facts, suspect.names)
     if result.rolled_back:
         typer.echo(
-            "tacfast: no epoch kept clean accuracy within --max-drop, nothing written; a lower --lr, more images or a "
+            f"tacfast: no epoch kept clean accuracy within --max-drop, {out} not written; a lower --lr, more images or a "
             "larger --max-drop may help",
             err=True,
         )
         raise typer.Exit(1)
-    repaired = replace(
+    screen.printer(console)(f"wrote {out}, of epoch {result.epoch} at learning rate {rate:g}")
+
+
+def _write_weights(suspect: Suspect, result: RepairResult, facts: dict[str, Any], out: Path) -> None:
+    checkpoint = replace(
         suspect.checkpoint,
         weights=result.model.state_dict(),
         class_names=suspect.images.class_names,
@@ -217,6 +221,7 @@ def _finish(
             "mode": result.mode,
             "classes": list(result.targets),
             "epoch": result.epoch,
+            "learning rate": facts["learning_rate"],
         },
         metrics={
             "held-out clean accuracy": facts["after"]["overall"],
@@ -225,9 +230,8 @@ def _finish(
         },
     )
     if out.name == DEFENSE_RESULT:
-        assert repaired.arch is not None
-        assert repaired.num_classes is not None
-        write_defense_result(out, repaired.arch, repaired.num_classes, repaired.weights)
+        assert checkpoint.arch is not None
+        assert checkpoint.num_classes is not None
+        write_defense_result(out, checkpoint.arch, checkpoint.num_classes, checkpoint.weights)
     else:
-        save_checkpoint(repaired, out)
-    screen.printer(console)(f"wrote {out}, of epoch {result.epoch} at learning rate {rate:g}")
+        save_checkpoint(checkpoint, out)

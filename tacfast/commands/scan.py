@@ -13,7 +13,7 @@ from ..report import scan_facts, write_html, write_json
 from ..scanning import ScanReport
 from ..scanning import scan as scan_model
 from . import options, screen
-from .suspect import Suspect, check_outputs, first_head, open_loader, open_suspect
+from .suspect import Suspect, check_files, first_head, open_loader, open_suspect
 
 # By the label of the verdict; 1 is an error and 2 wrong usage.
 EXIT_STATUS = {"nothing_found": 0, "suspicious": 3, "inconclusive": 4}
@@ -51,7 +51,7 @@ def scan(
     there is no backdoor.
     """
     console = Console()
-    check_outputs(json=json, html=html)
+    check_files(checkpoint, class_names, json=json, html=html, resume=resume)
     suspect = open_suspect(
         checkpoint,
         data,
@@ -66,8 +66,9 @@ def scan(
     )
     loader = open_loader(suspect.images, batch_size, workers=workers, skip_unreadable=skip_unreadable)
     report = run_scan(console, suspect, loader, head, resume)
-    show_scan(console, suspect, report, loader)
+    # First what may be lost: printing fails where nobody reads on.
     write_reports(suspect, report, loader, json=json, html=html)
+    show_scan(console, suspect, report, loader)
     raise typer.Exit(EXIT_STATUS[report.verdict.label])
 
 
@@ -84,7 +85,9 @@ def show_scan(console: Console, suspect: Suspect, report: ScanReport, loader: Fo
     """Print the verdict, and what makes it less reliable."""
     facts = scan_facts(report, names=suspect.names)
     screen.print_scan(console, facts, suspect.names)
-    screen.print_warnings(console, [*filter(None, [facts["scan"]["accuracy_warning"]]), *suspect.warnings(loader)])
+    screen.print_warnings(
+        console, [*filter(None, [facts["scan"]["accuracy_warning"]]), *suspect.warnings(report, loader)]
+    )
 
 
 def write_reports(
@@ -99,7 +102,7 @@ def write_reports(
     """Write the files that were asked for."""
     about: dict[str, Any] = {
         "names": suspect.names,
-        "source": suspect.source(len(loader.unreadable)),
+        "source": suspect.source(report, loader),
         "repair": repair,
     }
     if json is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,9 @@ from ..data import FolderLoader, ImageFolder, Preprocessing, find_images
 from ..data.folders import listed, some
 from ..models import Checkpoint, Head, HeadError, find_head, load_checkpoint, restore_model
 from ..models.latents import split_batch
+from ..models.checkpoint import SAFETENSORS, sidecar_of
 from ..report import check_writable
+from ..scanning import ScanReport
 from .options import Numbers
 
 # Below this, starting processes takes longer than reading the images.
@@ -47,8 +48,8 @@ class Suspect:
         """The names of the classes that have one."""
         return {k: name for k, name in enumerate(self.images.class_names or ()) if name != str(k)}
 
-    def source(self, unreadable: int) -> dict[str, Any]:
-        """What is scanned, for a report."""
+    def source(self, report: ScanReport, loader: FolderLoader) -> dict[str, Any]:
+        """What was scanned, for a report."""
         made, arguments = self.images.preprocessing, self.checkpoint.arch_args
         return {
             "checkpoint": str(self.path),
@@ -56,18 +57,26 @@ class Suspect:
             "normalised by": f"mean {listed(made.mean)}; standard deviation {listed(made.std)}",
             "image size": "as it is" if made.image_size is None else "{}×{}".format(*made.image_size),
             "images found": len(self.images),
-            "images that could not be read": unreadable,
-            "classes without an image": some(self.images.empty_classes) or "none",
+            "images that could not be read": len(loader.unreadable),
+            "classes without an image": some(self._missing(report)) or "none",
         }
 
-    def warnings(self, loader: FolderLoader) -> list[str]:
+    def warnings(self, report: ScanReport, loader: FolderLoader) -> list[str]:
         """Sentences on images that are missing."""
         found = []
         if unreadable := list(loader.unreadable):
-            found.append(f"{len(unreadable)} images could not be read and were left out, the first: {unreadable[0]}")
-        if empty := self.images.empty_classes:
-            found.append(f"there are no images of {len(empty)} of the classes: {some(empty)}")
+            found.append(f"images that could not be read and were left out: {len(unreadable)}; {unreadable[0]}")
+        if missing := self._missing(report):
+            found.append(f"classes without an image: {len(missing)} ({some(missing)})")
         return found
+
+    def _missing(self, report: ScanReport) -> list[str]:
+        """Names of the classes of which no image was read; none where there are no labels."""
+        if report.class_accuracy is None or self.images.class_names is None:
+            return []
+        return [
+            name for name, share in zip(self.images.class_names, report.class_accuracy, strict=True) if share.isnan()
+        ]
 
 
 def open_suspect(
@@ -127,7 +136,7 @@ def _find_images(checkpoint: Checkpoint, folder: Path) -> ImageFolder:
 def read_names(path: Path) -> tuple[str, ...]:
     """Names of the classes from a file, one per line."""
     try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except UnicodeDecodeError:
         raise ValueError(f"class_names: expected a text file with one name per line, got {path}") from None
     twice = [name for name, count in Counter(names).items() if count > 1]
@@ -141,11 +150,12 @@ def open_loader(
 ) -> FolderLoader:
     """Batches of images, read by as many processes as pay off."""
     if workers is None:
-        workers = min(MAX_WORKERS, os.cpu_count() or 1) if len(images) >= MANY_IMAGES else 0
+        workers = MAX_WORKERS if len(images) >= MANY_IMAGES else 0
+    workers = min(workers, os.cpu_count() or 1)
     return FolderLoader(images, batch_size, shuffle=shuffle, skip_unreadable=skip_unreadable, workers=workers)
 
 
-def first_head(model: nn.Module, loader: Iterable[Any], name: str | None) -> Head:
+def first_head(model: nn.Module, loader: FolderLoader, name: str | None) -> Head:
     """Run the model on the first batch, find its head, and say in one line what the model does not like.
 
     Raises
@@ -153,9 +163,12 @@ def first_head(model: nn.Module, loader: Iterable[Any], name: str | None) -> Hea
     HeadError
         If the head is not what is needed.
     ValueError
-        If the loader yields nothing, or the model fails, which is most often for the size of the images.
+        If no image can be read, or the model fails, which is most often for the size of the images.
     """
-    inputs, _ = split_batch(next(iter(loader), ()))
+    batch = next(iter(loader), None)
+    if batch is None:
+        raise ValueError(f"data: none of the {len(loader.images)} images can be read; {next(iter(loader.unreadable))}")
+    inputs, _ = split_batch(batch)
     try:
         return find_head(model, inputs, name=name)
     except HeadError:
@@ -168,15 +181,32 @@ def first_head(model: nn.Module, loader: Iterable[Any], name: str | None) -> Hea
         ) from error
 
 
-def check_outputs(**paths: Path | None) -> None:
-    """Raise now, rather than after the work, if one of the files could not be written.
+def check_files(checkpoint: Path, read: Path | None = None, **outputs: Path | None) -> None:
+    """Raise now, rather than after the work, if results could not be written, or only over one another.
+
+    Parameters
+    ----------
+    checkpoint : which, like the file beside it that describes it, must not be overwritten
+    read : another file that is read
+    outputs : the files that will be written, by the name of their option
 
     Raises
     ------
     OSError
         Naming the option.
+    typer.BadParameter
+        If two of them are the same file.
     """
-    for name, path in paths.items():
+    given = {"CHECKPOINT": checkpoint, "--class-names": read, **{f"--{name}": path for name, path in outputs.items()}}
+    taken: dict[Path, str] = {}
+    for name, path in given.items():
+        if path is None:
+            continue
+        for each in (path, sidecar_of(path)) if path.suffix == SAFETENSORS else (path,):
+            other = taken.setdefault(each.resolve(), name)
+            if other != name:
+                raise typer.BadParameter(f"expected another file than {other} uses, got {each}", param_hint=name)
+    for name, path in outputs.items():
         try:
             if path is not None:
                 check_writable(path)

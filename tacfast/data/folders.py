@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 MODES = {1: "L", 3: "RGB"}
 # Pixels of more than eight bits: PIL clips them to white when it converts them.
 DEEP_MODES = ("I", "F")
+# Of the formats that PIL knows, those of photographs; others run programs (EPS) or are no pictures (PDF, HDF5).
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "TGA", "JPEG2000")
 # At most so many names in a message.
 MAX_NAMED = 5
 
@@ -69,18 +71,26 @@ class Preprocessing:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # such as of a palette with transparency, which is as well as any
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(path) as image:
+                with Image.open(path, formats=FORMATS) as image:
                     if image.mode.startswith(DEEP_MODES):
                         raise ValueError(f"8 bits per channel are needed, this has mode {image.mode}")
                     picture = image.convert(MODES[len(self.mean)])
-        except (OSError, ValueError, SyntaxError, Warning, Image.DecompressionBombError) as error:
-            raise ValueError(f"data: expected an image, got {path}: {error}") from error
-        if self.image_size is not None:
-            scale = max(h / was for h, was in zip(self.image_size, (picture.height, picture.width), strict=True))
-            covering = [max(1, round(scale * was)) for was in (picture.height, picture.width)]
-            picture = transforms.center_crop(transforms.resize(picture, covering), list(self.image_size))
+            if self.image_size is not None:
+                picture = self._resize(picture)
+        except Exception as error:  # decoders raise all sorts on damaged files
+            reason = str(error) or type(error).__name__
+            raise ValueError(f"data: expected an image, got {path}: {reason}") from error
         pixels: Tensor = transforms.pil_to_tensor(picture)
         return pixels
+
+    def _resize(self, picture: Any) -> Any:
+        """Cut out the centre of the wanted shape and resize it in one step: never larger in between than it is."""
+        assert self.image_size is not None
+        h, w = self.image_size
+        scale = min(picture.height / h, picture.width / w)
+        left, top = (picture.width - scale * w) / 2, (picture.height - scale * h) / 2
+        bilinear = _libraries()[0].Resampling.BILINEAR
+        return picture.resize((w, h), bilinear, box=(left, top, left + scale * w, top + scale * h))
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Map uint8 pixels (n, channels, h, w) to float32 inputs of the same shape."""
@@ -135,14 +145,6 @@ class ImageFolder(Dataset[tuple[Tensor | None, int, str]]):
         labels = None if self.labels is None else tuple(self.labels[i] for i in numbers)
         return ImageFolder(tuple(self.paths[i] for i in numbers), labels, self.class_names, self.preprocessing)
 
-    @property
-    def empty_classes(self) -> tuple[str, ...]:
-        """The names of the classes without an image; none where there are no labels."""
-        if self.labels is None or self.class_names is None:
-            return ()
-        counts = Counter(self.labels)
-        return tuple(name for k, name in enumerate(self.class_names) if counts[k] == 0)
-
 
 def find_images(
     folder: Path, preprocessing: Preprocessing, num_classes: int, *, class_names: Sequence[str] | None = None
@@ -171,9 +173,8 @@ def find_images(
     if not folder.is_dir():
         kind = NotADirectoryError if folder.exists() else FileNotFoundError
         raise kind(f"data: expected a folder of images, got {folder}")
-    suffixes = set(_libraries()[0].registered_extensions())
-    found = [path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file()]
-    paths = sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts))
+    suffixes = {suffix for suffix, name in _libraries()[0].registered_extensions().items() if name in FORMATS}
+    paths = sorted(path for path in _files(folder) if path.suffix.lower() in suffixes)
     owners = [path.relative_to(folder).parts[0] for path in paths]
     loose = [path for path in paths if path.parent == folder]
     if not paths:
@@ -187,8 +188,22 @@ def find_images(
         )
     # An empty folder is a class, too: one without images.
     folders = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    hidden = [name for name in folders if not name.isprintable()]
+    if hidden:
+        raise ValueError(f"data: expected folders with printable names, got {hidden[0]!r}")
     numbers, names = _classes(folders, num_classes, class_names)
     return ImageFolder(tuple(paths), tuple(numbers[owner] for owner in owners), names, preprocessing)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Files in and below a folder that are not hidden; links to folders are followed, each folder once."""
+    seen = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        folders[:] = [] if real in seen else [name for name in folders if name[0] != "."]
+        if real not in seen:
+            yield from (Path(root) / name for name in files if name[0] != ".")
+        seen.add(real)
 
 
 def _classes(

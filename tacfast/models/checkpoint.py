@@ -152,7 +152,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
     """
     target = Path(path)
     check_target(target)
-    sidecar = _sidecar(target)
+    sidecar = sidecar_of(target)
     weights = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in checkpoint.weights.items()
@@ -178,7 +178,7 @@ def check_target(path: Path) -> None:
     """Raise ValueError, as `save_checkpoint` does, if a checkpoint cannot be written under this name."""
     if path.suffix not in (SAFETENSORS, *PICKLES):
         raise ValueError(f"path: expected a name that ends in {SAFETENSORS}, .pt or .pth, got {path}")
-    sidecar = _sidecar(path)
+    sidecar = sidecar_of(path)
     if path.suffix == SAFETENSORS and sidecar.exists() and _read_sidecar(sidecar) is None:
         raise ValueError(f"path: expected a name for which {shown_path(sidecar)} is free, but that is another file")
 
@@ -197,7 +197,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         For a safetensors file without the extra ``io``.
     """
     target = Path(path)
-    sidecar = _sidecar(target)
+    sidecar = sidecar_of(target)
     described = _read_sidecar(sidecar) if target.suffix == SAFETENSORS and sidecar.is_file() else None
     loaded = load_file(path)
     if described is None:
@@ -277,7 +277,8 @@ def _checked(path: str | os.PathLike[str], weights: dict[str, Tensor], described
         raise CheckpointError(f"{shown_path(path)}: {error}") from error
 
 
-def _sidecar(path: Path) -> Path:
+def sidecar_of(path: Path) -> Path:
+    """The JSON file beside the weights."""
     return path.with_suffix(".json")
 
 

@@ -1,7 +1,11 @@
 """`tacfast scan` and `tacfast repair` from outside: files in, exit status, files and lines out."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -231,8 +235,11 @@ def test_repair_refuses_images_without_labels(suspect, tmp_path, capsys):
     ("out", "more", "status", "message"),
     [
         ("x.bin", (), 1, "expected a name that ends in .safetensors, .pt or .pth"),
-        ("x.safetensors", ("--json", "x.json"), 2, "expected different files"),
-        ("model.pth", (), 2, "expected different files"),
+        ("x.safetensors", ("--json", "x.json"), 2, "expected another file than --out uses"),
+        ("model.pth", (), 2, "expected another file than CHECKPOINT uses"),
+        ("x.pt", ("--held-out", "0.0001"), 2, "expected a share that leaves images on both sides, got 0.0001"),
+        ("x.pt", ("--target", "10"), 2, "expected a class of the model, got 10"),
+        ("x.pt", ("--state", "nowhere/x"), 1, "state: cannot write"),
         ("x.pt", ("--held-out", "1"), 2, "expected a share in (0, 1), got 1"),
         ("x.pt", ("--mode", "magic"), 2, "expected one of latent, prune, got 'magic'"),
         ("x.pt", ("--lr", "-1"), 1, "lr: expected a finite learning rate > 0, got -1"),
@@ -295,6 +302,8 @@ def test_scan_goes_on_where_it_was_interrupted(suspect, tmp_path, capsys, monkey
         (("--head", "nothing"), 1, "'nothing'"),
         (("--json", "/nowhere/x.json"), 1, "json: cannot write /nowhere/x.json: expected a file in an existing folder"),
         (("--html", "/"), 1, "html: cannot write /"),
+        (("--json", "/dev/null"), 1, "json: cannot write /dev/null: expected the name of a file"),
+        (("--workers", "100", "--device", "x"), 2, "expected a device"),
         (("--class-names", "/nowhere/names"), 1, "/nowhere/names"),
     ],
 )
@@ -311,6 +320,53 @@ def test_wrong_arguments_are_named(suspect, capsys, arguments, status, message):
     if status == 1:
         assert err.startswith("tacfast: error: ")
         assert err.count("\n") == 1
+
+
+def test_nothing_is_overwritten_by_a_slip(suspect, tmp_path, capsys):
+    model = tmp_path / "model.pth"
+    model.write_bytes((suspect / "model.pth").read_bytes())
+    common = ("scan", model, "--data", suspect / "images", *MODEL, *PIXELS)
+    for same in (("--json", model), ("--json", tmp_path / "x", "--html", tmp_path / "x")):
+        status, _, err = run(capsys, *common, *same)
+        assert status == 2
+        assert "expected another file than" in re.sub(r"[\s│]+", " ", err)
+    assert model.read_bytes() == (suspect / "model.pth").read_bytes()
+    assert list(tmp_path.iterdir()) == [model]
+
+
+def test_a_terminal_without_the_letters_stops_nothing(suspect, tmp_path):
+    names = tmp_path / "names"
+    names.write_text("\ufeff" + "\n".join(f"é{k}中" for k in range(10)), encoding="utf-8")
+    arguments = ["scan", suspect / "model.pth", "--data", suspect / "images", "--class-names", names, *MODEL, *PIXELS]
+    done = subprocess.run(
+        [sys.executable, "-m", "tacfast", *map(str, arguments), "--json", str(tmp_path / "a.json")],
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (3, b"")
+    assert json.loads((tmp_path / "a.json").read_text())["classes"][1]["name"] == "é1中"
+
+
+def test_when_no_image_can_be_read(suspect, tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    status, _, err = run(
+        capsys, "scan", suspect / "model.pth", "--data", tmp_path, "--skip-unreadable", *MODEL, *PIXELS
+    )
+    assert status == 1
+    assert err.startswith("tacfast: error: data: none of the 1 images can be read; data: expected an image, got ")
+
+
+def test_classes_whose_images_cannot_be_read_are_missing(suspect, tmp_path, capsys):
+    shutil.copytree(suspect / "images", tmp_path / "images")
+    for path in (tmp_path / "images" / "3").iterdir():
+        path.write_bytes(b"no image")
+    status, out, _ = run(
+        capsys, "scan", suspect / "model.pth", "--data", tmp_path / "images", "--skip-unreadable", *MODEL, *PIXELS
+    )
+    assert status == 4
+    assert "classes without an image: 1 (3)" in out
+    assert "could not be read and were left out: " in out
 
 
 def test_a_full_disk_leaves_nothing_half_written(suspect, tmp_path, capsys, monkeypatch):

@@ -58,13 +58,12 @@ def test_numbers_are_the_classes_themselves(tmp_path):
         "002": 2,
     }
     assert images.class_names == tuple(map(str, range(12)))
-    assert images.empty_classes == ("0", "1", "3", "4", "5", "6", "7", "8", "11")
 
 
 def test_names_set_the_order_and_may_lack_images(folder):
     images = find_images(folder, GREY, 4, class_names=("cat", "ant", "dog", "bee"))
     assert images.labels == (1, 1, 1, 3, 3, 3, 0, 0, 0)
-    assert images.empty_classes == ("dog",)
+    assert images.class_names == ("cat", "ant", "dog", "bee")
 
 
 def test_numbers_may_have_names(tmp_path):
@@ -79,7 +78,8 @@ def test_numbers_may_have_names(tmp_path):
 def test_an_empty_folder_is_a_class(folder):
     (folder / "dog").mkdir()
     images = find_images(folder, GREY, 4)
-    assert images.empty_classes == ("dog",)
+    assert images.class_names == ("ant", "bee", "cat", "dog")
+    assert set(images.labels) == {0, 1, 2}
 
 
 def test_images_alone_have_no_labels(tmp_path):
@@ -89,9 +89,38 @@ def test_images_alone_have_no_labels(tmp_path):
     images = find_images(tmp_path, GREY, 10)
     assert images.labels is None
     assert images.class_names is None
-    assert images.empty_classes == ()
     (batch,) = FolderLoader(images, 8)
     assert batch.shape == (3, 1, 4, 4)
+
+
+def test_links_are_followed_once(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (folder / "cat").rename(elsewhere / "felines")
+    (folder / "cat").symlink_to(elsewhere / "felines")
+    (elsewhere / "felines" / "again").symlink_to(folder)
+    assert find_images(folder, GREY, 3).labels == (0, 0, 0, 1, 1, 1, 2, 2, 2)
+
+
+def test_names_that_cannot_be_printed_are_refused(folder):
+    (folder / "cat").rename(folder / "c\x1b[31mat")
+    with pytest.raises(ValueError, match=r"data: expected folders with printable names, got 'c\\x1b\[31mat'"):
+        find_images(folder, GREY, 3)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("odd"), MemoryError()])
+def test_whatever_a_decoder_raises_the_file_is_unreadable(folder, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(ValueError, match=r"data: expected an image, got .*0\.png: (odd|MemoryError)"):
+        list(FolderLoader(find_images(folder, GREY, 3), 1))
+
+
+def test_extreme_shapes_take_no_memory(tmp_path):
+    draw(tmp_path / "a.png", 255, size=(1, 200_000))
+    (batch,) = FolderLoader(find_images(tmp_path, Preprocessing((0.0,), (1.0,), (224, 224)), 2), 1)
+    assert bool((batch == 1).all())
 
 
 def test_what_is_no_image_is_passed_over(folder):
