@@ -202,7 +202,7 @@ def _finish(
     screen.print_repair(console, facts, suspect.names)
     if result.rolled_back:
         typer.echo(
-            f"tacfast: no epoch kept clean accuracy within --max-drop, {out} not written; a lower --lr, more images or a "
+            "tacfast: no epoch kept clean accuracy within --max-drop, no weights written; a lower --lr, more images or a "
             "larger --max-drop may help",
             err=True,
         )

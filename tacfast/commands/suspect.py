@@ -15,8 +15,8 @@ from torch import nn
 from ..data import FolderLoader, ImageFolder, Preprocessing, find_images
 from ..data.folders import listed, some
 from ..models import Checkpoint, Head, HeadError, find_head, load_checkpoint, restore_model
-from ..models.latents import split_batch
 from ..models.checkpoint import SAFETENSORS, sidecar_of
+from ..models.latents import split_batch
 from ..report import check_writable
 from ..scanning import ScanReport
 from .options import Numbers

@@ -33,8 +33,8 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         temporary.replace(target)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename, error.filename2 = str(target), None  # not that of the temporary file
+        if isinstance(error, OSError) and error.errno is not None:  # not in the name of the temporary file
+            raise OSError(error.errno, error.strerror, str(target)) from error
         raise
 
 
