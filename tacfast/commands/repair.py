@@ -164,8 +164,8 @@ def repair(
     # Rates are tried in order, so those before one that has a state are done with.
     states = [_state_of(state, rate) for rate in rates]
     first = next((i for i, path in enumerate(states) if path is not None and path.exists()), 0)
-    rate, result = _first_kept(rates[first:], attempt)
-    _finish(console, suspect, report, result, rate, everything, out, json, html)
+    result = _first_kept(rates[first:], attempt)
+    _finish(console, suspect, report, result, everything, out, json, html)
 
 
 def _state_of(state: Path | None, rate: float) -> Path | None:
@@ -173,14 +173,14 @@ def _state_of(state: Path | None, rate: float) -> Path | None:
     return None if state is None else state.with_name(f"{state.name}.lr{rate:g}")
 
 
-def _first_kept(rates: Sequence[float], attempt: Callable[[float], RepairResult]) -> tuple[float, RepairResult]:
-    """The first rate that is not rolled back and does not diverge, or else the last, with its result."""
+def _first_kept(rates: Sequence[float], attempt: Callable[[float], RepairResult]) -> RepairResult:
+    """The result of the first rate that is not rolled back and does not diverge, or else of the last."""
     for rate in rates[:-1]:
         with suppress(DivergedError):
             result = attempt(rate)
             if not result.rolled_back:
-                return rate, result
-    return rates[-1], attempt(rates[-1])
+                return result
+    return attempt(rates[-1])
 
 
 def _finish(
@@ -188,26 +188,25 @@ def _finish(
     suspect: Suspect,
     report: ScanReport,
     result: RepairResult,
-    rate: float,
     loader: FolderLoader,
     out: Path,
     json: Path | None,
     html: Path | None,
 ) -> None:
     """Write and print what came of the repair; leave with status 1 if that was nothing."""
-    facts = repair_facts(result) | {"learning_rate": rate}
+    facts = repair_facts(result)
     if not result.rolled_back:
         _write_weights(suspect, result, facts, out)
     write_reports(suspect, report, loader, json=json, html=html, repair=facts)
     screen.print_repair(console, facts, suspect.names)
     if result.rolled_back:
         typer.echo(
-            "tacfast: no epoch kept clean accuracy within --max-drop, no weights written; a lower --lr, more images or a "
-            "larger --max-drop may help",
+            f"tacfast: no epoch kept clean accuracy within --max-drop on {facts['samples']} held-out images, "
+            "no weights written; more images, a larger --max-drop or a lower --lr may help",
             err=True,
         )
         raise typer.Exit(1)
-    screen.printer(console)(f"wrote {out}, of epoch {result.epoch} at learning rate {rate:g}")
+    screen.printer(console)(f"wrote {out}, of epoch {result.epoch} at learning rate {result.settings['lr']:g}")
 
 
 def _write_weights(suspect: Suspect, result: RepairResult, facts: dict[str, Any], out: Path) -> None:
@@ -221,7 +220,7 @@ def _write_weights(suspect: Suspect, result: RepairResult, facts: dict[str, Any]
             "mode": result.mode,
             "classes": list(result.targets),
             "epoch": result.epoch,
-            "learning rate": facts["learning_rate"],
+            "learning rate": result.settings["lr"],
         },
         metrics={
             "held-out clean accuracy": facts["after"]["overall"],

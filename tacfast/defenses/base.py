@@ -81,6 +81,7 @@ class RepairResult:
     before, after : accuracy on the held-out samples of the given model and of ``model``; None without such samples
     targets : the classes whose shortcut was removed, in the order given
     pruned : the latents, numbers below d, that the head of ``model`` ignores now
+    settings : the fields of the mode's class, by name
     """
 
     model: nn.Module
@@ -93,6 +94,7 @@ class RepairResult:
     after: Accuracy | None = None
     targets: tuple[int, ...] = ()
     pruned: tuple[int, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Defense(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from os import PathLike
 from typing import Any
@@ -62,7 +62,7 @@ class LatentRepair(ShiftSettings):
         with isolated_randomness(self.seed, loader), torch.inference_mode(False):
             repaired, head = scanned_copy(model, report)
             measured = None if held_out is None else HeldOut(held_out, head, self.seed)
-            choice = EpochChoice(repaired, measured, self.max_drop)
+            choice = EpochChoice(repaired, measured, self.max_drop, first=self.first_choice)
             objective = ShiftedLoss(repaired, head, loader, targets, trim=self.trim, lam=self.lam)
             training = Training(repaired, head, loader, self, objective, choice)
             training.run(on_epoch, state_file)
@@ -76,6 +76,7 @@ class LatentRepair(ShiftSettings):
             before=choice.before,
             after=choice.after,
             targets=targets,
+            settings=asdict(self),
         )
 
 

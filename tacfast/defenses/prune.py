@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any
 
@@ -60,7 +60,7 @@ class PruneRepair(ShiftSettings):
             enough = (counts >= fewest_correct(before, self.max_drop)).nonzero().flatten().tolist()
             pruned = ranking[: max(enough, default=0)]
             with masked_columns(head, pruned):
-                choice = EpochChoice(repaired, measured, self.max_drop, before=before)
+                choice = EpochChoice(repaired, measured, self.max_drop, first=self.first_choice, before=before)
                 training = Training(repaired, head, loader, self, Objective(), choice)
                 training.run(on_epoch, state_file)
         return RepairResult(
@@ -74,6 +74,7 @@ class PruneRepair(ShiftSettings):
             after=choice.after,
             targets=targets,
             pruned=tuple(sorted(pruned.tolist())),
+            settings=asdict(self),
         )
 
 

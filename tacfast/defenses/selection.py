@@ -75,37 +75,41 @@ def _present(labels: Tensor | None) -> Tensor:
 
 
 def fewest_correct(before: Accuracy, max_drop: float) -> int:
-    """How many held-out samples must be right, so that the drop of accuracy is allowed.
+    """How many held-out samples must be right, so that the drop of accuracy is allowed; whole samples are compared.
 
-    Whole samples are compared: of 250, a drop of 0.01 allows two errors more. It allows one also of fewer than 100,
-    where that is more than 0.01: a single sample is no evidence of a drop, and the epochs that happen to lose none are
-    often some in the middle of the schedule, at a high rate. A drop of 0 allows none.
+    Of 250, a drop of 0.01 allows two errors more, and of fewer than 100 none.
     """
     # The product may fall short of a whole number by its rounding: 0.29 · 100 is 28.999….
-    allowed = math.floor(max_drop * sum(before.total) + 1e-9)
-    return sum(before.correct) - max(allowed, 1 if max_drop > 0 else 0)
+    return sum(before.correct) - math.floor(max_drop * sum(before.total) + 1e-9)
 
 
 class EpochChoice:
     """Keeps the weights of the last epoch whose held-out accuracy is within the allowed drop.
 
     The last, not the most accurate: every further epoch removes more of the backdoor, which clean samples cannot see,
-    whereas clean accuracy tends to be highest before any repair. The rate of a one-cycle schedule is low in the first
-    epochs, so the best by accuracy would often be one that has hardly begun. Without held-out samples it is the
-    last epoch of all.
+    whereas clean accuracy tends to be highest before any repair. While the learning rate still rises, a network keeps
+    its accuracy because it has hardly changed, and its backdoor as well: those epochs do not count. Without held-out
+    samples it is the last epoch of all.
 
     Parameters
     ----------
     model : trained in place between the calls of `consider`; as it is now it is epoch 0, which is always good enough
     held_out : None to take the last epoch
     max_drop : allowed loss of accuracy against ``before``, a share of the held-out samples
+    first : epoch from which on epochs count
     before : accuracy of the suspect, if ``model`` is no longer that
     """
 
     def __init__(
-        self, model: nn.Module, held_out: HeldOut | None, max_drop: float, *, before: Accuracy | None = None
+        self,
+        model: nn.Module,
+        held_out: HeldOut | None,
+        max_drop: float,
+        *,
+        first: int,
+        before: Accuracy | None = None,
     ) -> None:
-        self._model, self._held_out = model, held_out
+        self._model, self._held_out, self._first = model, held_out, first
         self.epoch = 0
         self.after = None if held_out is None else held_out.measure(model)
         self.before = before or self.after
@@ -118,7 +122,7 @@ class EpochChoice:
             self.epoch = epoch
             return None
         accuracy = self._held_out.measure(self._model)
-        if sum(accuracy.correct) >= self._enough:
+        if epoch >= self._first and sum(accuracy.correct) >= self._enough:
             self.epoch, self.after, self._weights = epoch, accuracy, cloned_weights(self._model)
         return accuracy.overall
 

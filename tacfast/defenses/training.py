@@ -22,6 +22,8 @@ from .resuming import StateFile, fingerprint
 from .selection import EpochChoice, load_weights, named_weights
 
 MAX_NAMED = 10
+# Share of the training in which the learning rate rises; then it falls.
+WARM_UP = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,11 @@ class TrainingSettings:
         self.check("weight_decay", "a finite number >= 0", is_finite(self.weight_decay) and self.weight_decay >= 0)
         self.check("max_drop", "a share in [0, 1]", is_finite(self.max_drop) and 0 <= self.max_drop <= 1)
         self.check("seed", "an integer in [0, 2**63)", is_integer(self.seed) and 0 <= self.seed < 2**63)
+
+    @property
+    def first_choice(self) -> int:
+        """The first epoch whose learning rate falls."""
+        return math.floor(WARM_UP * self.epochs) + 1
 
     def check(self, name: str, expected: str, holds: bool) -> None:
         """Raise ValueError, naming the setting, what was expected and what came, unless that ``holds``."""
@@ -188,7 +195,11 @@ class Training:
             model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self._optimizer, settings.lr, total_steps=settings.epochs * self._batches + 1, cycle_momentum=False
+            self._optimizer,
+            settings.lr,
+            total_steps=settings.epochs * self._batches + 1,
+            pct_start=WARM_UP,
+            cycle_momentum=False,
         )
         self._never_finite = not_finite(model)
         self._start, self._earlier = time.perf_counter(), 0.0
@@ -214,7 +225,12 @@ class Training:
             if store is not None and (state := store.read()) is not None:
                 self._load(state)
             while len(self.history) < self._settings.epochs:
-                record = self._run_epoch()
+                try:
+                    record = self._run_epoch()
+                except DivergedError:
+                    if store is not None:
+                        store.remove()  # going on from there would only diverge again
+                    raise
                 randomness = random_states(self._loader)
                 if store is not None:
                     store.write(self._state() | {"randomness": randomness})

@@ -39,7 +39,6 @@ NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
 NUMPY_GLOBALS = {"numpy.ndarray", "numpy.dtype", "_codecs.encode"} | {
     f"{module}.{name}" for module in NUMPY_MODULES for name in ("_reconstruct", "scalar")
 }
-KEY_TYPES = (str, bytes, int, float, type(None))
 
 
 class ContentError(ValueError):
@@ -183,7 +182,7 @@ class _Machine:
         expect(type(target) in (dict, Ordered) and len(items) % 2 == 0)
         for key, value in zip(items[::2], items[1::2], strict=True):
             # Tuples would be hashed by torch, element by element, and a tuple of shared tuples has 2 ** n of them.
-            expect(isinstance(key, KEY_TYPES) or (isinstance(key, Opaque) and key.kind == "scalar"))
+            expect(_is_key(key) or _is_kind(key, "scalar"))
             target[key] = value
 
     def find_global(self, argument: Any) -> None:
@@ -243,12 +242,17 @@ def _is_kind(value: Any, kind: str) -> bool:
     return isinstance(value, Opaque) and value.kind == kind
 
 
+def _is_key(value: Any) -> bool:
+    # No large numbers: multiples of 2 ** 61 - 1 have one hash, and a dictionary of them takes for ever.
+    return isinstance(value, str) or (isinstance(value, (int, float)) and abs(value) < 2**32)
+
+
 def _ordered(pairs: Any = ()) -> Ordered:
     """Empty as Python 3 writes it, or made of a list of pairs, as Python 2 did."""
     expect(type(pairs) in (tuple, list))
     made = Ordered()
     for pair in pairs:
-        expect(type(pair) in (tuple, list) and len(pair) == 2 and isinstance(pair[0], KEY_TYPES))
+        expect(type(pair) in (tuple, list) and len(pair) == 2 and _is_key(pair[0]))
         made[pair[0]] = pair[1]
     return made
 

@@ -24,6 +24,8 @@ from .weights import DTYPES, CheckpointError, load_file, load_weights, match_wei
 
 FORMAT, VERSION = "tacfast checkpoint", 1
 SAFETENSORS, PICKLES = ".safetensors", (".pt", ".pth")
+# A file of a few bytes must not ask for a network, or for images, that fill the memory.
+MAX_CLASSES, MAX_SIDE = 100_000, 4096
 MAX_SIDECAR_BYTES = 16 * 2**20
 MAX_ARGUMENT = 100_000
 
@@ -80,8 +82,8 @@ class Checkpoint:
             raise ValueError("mean, std: expected both, for the same colour channels, or none")
 
 
-def _is_whole(value: Any, least: int) -> bool:
-    return type(value) is int and value >= least
+def _is_whole(value: Any, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
 
 
 def _is_finite(value: Any) -> bool:
@@ -110,7 +112,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         f"arguments by name, with numbers up to {MAX_ARGUMENT}",
         lambda value: _is_json_object(value) and _is_moderate(value),
     ),
-    "num_classes": ("a whole number of at least 2", lambda value: _is_whole(value, 2)),
+    "num_classes": (f"a whole number from 2 to {MAX_CLASSES}", lambda value: _is_whole(value, 2, MAX_CLASSES)),
     "class_names": (
         "a list of printable names",
         lambda value: isinstance(value, tuple) and all(isinstance(name, str) and name.isprintable() for name in value),
@@ -124,8 +126,8 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: isinstance(value, tuple) and len(value) > 0 and all(_is_finite(x) and x > 0 for x in value),
     ),
     "image_size": (
-        "height and width",
-        lambda value: isinstance(value, tuple) and len(value) == 2 and all(_is_whole(x, 1) for x in value),
+        f"height and width of at most {MAX_SIDE}",
+        lambda value: isinstance(value, tuple) and len(value) == 2 and all(_is_whole(x, 1, MAX_SIDE) for x in value),
     ),
     "provenance": _JSON_OBJECT,
     "metrics": _JSON_OBJECT,

@@ -99,6 +99,7 @@ def repair_facts(result: RepairResult) -> dict[str, Any]:
         "epoch": result.epoch,
         "rolled_back": result.rolled_back,
         "pruned": list(result.pruned),
+        "settings": dict(result.settings),
         "before": None if before is None else {"overall": before.overall, "per_class": list(before.per_class)},
         "after": None if after is None else {"overall": after.overall, "per_class": list(after.per_class)},
         "samples": 0 if before is None else sum(before.total),

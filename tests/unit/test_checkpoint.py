@@ -143,11 +143,11 @@ def test_a_save_that_fails_leaves_nothing_half_written(tmp_path, monkeypatch):
 WRONG = {
     "arch": (3, "a name, got 3"),
     "arch_args": ([1], "arguments by name"),
-    "num_classes": (True, "at least 2, got True"),
+    "num_classes": (True, "from 2 to 100000, got True"),
     "class_names": (["a", "b"], "one for each of 3 classes, got 2"),
     "mean": ([0.1, 0.2], "for the same colour channels"),
     "std": ([0.0], "positive numbers, got (0.0,)"),
-    "image_size": ([32], "height and width, got (32,)"),
+    "image_size": ([32], "height and width of at most 4096, got (32,)"),
     "provenance": ("me", "a dictionary"),
     "metrics": (0.5, "a dictionary"),
 }
@@ -221,7 +221,10 @@ def test_an_architecture_larger_than_its_weights_is_never_built():
         with pytest.raises(CheckpointError, match="of another shape"):
             restore_model(dataclasses.replace(example(), arch_args=arch_args))
     with pytest.raises(CheckpointError, match="of another shape"):
-        restore_model(dataclasses.replace(example(), class_names=None, num_classes=10**12))
+        restore_model(dataclasses.replace(example(), class_names=None, num_classes=10**5))
+    for field, value in {"num_classes": 100_001, "image_size": (4097, 8)}.items():
+        with pytest.raises(ValueError, match=f"{field}: expected"):
+            dataclasses.replace(example(), class_names=None, **{field: value})
     for arch_args in ({"width": 10**6}, {"sizes": [1, {"a": [10**30]}]}, {"width": 1e300}):
         with pytest.raises(ValueError, match="numbers up to 100000"):
             dataclasses.replace(example(), arch_args=arch_args)

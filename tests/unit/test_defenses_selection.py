@@ -50,7 +50,7 @@ def test_accuracy():
         (95, 199, 0.01, 94),
         (95, 200, 0.01, 93),
         (95, 100, 0.29, 66),  # 0.29 * 100 is less than 29
-        (40, 50, 0.01, 39),  # one sample is more than the drop
+        (40, 50, 0.01, 40),  # one sample is more than the drop
         (40, 50, 0.0, 40),
         (40, 50, 1.0, -10),
     ],
@@ -67,18 +67,20 @@ class Scripted:
 
 
 @pytest.mark.parametrize(
-    ("course", "chosen"),
+    ("course", "first", "chosen"),
     [
-        ([900, 899, 880, 890, 889], 3),
-        ([900, 950, 930, 920, 889], 3),  # the last one that is good enough, not the best
-        ([900, 800, 889, 700], 0),
-        ([900, 890], 1),
+        ([900, 899, 880, 890, 889], 1, 3),
+        ([900, 950, 930, 920, 889], 1, 3),  # the last one that is good enough, not the best
+        ([900, 800, 889, 700], 1, 0),
+        ([900, 890], 1, 1),
+        ([900, 899, 895, 880], 3, 0),  # good, but before the rate has fallen
+        ([900, 899, 895, 880], 2, 2),
     ],
 )
-def test_the_last_epoch_within_the_drop_is_chosen(course, chosen):
+def test_the_last_epoch_within_the_drop_is_chosen(course, first, chosen):
     model = torch.nn.Linear(1, 1)
     model.weight.data.fill_(course[0])
-    choice = selection.EpochChoice(model, Scripted(), 0.01)
+    choice = selection.EpochChoice(model, Scripted(), 0.01, first=first)
     for epoch, right in enumerate(course[1:], start=1):
         model.weight.data.fill_(right)
         assert choice.consider(epoch) == right / 1000

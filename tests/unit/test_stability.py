@@ -136,14 +136,21 @@ def test_every_run_is_a_solve_without_that_block():
         assert run.label != "inconclusive"
 
 
-def test_too_few_samples_without_a_block_are_reported_as_such():
+def test_samples_that_are_enough_in_all_are_enough_without_a_block():
     logits = np.repeat(6 * np.eye(C, dtype=np.float32), 10, axis=0) + make_logits(10 * C) / 20
     matrix = matrix_of([logits])
-    assert detect(matrix.solve(trim=RULE_TRIM), matrix.samples_per_class).label != "inconclusive"
+    whole = detect(matrix.solve(trim=RULE_TRIM), matrix.samples_per_class).label
+    assert whole != "inconclusive"
     found = leave_blocks_out(matrix, blocks=10)
-    assert found.labels == {"inconclusive": 10}
-    assert all("at least 10 samples" in reason for run in found.runs for reason in run.reasons)
+    assert "inconclusive" not in found.labels
     assert all(math.isfinite(value) for norms in found.norms.values() for value in norms)
+
+
+def test_too_few_samples_are_too_few_without_a_block():
+    logits = np.repeat(6 * np.eye(C, dtype=np.float32), 9, axis=0) + make_logits(9 * C) / 20
+    found = leave_blocks_out(matrix_of([logits]), blocks=9)
+    assert found.labels == {"inconclusive": 9}
+    assert all("at least 10 samples" in reason for run in found.runs for reason in run.reasons)
 
 
 @pytest.mark.parametrize(("blocks", "n"), [(0, 100), (20, 19)])

@@ -281,6 +281,7 @@ EXHAUSTING = {
     "size": Call(torch.Size, (-1, HUGE)),
     "codec": Call(encode, "a" * 10**6, "punycode"),
     "set": {1},
+    "one hash": {k * (2**61 - 1): None for k in range(1000)},
     "copied pairs": many_calls(OrderedDict, [["a", None]] * 5000),
     "copied counts": many_calls(Counter, dict.fromkeys(range(5000))),
     "copied text": many_calls(encode, "a" * 10**6, "latin1"),
