@@ -182,15 +182,17 @@ TACFAST_PART Outcome ascend(const Team& team, const Head& head, Geometry& geomet
     }
 }
 
-// Starts from a guess of the active set, set.index[0 .. set.size): factorises it afresh in that order, leaves out what
-// depends on the rest, solves for equality and lets go of negative multipliers. What remains is a point that the
-// method itself could have reached.
+// Starts from a guess of the active set, set.index[0 .. set.size): factorises it afresh in that order, unless it just
+// has been, leaves out what depends on the rest, solves for equality and lets go of negative multipliers. What remains
+// is a point that the method itself could have reached.
 template <class Team, class Geometry>
 TACFAST_PART Outcome restart(const Team& team, Geometry& geometry, const Constraints& c, ActiveSet& set,
-                             const Limits& limits) {
-    const int guessed = set.size;
-    geometry.reset(team);
-    set.size = 0;
+                             const Limits& limits, bool factorised) {
+    const int guessed = factorised ? 0 : set.size;
+    if (!factorised) {
+        geometry.reset(team);
+        set.size = 0;
+    }
     for (int g = 0; g < guessed; ++g) {
         const int p = set.index[g];  // g >= set.size: not yet overwritten
         team.sync();
@@ -231,19 +233,17 @@ TACFAST_PART Outcome solve_active_set(const Team& team, const Head& head, Geomet
                                       ActiveSet& set, const Limits& limits) {
     set.iterations = 0;
     constexpr int kRounds = 3;  // the second usually finds nothing to do; what the last ends with is only polished
+    bool alone = false;         // whether one constraint was all: its multiplier, rho_j / |a_j|^2, is only polished
     for (int round = 0;; ++round) {
-        Outcome outcome = restart(team, geometry, c, set, limits);
+        Outcome outcome = restart(team, geometry, c, set, limits, alone);
         if (outcome != Outcome::settled) return outcome;
-        if (round == kRounds) break;
+        if (round == kRounds || alone) break;
         const int before = set.iterations;
         outcome = ascend(team, head, geometry, c, set, limits);
         if (outcome != Outcome::settled) return outcome;
         if (round > 0 && set.iterations == before) return outcome;
-        if (set.iterations == 1 && set.size == 1) {  // the closed form, rho_j / |a_j|^2: what it rests on is fresh
-            geometry.solve(team, c, set);
-            break;
-        }
-        sort_active(team, c, set);
+        alone = set.iterations == 1 && set.size == 1;
+        if (!alone) sort_active(team, c, set);
     }
     geometry.evaluate(team, c, set);
     return Outcome::settled;

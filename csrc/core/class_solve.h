@@ -44,12 +44,7 @@ class ClassTask {
         if (!(team.sum(head.classes, [=](int j) { return 0 * rho[j]; }) == 0)) return finish_invalid();
         if constexpr (thorough) {
             if (screening.clash >= 0) return finish_clash(screening.clash);
-            const double* guess = args.guess;
-            while (is_open(solve(screening.hard, guess)) && guess != nullptr) {
-                guess = nullptr;  // a bad one must not cost an answer
-                restore_weights(team, head, constraints);
-                work.set.size = 0;
-            }
+            solve(screening.hard);
         } else {
             const bool easy = screening.clash < 0 && !screening.hard;
             finish_quick(easy ? solve_quickly() : Outcome::ambiguous);
@@ -79,10 +74,10 @@ class ClassTask {
     static TACFAST_HD Certificate unknown() { return {NAN, NAN, NAN, NAN, 0, INFINITY}; }
 
     // Through the Gram matrix where it can tell and the certificate agrees, else through the rows.
-    TACFAST_HD StatusCode solve(bool by_rows, const double* guesses) {
+    TACFAST_HD void solve(bool by_rows) {
         bool guessed = false;
-        if (guesses != nullptr) {
-            const double* guess = guesses + row * head.classes;
+        if (args.guess != nullptr) {
+            const double* guess = args.guess + row * head.classes;
             adopt_support(team, head, constraints, guess, work.set);
             guessed = take_guess(guess);
         }
@@ -151,10 +146,7 @@ class ClassTask {
 
     // What is not solved is left open.
     TACFAST_HD void finish_quick(Outcome outcome) {
-        if (outcome != Outcome::settled) {
-            finish(kCrowded, unknown());
-            return;
-        }
+        if (outcome != Outcome::settled) return finish(kCrowded, unknown());
         write(false, 0);
         const Certificate certificate = certify(perturbation(), duals());
         finish(certificate.within(args.tol) ? kOptimal : kInaccurate, certificate);
@@ -173,14 +165,14 @@ class ClassTask {
     }
 
     // The word "infeasible" is used only for a ray that holds up in float64; the certificate is of the rounded one.
-    TACFAST_HD StatusCode finish_ray() {
+    TACFAST_HD void finish_ray() {
         write(true, INFINITY);
         const Certificate exact = certify_ray(team, head, constraints, exact_duals, work.combined, work.support);
-        return finish(exact.proves(kExact) ? kInfeasible : kInaccurate,
-                      certify_ray(team, head, constraints, duals(), work.combined, work.support));
+        finish(exact.proves(kExact) ? kInfeasible : kInaccurate,
+               certify_ray(team, head, constraints, duals(), work.combined, work.support));
     }
 
-    TACFAST_HD StatusCode finish(StatusCode status, const Certificate& certificate) {
+    TACFAST_HD void finish(StatusCode status, const Certificate& certificate) {
         if (team.rank() == 0) {
             const double values[kCertificateFields] = {certificate.primal, certificate.dual,  certificate.stationarity,
                                                        certificate.gap,    certificate.lower, certificate.upper};
@@ -188,7 +180,6 @@ class ClassTask {
             args.status[row] = status;
         }
         team.sync();
-        return status;
     }
 };
 

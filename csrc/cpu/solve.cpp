@@ -16,8 +16,9 @@ int64_t worker_size(int64_t classes, int64_t dim) {
     return Task::near_size(classes, dim) + Task::far_size(classes, dim);
 }
 
+// again: only what a solve before left open.
 template <class T>
-void solve_typed(const ClassSolve& args) {
+void solve_typed(const ClassSolve& args, bool again = false) {
     using Task = ClassTask<T, SerialTeam, Effort::thorough>;
     const int64_t C = args.head.classes, d = args.head.dim;
     const int threads = (args.last - args.first) * C * d < 400'000 ? 1 : args.threads;
@@ -25,9 +26,14 @@ void solve_typed(const ClassSolve& args) {
         double* memory = static_cast<double*>(args.workspace) + worker * worker_size(C, d);
         Task task(team, args, memory, memory + Task::near_size(C, d));
         const int64_t begin = args.first + g * kGroup;
-        for (int64_t r = begin; r < begin + kGroup && r < args.last; ++r) task.run(r);
+        for (int64_t r = begin; r < begin + kGroup && r < args.last; ++r)
+            if (!again || Task::is_open(args.status[r])) task.run(r);
     };
     parallel_for(threads, (args.last - args.first + kGroup - 1) / kGroup, group);
+    if (args.guess == nullptr) return;
+    ClassSolve without = args;
+    without.guess = nullptr;  // a bad one must not cost an answer
+    solve_typed<T>(without, true);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // The class-wise QPs on the GPU: a warp per class where there are few, else a thread block.
 //
 // Every class gets a quick task; what those leave open, thorough ones solve in a second launch, which returns at once
-// where nothing is left.
+// where nothing is left; and a third does so without the guess if there was one.
 #include "core/class_solve.h"
 #include "cuda/launch.h"
 #include "cuda/plan.h"
@@ -65,8 +65,12 @@ Fault launch(const ClassSolve& args, Queue queue) {
 
 template <class T>
 Fault solve(const ClassSolve& args, Queue queue) {
-    const Fault fault = launch<T, Effort::quick>(args, queue);
-    return fault.kernel != nullptr ? fault : launch<T, Effort::thorough>(args, queue);
+    Fault fault = launch<T, Effort::quick>(args, queue);
+    if (fault.kernel == nullptr) fault = launch<T, Effort::thorough>(args, queue);
+    if (fault.kernel != nullptr || args.guess == nullptr) return fault;
+    ClassSolve again = args;
+    again.guess = nullptr;  // a bad one must not cost an answer
+    return launch<T, Effort::thorough>(again, queue);
 }
 
 }  // namespace
