@@ -86,7 +86,8 @@ def repair(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Keep the state of the repair here, and go on from it after an interruption.",
+            help="Keep the state of the repair in files that begin with this name, and go on from there after an "
+            "interruption.",
             rich_help_panel=options.RUN,
         ),
     ] = None,
