@@ -1,4 +1,7 @@
-"""The dense regime: where all C − 1 constraints are active, one Cholesky factor solves every class."""
+"""The dense regime on the CPU: where all C − 1 constraints are active, one Cholesky factor solves every class.
+
+On CUDA, where nothing may wait for the question whether the regime is dense, csrc/core/dense.h does the same.
+"""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def solve_classes_impl(
     if gaps.device.type == "cpu":
         check_class_values(classes, gaps.shape[0])
     problem = _problem(W, head, classes, margin, tol, max_iter)
-    raw = _solve(problem, gaps, method, may_wait=raise_on_failure or gaps.device.type == "cpu")
+    raw = _solve(problem, gaps, method)
     statuses = raw.status.tolist() if raise_on_failure or gaps.device.type == "cpu" else []
     if Status.INVALID_INPUT in statuses and gaps.device.type == "cpu":  # elsewhere the status is the answer
         check_finite("R", gaps)
@@ -110,13 +110,13 @@ def _problem(W: Tensor, head: Tensor, classes: Tensor, margin: float, tol: float
     return Problem(prepared, W.shape[1], 4 * torch.finfo(W.dtype).eps, classes.contiguous(), margin, tol, max_iter)
 
 
-def _solve(problem: Problem, gaps: Tensor, method: str, may_wait: bool) -> Raw:
-    """``may_wait``: whether the choice of a path may depend on results, for which a CUDA device must be waited for."""
+def _solve(problem: Problem, gaps: Tensor, method: str) -> Raw:
+    """On CUDA nothing here may depend on results, which would have to be waited for: the kernels find the regime."""
     if backend(gaps.device) is _reference:
         return _reference.solve_classes(problem, gaps)  # one method there, to the same answer
     if method == "projected-gradient":
         guess = predict_multipliers(problem.head.gram, gaps, problem.classes, problem.margin)
-    elif method == "auto" and may_wait and problem.classes.shape[0] >= _DENSE_CLASSES:
+    elif method == "auto" and gaps.device.type == "cpu" and problem.classes.shape[0] >= _DENSE_CLASSES:
         raw, crowded = _probe(problem, gaps)
         if crowded <= _PROBES // 2:
             return _ext.solve_classes(problem, gaps, out=raw, first=0 if crowded else _PROBES)

@@ -7,6 +7,7 @@
 #include <cstdlib>
 
 #include "backend_case.h"
+#include "core/class_qp.h"
 
 using namespace tacfast;
 using namespace tacfast::test;
@@ -449,6 +450,17 @@ void check_families() {
     }
 }
 
+// All constraints active: more than quick tasks have room for, so that one factor serves every class.
+void check_dense() {
+    const Problem p = simplex(5, core::kQuickActive + 30);
+    const int64_t C = p.classes;
+    const Prepared<double> head(p.W, C, C, 1);
+    Question<double> q{head, std::vector<double>(size_t(C * C), 0.0), {0, 40, C - 1}};
+    Random random(6);
+    for (int64_t at = 0; at < C * C; ++at) q.right[at] = at % (C + 1) == 0 ? 0 : 1 + 1e-4 * random.normal();
+    check_classes(q, "dense", true);
+}
+
 }  // namespace
 
 int main() {
@@ -468,5 +480,6 @@ int main() {
     check_solves<float>();
     check_solves<double>();
     check_families();
+    check_dense();
     return report("cuda");
 }

@@ -2,12 +2,14 @@
 // left open. Compared with the CPU backend, by status, norm and certificate.
 #include "backend_case.h"
 #include "core/class_solve.h"
+#include "core/dense.h"
 #include "core/sample_solve.h"
 #include "emulated_team.h"
 
 using namespace tacfast;
 using namespace tacfast::test;
 using core::ClassTask;
+using core::DenseTask;
 using core::Effort;
 using core::SampleTask;
 
@@ -72,6 +74,24 @@ void run_classes(ClassSolve& args, int lanes) {
         if (effort == Effort::thorough && !Task::is_open(args.status[r])) continue;
         run_block(lanes, [&](const BlockTeam& team) { Task(team, args, near.doubles(), far.doubles()).run(r); });
     }
+}
+
+// The guess for what the quick tasks left open, in memory of exactly its size; whether the regime was dense.
+template <class T>
+bool guess_if_dense(ClassSolve& args, int lanes, std::vector<double>& guess) {
+    const int64_t C = args.head.classes;
+    const Aligned factor(DenseTask<T, BlockTeam>::factor_size(C) * 8), scratch(C * 8);
+    guess.assign(size_t(args.count * C), std::numeric_limits<double>::quiet_NaN());
+    run_block(lanes, [&](const BlockTeam& team) {
+        DenseTask<T, BlockTeam>(team, args, factor.doubles(), guess.data()).prepare();
+    });
+    for (int64_t r = 0; r < args.count; ++r)
+        if (ClassTask<T, BlockTeam, Effort::thorough>::is_open(args.status[r]))
+            run_block(lanes, [&](const BlockTeam& team) {
+                DenseTask<T, BlockTeam>(team, args, factor.doubles(), guess.data()).run(r, scratch.doubles());
+            });
+    args.guess = guess.data();
+    return factor.doubles()[C * C + C] > 0;
 }
 
 template <class T>
@@ -219,6 +239,50 @@ void test_crowded() {
     test_classes<double>(head.view(), gaps, {p.target}, "crowded");
 }
 
+// The multipliers of the dense regime against those of the CPU backend, which goes by the active set alone here.
+template <class T>
+void test_dense(const Prepared<T>& head, const std::vector<T>& gaps, const std::vector<int64_t>& targets, bool dense) {
+    const int64_t C = head.classes, K = int64_t(targets.size());
+    ClassCall<T> want(head.view(), gaps, targets, nullptr);
+    const Aligned workspace(cpu::solve_workspace_bytes(C, head.dim, 1));
+    want.args.workspace = workspace.get();
+    cpu::solve_classes(want.args);
+    for (int lanes : kLanes) {
+        ClassCall<T> got(head.view(), gaps, targets, nullptr);
+        std::vector<double> guess;
+        run_classes<T, Effort::quick>(got.args, lanes);
+        check(guess_if_dense<T>(got.args, lanes, guess) == dense, "dense: %d", dense);
+        for (int64_t at = 0; at < K * C; ++at) {
+            const double expected = dense ? double(want.duals[at]) : 0;
+            const bool open = got.status[at / C] == kCrowded;
+            if (open)
+                check(std::fabs(guess[at] - expected) <= (sizeof(T) == 4 ? 1e-6 : 1e-11),
+                      "dense: a multiplier of %.17g, not %.17g", guess[at], expected);
+        }
+        run_classes<T, Effort::thorough>(got.args, lanes);
+        compare(got, want, "dense");
+    }
+}
+
+template <class T>
+void test_dense() {
+    const Problem p = simplex(9, core::kQuickActive + 5);
+    const int64_t C = p.classes;
+    std::vector<T> W(p.W.begin(), p.W.end());
+    const std::vector<T> noise = normals<T>(C * C, 11);
+    std::vector<T> gaps;
+    for (int64_t at = 0; at < C * C; ++at) gaps.push_back(at % (C + 1) == 0 ? T(0) : T(1 + 1e-4 * noise[at]));
+    const Prepared<T> head(W, C, C, 1);
+    test_dense(head, gaps, {0, 70, C - 1}, true);
+    std::vector<T> few = gaps;  // towards two of three classes most constraints are slack
+    for (int64_t k : {int64_t(0), C - 1})
+        for (int64_t j = 10; j < C - 1; ++j) few[j * C + k] = j == k ? T(0) : T(-1);
+    test_dense(head, few, {0, 70, C - 1}, false);
+    for (int64_t x = 0; x < C; ++x) W[7 * C + x] = W[9 * C + x];  // two equal rows: there is no factor
+    const Prepared<T> flat(W, C, C, 1);
+    test_dense(flat, gaps, {0, 70, C - 1}, false);
+}
+
 // What only a device lets through: a target that is no class, and a head that is not finite.
 void test_what_nobody_checked() {
     const int64_t C = 4, d = 3;
@@ -241,6 +305,8 @@ int main() {
     test_sizes<float>();
     test_sizes<double>();
     test_crowded();
+    test_dense<float>();
+    test_dense<double>();
     test_what_nobody_checked();
     return report("tasks");
 }

@@ -134,6 +134,31 @@ def test_a_graph_replays_with_new_data():
         assert bool((sol.status == Status.OPTIMAL).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_dense_regime_in_a_graph(dtype):
+    """Simplex-shaped W: near-equal gaps make every constraint active; then a replay in which few are."""
+    classes = 200
+    W = 3 * torch.eye(classes, classes + 10, dtype=dtype)
+    dense = 1 + 1e-3 * torch.rand(classes, classes, dtype=dtype)
+    sparse = torch.where(torch.rand(classes, classes) < 0.05, dense, -torch.ones((), dtype=dtype))
+    for R in (dense, sparse):
+        R.fill_diagonal_(0)
+    gaps = dense.cuda()
+    on_device = W.cuda()
+    tacfast.GapMatrix.from_gaps(on_device, None, gaps).solve(raise_on_failure=False)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        sol = tacfast.GapMatrix.from_gaps(on_device, None, gaps).solve(raise_on_failure=False)
+    for R in (dense, sparse, dense):
+        gaps.copy_(R)
+        graph.replay()
+        certified(sol, 1e-10 if dtype == torch.float64 else 1e-6)
+        cpu = tacfast.GapMatrix.from_gaps(W, None, R).solve()
+        assert torch.equal((sol.duals > 0).cpu(), cpu.duals > 0)
+        torch.testing.assert_close(sol.norms.cpu(), cpu.norms, rtol=1e-5, atol=0)
+
+
 def test_what_a_graph_cannot_hold_is_named():
     latents, W, b = on_gpu(plain(1, 5, 6, 50).to(torch.float32))
     tacfast.solve_tac(latents, W, b)
