@@ -35,10 +35,8 @@ struct Shared {
     int64_t scratch_bytes;  // of one worker
 
     const T* row(int64_t i) const { return reinterpret_cast<const T*>(args.rows[i]); }
-    int64_t rank(int64_t j) const {
-        const int64_t rows = first[j + 1] - first[j];
-        return rows == 0 ? 1 : core::trim_rank(args.trim, rows);
-    }
+    int64_t rows_of(int64_t j) const { return first[j + 1] - first[j]; }
+    int64_t rank(int64_t j) const { return rows_of(j) == 0 ? 1 : core::trim_rank(args.trim, rows_of(j)); }
 };
 
 template <class T>
@@ -103,15 +101,14 @@ struct Group {
     }
 
     void add_own_rows(int64_t j) {
-        const int64_t own = s.first[j + 1] - s.first[j], rank = s.rank(j);
+        const int64_t rank = s.rank(j), number = rows_at_first(rank, s.rows_of(j));
         L*& list = lists[j - begin];
-        char* end_of_lists = memory + L::bytes(s.args.classes, rank, own);
+        char* end_of_lists = memory + L::bytes(s.args.classes, rank);
         take(memory, list, 1);
-        *list = L(memory, j, s.args.classes, rank, own);
+        *list = L(memory, j, s.args.classes, rank);
         memory = end_of_lists;
-        list->begin(s.args.rows, s.order + s.first[j]);
-        raise(j);
-        for (int64_t i = s.first[j] + list->whole; i < s.first[j + 1]; ++i) list->offer(s.row(s.order[i]));
+        list->begin(s.args.rows, s.order + s.first[j], number, memory);
+        for (int64_t i = s.first[j] + number; i < s.first[j + 1]; ++i) list->offer(s.row(s.order[i]));
         raise(j);
     }
 
@@ -158,6 +155,16 @@ struct Group {
     }
 };
 
+// What the lists of a class need for good, and what they need while they are begun.
+struct Bytes {
+    int64_t for_good, at_first;
+};
+template <class L, class T>
+Bytes bytes_of_class(const Shared<T>& s, int64_t j) {
+    const int64_t rank = s.rank(j), for_good = L::bytes(s.args.classes, rank);
+    return {for_good, for_good + L::first_bytes(s.args.classes, rank, s.rows_of(j))};
+}
+
 template <class T, bool narrow>
 void trim_group(const Shared<T>& s, char* scratch, int64_t begin, int64_t end) {
     using L = Lists<T, narrow>;
@@ -166,7 +173,7 @@ void trim_group(const Shared<T>& s, char* scratch, int64_t begin, int64_t end) {
     for (int64_t j = begin; j < end; ++j) {
         group.lists[j - begin] = nullptr;
         if (s.rank(j) == 1) continue;
-        if (L::bytes(s.args.classes, s.rank(j), s.first[j + 1] - s.first[j]) > s.scratch_bytes) {
+        if (bytes_of_class<L>(s, j).at_first > s.scratch_bytes) {
             trim_without_lists<T, narrow>(s, j);
         } else {
             group.add_own_rows(j);
@@ -188,8 +195,8 @@ int workers(int64_t n, int64_t classes, int threads) {
 // Lists never need more than this: bytes summed over the classes, whatever the trim.
 template <class T, bool narrow>
 int64_t list_bytes(int64_t n, int64_t classes, int count) {
-    const int64_t empty = Lists<T, narrow>::bytes(classes, 1, 0);  // then a row kept and at most one of news, twice
-    const int64_t all = classes * empty + 2 * n * vectors_per_row<T>(classes) * kVectorBytes + 64 * classes;
+    const int64_t empty = Lists<T, narrow>::bytes(classes, 1);  // then a row for the rank and at most one of news, twice
+    const int64_t all = classes * (empty + 64) + 3 * n * vectors_per_row<T>(classes) * kVectorBytes;
     return at_most(kListBytes, all * count) / count / 64 * 64;
 }
 
@@ -211,14 +218,13 @@ int64_t form_groups(Shared<T>& s, int count) {
     const int64_t classes = s.args.classes, most = (classes + count - 1) / count;
     int64_t groups = 0, used = 0;
     for (int64_t j = 0; j < classes; ++j) {
-        const int64_t own = s.first[j + 1] - s.first[j];
-        const int64_t bytes = s.rank(j) == 1 ? 0 : Lists<T, narrow>::bytes(classes, s.rank(j), own);
-        const bool fits = bytes <= s.scratch_bytes;
-        if (j == 0 || (fits && used + bytes > s.scratch_bytes) || j - s.groups[groups - 1] >= most) {
+        const Bytes bytes = s.rank(j) == 1 ? Bytes{0, 0} : bytes_of_class<Lists<T, narrow>>(s, j);
+        const bool fits = bytes.at_first <= s.scratch_bytes;
+        if (j == 0 || (fits && used + bytes.at_first > s.scratch_bytes) || j - s.groups[groups - 1] >= most) {
             s.groups[groups++] = j;
             used = 0;
         }
-        if (fits) used += bytes;
+        if (fits) used += bytes.for_good;
     }
     s.groups[groups] = classes;
     return groups;
