@@ -23,11 +23,11 @@ inline int64_t room_for_news(int64_t rank) { return at_least(64, rank / 2); }
 template <class T, bool narrow>
 struct Lists {
     int64_t j, classes, vectors, rank, room;
-    T* bounds;        // (vectors, lanes) `rank` differences are at least so large; +inf where k = j or k >= C
-    int32_t* fresh;   // (vectors, lanes) how many are waiting in the news
-    bool* stale;      // (vectors,) the bounds are older than the lists or the news
-    T* values;        // (vectors, rank + room, lanes) the lists
-    T* news;          // (vectors, lanes, room) waiting for the lists, contiguous because they come one by one
+    T* bounds;       // (vectors, lanes) `rank` differences are at least so large; +inf where k = j or k >= C
+    int32_t* fresh;  // (vectors, lanes) how many are waiting in the news
+    bool* stale;     // (vectors,) the bounds are older than the lists or the news
+    T* values;       // (vectors, rank + room, lanes) the lists
+    T* news;         // (vectors, lanes, room) waiting for the lists, contiguous because they come one by one
 
     static constexpr int lanes = kLanes<T>;
 
@@ -70,8 +70,7 @@ struct Lists {
         for (int64_t i = 0; i < number; ++i)
             for (int64_t v = 0; v < vectors; ++v)
                 store(first + (v * number + i) * lanes, differences(reinterpret_cast<const T*>(rows[chosen[i]]), v));
-        for (int64_t v = 0; v < vectors; ++v)
-            raise_to(v, first + v * number * lanes, number, broadcast(-kInf<T>));
+        for (int64_t v = 0; v < vectors; ++v) raise_to(v, first + v * number * lanes, number, broadcast(-kInf<T>));
     }
 
     // Appends what exceeds the bounds; says whether that has raised one of them.

@@ -80,6 +80,23 @@ void trim_without_lists(const Shared<T>& s, int64_t j) {
     }
 }
 
+// What the lists of a class need for good, and what they need besides while they are begun.
+struct Bytes {
+    int64_t for_good, at_first;
+};
+template <class L, class T>
+Bytes bytes_of_class(const Shared<T>& s, int64_t j) {
+    const int64_t rank = s.rank(j);
+    return {L::bytes(s.args.classes, rank), L::first_bytes(s.args.classes, rank, s.rows_of(j))};
+}
+
+// Where the rank is 1, the maximum is the answer already; and some lists would not fit.
+template <class L, class T>
+bool has_lists(const Shared<T>& s, int64_t j) {
+    const Bytes bytes = bytes_of_class<L>(s, j);
+    return s.rank(j) > 1 && bytes.for_good + bytes.at_first <= s.scratch_bytes;
+}
+
 // The lists of a group of classes, and which rows to offer them.
 template <class T, bool narrow>
 struct Group {
@@ -88,7 +105,8 @@ struct Group {
     int64_t begin, end;
     T* weakest;       // (C or a vector,) of the pruning test; +inf for classes without lists
     T* lane_weakest;  // (C, lanes) the same for the columns in each lane: a sharper, second test
-    char* memory;
+    char* memory;     // of the lists that are to come
+    char* at_first;
     L** lists;  // (end - begin,)
 
     Group(const Shared<T>& shared, char* scratch, int64_t first_class, int64_t last_class)
@@ -98,6 +116,11 @@ struct Group {
         take(memory, lists, s.args.classes);
         take(memory, lane_weakest, s.args.classes * kLanes<T>);
         for (int64_t j = 0; j < width; ++j) weakest[j] = kInf<T>;
+        int64_t most = 0;
+        for (int64_t j = begin; j < end; ++j)
+            if (has_lists<L>(s, j)) most = at_least(most, bytes_of_class<L>(s, j).at_first);
+        at_first = memory;
+        memory += most;
     }
 
     void add_own_rows(int64_t j) {
@@ -107,7 +130,7 @@ struct Group {
         take(memory, list, 1);
         *list = L(memory, j, s.args.classes, rank);
         memory = end_of_lists;
-        list->begin(s.args.rows, s.order + s.first[j], number, memory);
+        list->begin(s.args.rows, s.order + s.first[j], number, at_first);
         for (int64_t i = s.first[j] + number; i < s.first[j + 1]; ++i) list->offer(s.row(s.order[i]));
         raise(j);
     }
@@ -155,16 +178,6 @@ struct Group {
     }
 };
 
-// What the lists of a class need for good, and what they need while they are begun.
-struct Bytes {
-    int64_t for_good, at_first;
-};
-template <class L, class T>
-Bytes bytes_of_class(const Shared<T>& s, int64_t j) {
-    const int64_t rank = s.rank(j), for_good = L::bytes(s.args.classes, rank);
-    return {for_good, for_good + L::first_bytes(s.args.classes, rank, s.rows_of(j))};
-}
-
 template <class T, bool narrow>
 void trim_group(const Shared<T>& s, char* scratch, int64_t begin, int64_t end) {
     using L = Lists<T, narrow>;
@@ -172,12 +185,11 @@ void trim_group(const Shared<T>& s, char* scratch, int64_t begin, int64_t end) {
     bool any = false;
     for (int64_t j = begin; j < end; ++j) {
         group.lists[j - begin] = nullptr;
-        if (s.rank(j) == 1) continue;
-        if (bytes_of_class<L>(s, j).at_first > s.scratch_bytes) {
-            trim_without_lists<T, narrow>(s, j);
-        } else {
+        if (has_lists<L>(s, j)) {
             group.add_own_rows(j);
             any = true;
+        } else if (s.rank(j) > 1) {
+            trim_without_lists<T, narrow>(s, j);
         }
     }
     if (any) group.sweep();
@@ -195,7 +207,8 @@ int workers(int64_t n, int64_t classes, int threads) {
 // Lists never need more than this: bytes summed over the classes, whatever the trim.
 template <class T, bool narrow>
 int64_t list_bytes(int64_t n, int64_t classes, int count) {
-    const int64_t empty = Lists<T, narrow>::bytes(classes, 1);  // then a row for the rank and at most one of news, twice
+    const int64_t empty =
+        Lists<T, narrow>::bytes(classes, 1);  // then a row for the rank and at most one of news, twice
     const int64_t all = classes * (empty + 64) + 3 * n * vectors_per_row<T>(classes) * kVectorBytes;
     return at_most(kListBytes, all * count) / count / 64 * 64;
 }
@@ -215,16 +228,18 @@ int64_t workspace_bytes(int64_t n, int64_t classes, int threads) {
 // Cuts the classes into tasks whose lists fit in one worker's memory, at least one task per worker.
 template <class T, bool narrow>
 int64_t form_groups(Shared<T>& s, int count) {
+    using L = Lists<T, narrow>;
     const int64_t classes = s.args.classes, most = (classes + count - 1) / count;
-    int64_t groups = 0, used = 0;
+    int64_t groups = 0, for_good = 0, at_first = 0;
     for (int64_t j = 0; j < classes; ++j) {
-        const Bytes bytes = s.rank(j) == 1 ? Bytes{0, 0} : bytes_of_class<Lists<T, narrow>>(s, j);
-        const bool fits = bytes.at_first <= s.scratch_bytes;
-        if (j == 0 || (fits && used + bytes.at_first > s.scratch_bytes) || j - s.groups[groups - 1] >= most) {
+        const Bytes bytes = has_lists<L>(s, j) ? bytes_of_class<L>(s, j) : Bytes{0, 0};
+        const bool fits = for_good + bytes.for_good + at_least(at_first, bytes.at_first) <= s.scratch_bytes;
+        if (j == 0 || !fits || j - s.groups[groups - 1] >= most) {
             s.groups[groups++] = j;
-            used = 0;
+            for_good = at_first = 0;
         }
-        if (fits) used += bytes.for_good;
+        for_good += bytes.for_good;
+        at_first = at_least(at_first, bytes.at_first);
     }
     s.groups[groups] = classes;
     return groups;
