@@ -11,6 +11,9 @@ from ._text import printable
 
 INTERRUPTED = 130
 
+# Options that have another name than the argument of the Python function behind them, which its errors begin with.
+_OPTIONS = {"state_file": "--state", "targets": "--target", "name": "--head"}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status; errors are one line, never a traceback.
@@ -58,9 +61,10 @@ def _run(arguments: Sequence[str] | None) -> int:
             warnings.showwarning = _show_warning  # type: ignore[assignment]
             app(args=None if arguments is None else list(arguments), prog_name="tacfast")
     except Exception as error:
-        lines = str(error).splitlines() or [""]
+        argument, colon, message = (str(error).splitlines() or [""])[0].partition(": ")
+        line = _OPTIONS.get(argument, argument) + colon + message
         kind = "" if isinstance(error, (ValueError, ImportError, OSError)) else f"{type(error).__name__}: "
-        print(f"tacfast: error: {kind}{printable(lines[0])}", file=sys.stderr)
+        print(f"tacfast: error: {kind}{printable(line)}", file=sys.stderr)
         return 1
     return 0
 

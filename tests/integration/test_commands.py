@@ -299,7 +299,7 @@ def test_scan_goes_on_where_it_was_interrupted(suspect, tmp_path, capsys, monkey
         (("--arch", "resnet18", "--arch-args", "{}"), 1, "missing"),
         (("--num-classes", "12"), 1, "10 classes"),
         (("--mean", "0,0,0", "--std", "1,1,1"), 1, "batch of shape (128, 3, 8, 8)"),
-        (("--head", "nothing"), 1, "'nothing'"),
+        (("--head", "nothing"), 1, "error: --head: expected a linear layer"),
         (("--json", "/nowhere/x.json"), 1, "json: cannot write /nowhere/x.json: expected a file in an existing folder"),
         (("--html", "/"), 1, "html: cannot write /"),
         (("--json", "/dev/null"), 1, "json: cannot write /dev/null: expected the name of a file"),
