@@ -16,6 +16,7 @@ import torch
 from _common import write_results
 
 WARM_UPS = 3
+FEW, LONG_S = 3, 2.0  # so many counted calls suffice once all have taken so long
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -67,9 +68,14 @@ class Clock:
             self._flush = torch.empty(size, dtype=torch.uint8, device="cuda")
 
     def median_ms(self, fn: Callable[[], object], repeats: int | None = None) -> float:
-        """Median of ``repeats`` calls after some that are not counted."""
+        """Median of ``repeats`` calls, fewer where they are slow, after some that are not counted."""
         once = self._once_on_device if self.cuda else self._once
-        times = [once(fn) for _ in range((repeats or self.repeats) + WARM_UPS)]
+        times: list[float] = []
+        begin = time.perf_counter()
+        while len(times) < (repeats or self.repeats) + WARM_UPS:
+            times.append(once(fn))
+            if len(times) >= WARM_UPS + FEW and time.perf_counter() - begin > LONG_S:
+                break
         return statistics.median(times[WARM_UPS:])
 
     def wall_ms(self, fn: Callable[[], object], repeats: int) -> float:

@@ -78,6 +78,7 @@ struct GramGeometry {
         double* TACFAST_RESTRICT H = inverse;
         const int64_t step = stride;
         team.grid(m, packed(m), [=](int i, int j) { H[i * step + j] += scale * coef[i] * coef[j]; });
+        if (team.lanes() > 1) clear_margin(team, m);
         team.sync();
         team.each(m, [=](int j) { H[m * step + j] = H[j * step + m] = -scale * coef[j]; });
         if (team.rank() == 0) H[m * step + m] = scale;
@@ -93,7 +94,7 @@ struct GramGeometry {
         const double* TACFAST_RESTRICT column = scratch;
         double* TACFAST_RESTRICT H = inverse;
         const int64_t step = stride;
-        team.grid(set.size, packed(set.size), [=](int i, int j) { H[i * step + j] -= column[i] * scale * column[j]; });
+        team.grid(set.size, set.size, [=](int i, int j) { H[i * step + j] -= column[i] * scale * column[j]; });
         team.sync();
         team.each(set.size, [=](int i) {
             for (int j = q; j < last; ++j) H[i * step + j] = H[i * step + j + 1];
@@ -151,6 +152,16 @@ struct GramGeometry {
     }
 
   private:
+    // Gives a value to the entries around row and column m that loops of whole vectors run over. What it is does not
+    // matter, but tools that look for reads of unwritten memory complain if there is none; a CPU has no such tool here.
+    template <class Team>
+    TACFAST_HD void clear_margin(const Team& team, int m) const {
+        double* H = inverse;
+        const int64_t step = stride;
+        if (m == packed(m)) team.grid(m, kPack, [=](int i, int j) { H[i * step + m + j] = 0; });
+        team.each(packed(m + 1) - (m + 1), [=](int j) { H[m * step + m + 1 + j] = 0; });
+    }
+
     // y = H x; by columns, which are rows, since a vector of sums beats a sum of vectors.
     template <class Team>
     TACFAST_HD void multiply(const Team& team, int m, const double* TACFAST_RESTRICT x, double* y) const {

@@ -64,6 +64,21 @@ __global__ void __launch_bounds__(kFusedThreads)
     gaps[at] = core::fused_gap(shape, cells, at / shape.classes, at % shape.classes, gaps[at]);
 }
 
+constexpr int kPlainBytes = 48 << 10;  // of shared memory that need no attribute
+
+template <class T>
+int bytes_of(int classes) {
+    return FusedShape<T>::of(classes).memory_packs() * static_cast<int>(sizeof(Pack<T>));
+}
+
+template <class T>
+int most_bytes() {
+    int most = 0;
+    for (int classes = 1; classes <= core::kFusedClasses<T>; ++classes)
+        most = bytes_of<T>(classes) > most ? bytes_of<T>(classes) : most;
+    return most;
+}
+
 template <class T, class S, class Latents>
 Fault launch(const FusedGaps& args, Queue queue, Latents latents) {
     using Copy = FusedCopy<T, Latents>;
@@ -74,10 +89,11 @@ Fault launch(const FusedGaps& args, Queue queue, Latents latents) {
                                static_cast<const T*>(args.offset),  shape};
     const Copy copy{latents, {packs_are_aligned<T>(args.weights, args.weight_stride)}};
     const auto blocks = static_cast<unsigned>(fold.tiles() < kBlocks ? fold.tiles() : kBlocks);
-    const int bytes = shape.memory_packs() * static_cast<int>(sizeof(Pack<T>));
+    const int bytes = bytes_of<T>(shape.classes);
     T* const cells = static_cast<T*>(args.workspace);
     const DeviceGuard guard(queue.device);
-    cudaFuncSetAttribute(fuse_gaps<T, S, Copy>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (bytes > kPlainBytes)  // one value for all sizes, since another thread may be about to launch with another
+        cudaFuncSetAttribute(fuse_gaps<T, S, Copy>, cudaFuncAttributeMaxDynamicSharedMemorySize, most_bytes<T>());
     cudaMemsetAsync(cells, 0xff, static_cast<size_t>(shape.cells()) * sizeof(T), stream_of(queue));
     fuse_gaps<T, S><<<blocks, kFusedThreads, static_cast<size_t>(bytes), stream_of(queue)>>>(fold, copy, cells);
     const Fault fault = check_launch("fuse_gaps");

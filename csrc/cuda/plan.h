@@ -7,9 +7,9 @@
 
 namespace tacfast::cuda {
 
-constexpr int64_t kSharedBytes = 46 << 10;     // of the 48 KB of shared memory that need no attribute
-constexpr int64_t kThoroughBytes = 256 << 20;  // workspace of thorough tasks, where more than one fits into it
-constexpr int64_t kThoroughTasks = 132;        //
+constexpr int64_t kSharedBytes = 46 << 10;  // of the 48 KB of shared memory that need no attribute
+constexpr int64_t kMostBytes = 1 << 30;     // of a workspace, where more than one team fits into it
+constexpr int64_t kThoroughTasks = 132;
 
 constexpr int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -29,9 +29,8 @@ struct Plan {
     static Plan of(int64_t classes, int64_t dim, int64_t most, int64_t quick, int64_t per_block) {
         Plan p{0, Task::near_size(classes, dim), Task::far_size(classes, dim), false};
         p.shared = per_block * p.near * int64_t(sizeof(double)) <= kSharedBytes;
-        const int64_t fitting = kThoroughBytes / (p.team_doubles() * int64_t(sizeof(double)));
-        const int64_t thorough = at_least(1, at_most(fitting, kThoroughTasks));
-        p.teams = at_most(most, Task::kEffort == core::Effort::quick ? quick : thorough);
+        const int64_t fitting = at_least(1, kMostBytes / (p.team_doubles() * int64_t(sizeof(double))));
+        p.teams = at_most(at_most(most, fitting), Task::kEffort == core::Effort::quick ? quick : kThoroughTasks);
         return p;
     }
 };

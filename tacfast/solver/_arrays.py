@@ -6,6 +6,8 @@ use different CUDA streams, the stream that reads waits for the stream that wrot
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, TypeAlias
 
@@ -79,7 +81,10 @@ def as_kind(tensor: Tensor, kind: str) -> Array:
         return tensor
     if kind == "numpy":
         return tensor.numpy()
-    return import_module("cupy").from_dlpack(tensor) if kind == "cupy" else _to_numba(tensor)
+    if kind == "numba":
+        return _to_numba(tensor)
+    with _captured_stream():
+        return import_module("cupy").from_dlpack(tensor)
 
 
 def hand_back(*arrays: Array) -> None:
@@ -107,9 +112,21 @@ def _from_numpy(value: np.ndarray) -> Tensor:
 
 
 def _from_cupy(value: Any) -> Tensor:
-    if min(value.strides, default=0) < 0:
-        value = value.copy(order="C")
-    return from_dlpack(value)  # CuPy makes torch's current stream wait for its own
+    with _captured_stream():
+        if min(value.strides, default=0) < 0:
+            value = value.copy(order="C")
+        return from_dlpack(value)  # CuPy makes torch's current stream wait for its own
+
+
+@contextmanager
+def _captured_stream() -> Iterator[None]:
+    """While a graph is captured, CuPy works on that stream, which can neither wait for another nor be waited for."""
+    if torch.cuda.is_current_stream_capturing():
+        stream = torch.cuda.current_stream(None).cuda_stream
+        with import_module("cupy").cuda.ExternalStream(stream):
+            yield
+    else:
+        yield
 
 
 def _from_numba(name: str, value: Any) -> Tensor:

@@ -122,7 +122,8 @@ def check_finite(name: str, values: Tensor, first_row: int = 0) -> None:
 def check_classes(classes: Sequence[int] | Array | None, n_classes: int, device: torch.device) -> Tensor:
     """Check the type of a selection of classes; None means all. Returns int64 (K,) on ``device``.
 
-    The values are checked by `check_class_values`, inside the operators, where a traced tensor has some.
+    The values are checked by `check_class_values`, inside the operators, where a traced tensor has some. On a device a
+    tensor of them is not looked at: what is no class gets the status INVALID_INPUT.
     """
     if classes is None:
         return torch.arange(n_classes, device=device)
@@ -138,6 +139,8 @@ def check_classes(classes: Sequence[int] | Array | None, n_classes: int, device:
             f"classes: expected None or a tensor on {device} while a CUDA graph is captured, got "
             f"{type(classes).__name__} on {chosen.device}"
         )
+    if chosen.device.type == "cpu" != device.type and not torch.compiler.is_compiling():
+        check_class_values(chosen, n_classes)  # here, because nothing waits for a device to do so
     return chosen.to(device)
 
 

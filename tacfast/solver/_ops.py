@@ -179,10 +179,12 @@ def logits_impl(latents: Tensor, head: Tensor, n_classes: int, dtype: torch.dtyp
 
 
 def _products_are_narrowed(kind: str) -> bool:
-    """Whether the user allows torch less than float32 in products of float32 tensors, by its older or newer switch."""
-    if torch.get_float32_matmul_precision() != "highest":
-        return True
-    return kind == "cuda" and getattr(torch.backends.cuda.matmul, "fp32_precision", "ieee") not in ("ieee", "none")
+    """Whether the user allows torch less than float32 in products of float32 tensors.
+
+    The newer switch of a backend shows the older ones too, which raise where the newer one was used.
+    """
+    side = torch.backends.cuda if kind == "cuda" else torch.backends.mkldnn
+    return side.matmul.fp32_precision not in ("ieee", "none")
 
 
 def dress(raw: Raw, gaps: Tensor, classes: Tensor, n_samples: int, margin: float, trim: float) -> TacSolution:

@@ -30,6 +30,7 @@ def predict_multipliers(gram: Tensor, gaps: Tensor, classes: Tensor, margin: flo
     (K, C) float64, zero at the own class and where the iteration ended at the bound.
     """
     n_classes = len(gram)
+    classes = classes.clamp(0, n_classes - 1)  # what is no class fails later, by its status and not by an assertion
     own = torch.nn.functional.one_hot(classes, n_classes).to(torch.bool)
     rho = (gaps[classes].double() + margin).masked_fill(own, 0.0)
     diagonal = gram.diagonal()

@@ -60,7 +60,10 @@ class Stream {
     Stream& operator=(const Stream&) = delete;
     ~Stream() { cudaStreamDestroy(stream); }
 
-    cuda::Queue queue() const { return {0, stream}; }
+    cuda::Queue queue() const {  // after whatever was put on the default stream, copies included
+        require(cudaDeviceSynchronize(), "waiting for the inputs");
+        return {0, stream};
+    }
     void wait() const { require(cudaStreamSynchronize(stream), "waiting for the kernels"); }
 
   private:

@@ -48,10 +48,10 @@ def test_agrees_with_the_cpu(classes, dim, n, dtype, tol, trim):
 def test_gaps_of_logits_have_the_bits_of_the_cpu(classes, dtype, kernel, monkeypatch):
     monkeypatch.setenv("TACFAST_CUDA_GAPS", kernel)
     W = torch.randn(max(classes, 2), 3, dtype=dtype)
-    logits = torch.randn(777, len(W) + 3, dtype=dtype)[:, : len(W)]  # strided rows
-    cpu = tacfast.GapMatrix(W).update_logits(logits)
+    wide = torch.randn(777, len(W) + 3, dtype=dtype)
+    cpu = tacfast.GapMatrix(W).update_logits(wide[:, : len(W)])
     gpu = tacfast.GapMatrix(W.cuda())
-    for part in logits.cuda().split([1, 0 + 300, 476]):
+    for part in wide.cuda()[:, : len(W)].split([1, 300, 476]):  # strided rows
         gpu.update_logits(part)
     assert torch.equal(gpu.gaps.cpu(), cpu.gaps)
 
@@ -168,6 +168,7 @@ def test_what_a_graph_cannot_hold_is_named():
             tacfast.solve_tac(latents, W, b, **wrong)
 
 
+@pytest.mark.filterwarnings("default")  # torch's compiler has warnings of its own
 def test_compiles_into_one_graph():
     latents, W, b = on_gpu(plain(1, 10, 16, 500).to(torch.float32))
 
@@ -199,6 +200,20 @@ def test_what_is_not_finite_is_a_status(what, value):
     assert bool((sol.status == Status.INVALID_INPUT).all())
     with pytest.raises(tacfast.SolverError):
         tacfast.solve_tac(**tensors)
+
+
+@pytest.mark.parametrize("method", ["auto", "active-set", "projected-gradient"])
+def test_what_is_no_class_is_an_error_or_a_status(method):
+    latents, W, b = on_gpu(plain(1, 5, 6, 50).to(torch.float32))
+    for wrong, expected in (
+        ([5], r"classes: expected values in \[0, 5\)"),
+        ([1, 1], "classes: expected no duplicates"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            tacfast.solve_tac(latents, W, b, classes=wrong, method=method)
+    on_device = torch.tensor([5, 0, -1], device="cuda")
+    sol = tacfast.solve_tac(latents, W, b, classes=on_device, method=method, raise_on_failure=False)
+    assert sol.statuses == [Status.INVALID_INPUT, Status.OPTIMAL, Status.INVALID_INPUT]
 
 
 def test_two_devices_are_an_error():

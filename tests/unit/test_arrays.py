@@ -69,6 +69,21 @@ class Queues:
         return self
 
 
+class CupyStream:
+    """Stream that CuPy is told to use, by its address."""
+
+    entered: list[int]
+
+    def __init__(self, pointer):
+        self.pointer = pointer
+
+    def __enter__(self):
+        self.entered.append(self.pointer)
+
+    def __exit__(self, *_):
+        pass
+
+
 class Gpus:
     def __getitem__(self, _):
         return self
@@ -90,6 +105,8 @@ def queues(monkeypatch):
 
     cupy, numba = types.ModuleType("cupy"), types.ModuleType("numba.cuda")
     cupy.from_dlpack = lambda tensor: CupyArray(np.from_dlpack(tensor))
+    cupy.cuda = types.SimpleNamespace(ExternalStream=CupyStream)
+    CupyStream.entered = []
     numba.as_cuda_array = lambda tensor, sync: NumbaArray(tensor.numpy())
     numba.gpus = Gpus()
     monkeypatch.setitem(sys.modules, "cupy", cupy)
@@ -225,6 +242,13 @@ def test_cupy_waits_until_torch_has_read(queues, monkeypatch, capturing, exports
     monkeypatch.setattr(sys.modules["cupy"], "from_dlpack", seen.append)
     _arrays.hand_back(CupyArray(VALUES), None, torch.ones(3))
     assert [tensor.data_ptr() for tensor in seen] == [VALUES.ctypes.data] * exports
+
+
+@pytest.mark.parametrize(("capturing", "entered"), [(False, []), (True, [64, 64])])
+def test_cupy_uses_the_captured_stream(queues, capturing, entered):
+    queues.current, queues.capturing = 64, capturing
+    _arrays.as_kind(_arrays.as_tensor("latents", CupyArray(VALUES)), "cupy")
+    assert CupyStream.entered == entered
 
 
 @pytest.mark.parametrize("kind", ["numpy", "cupy", "numba"])

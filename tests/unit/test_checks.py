@@ -9,6 +9,7 @@ from problems import plain
 
 import tacfast
 from tacfast import GapMatrix
+from tacfast.solver import _checks
 
 P = plain(0, classes=5, dim=8, n=20).to(torch.float32)
 NAN, INF = float("nan"), float("inf")
@@ -178,3 +179,9 @@ def test_the_first_bad_logit_is_named_wherever_it_is_and_nothing_is_folded_in(ro
         matrix.update_logits(logits)
     assert torch.equal(matrix.gaps, before)
     assert matrix.n_samples == 3000
+
+
+@pytest.mark.parametrize(("classes", "message"), [([5], r"values in \[0, 5\), got 5"), ([1, 1], "no duplicates")])
+def test_a_list_of_classes_for_a_device_is_checked_before_it_goes_there(classes, message):
+    with pytest.raises(ValueError, match=f"classes: expected {message}"):
+        _checks.check_classes(classes, 5, torch.device("meta"))

@@ -133,16 +133,21 @@ def test_outputs_carry_no_gradient():
     assert not tacfast.GapMatrix(layer.weight).update(latents).gaps.requires_grad
 
 
-def test_reduced_precision_settings_do_not_reach_the_logits():
+@pytest.mark.parametrize("switch", ["older", "newer"])
+def test_reduced_precision_settings_do_not_reach_the_logits(switch):
     p = plain(4, classes=20, dim=256, n=200).to(torch.float32)
     expected = tacfast.GapMatrix(p.W, p.b).update(p.latents).gaps
-    before = torch.get_float32_matmul_precision()
+    backend = torch.backends.mkldnn.matmul
     try:
-        torch.set_float32_matmul_precision("medium")
+        if switch == "older":
+            torch.set_float32_matmul_precision("medium")
+        else:
+            backend.fp32_precision = "bf16"
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found = tacfast.GapMatrix(p.W, p.b).update(p.latents).gaps
     finally:
-        torch.set_float32_matmul_precision(before)
+        backend.fp32_precision = "none"
+        torch.set_float32_matmul_precision("highest")
     assert found.dtype == torch.float32
     exact = p.latents.double() @ p.W.double().T + p.b.double()
     exact = torch.stack([(exact - exact[:, k : k + 1]).amax(0) for k in range(20)])
