@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "backend.h"
+#include "naive_gaps.h"
 
 namespace {
 
@@ -71,40 +72,6 @@ Logits<T> make(Kind kind, int64_t n, int64_t classes, int64_t padding, unsigned 
 }
 
 template <class T>
-std::vector<T> naive_gaps(const Logits<T>& logits) {
-    const int64_t classes = logits.classes;
-    std::vector<T> gaps(static_cast<size_t>(classes * classes), -std::numeric_limits<T>::infinity());
-    for (int64_t i = 0; i < logits.n; ++i)
-        for (int64_t j = 0; j < classes; ++j)
-            for (int64_t k = 0; k < classes; ++k) {
-                const T gap = logits.row(i)[j] - logits.row(i)[k];
-                T& most = gaps[static_cast<size_t>(j * classes + k)];
-                most = std::max(most, gap);
-            }
-    return gaps;
-}
-
-template <class T>
-std::vector<T> naive_trimmed(const Logits<T>& logits, std::vector<T> gaps, double trim) {
-    const int64_t classes = logits.classes;
-    std::vector<int64_t> counts(static_cast<size_t>(classes));
-    for (int64_t i = 0; i < logits.n; ++i)
-        ++counts[static_cast<size_t>(std::max_element(logits.row(i), logits.row(i) + classes) - logits.row(i))];
-    std::vector<T> values(static_cast<size_t>(logits.n));
-    for (int64_t j = 0; j < classes; ++j) {
-        const int64_t own = counts[static_cast<size_t>(j)];
-        if (own == 0 || trim == 0) continue;
-        const auto rank = static_cast<int64_t>(std::floor(trim * static_cast<double>(own)));
-        for (int64_t k = 0; k < classes; ++k) {
-            for (int64_t i = 0; i < logits.n; ++i) values[static_cast<size_t>(i)] = logits.row(i)[j] - logits.row(i)[k];
-            std::nth_element(values.begin(), values.begin() + rank, values.end(), std::greater<T>());
-            gaps[static_cast<size_t>(j * classes + k)] = values[static_cast<size_t>(rank)];
-        }
-    }
-    return gaps;
-}
-
-template <class T>
 int64_t update(const Logits<T>& logits, int64_t from, int64_t to, int threads, std::vector<T>& gaps) {
     Workspace workspace(cpu::gap_workspace_bytes(scalar_of<T>, to - from, logits.classes, threads));
     GapUpdate args{scalar_of<T>,  logits.row(from), to - from,        logits.classes,
@@ -121,7 +88,7 @@ std::vector<T> fresh(int64_t classes) {
 template <class T>
 void test_problem(Kind kind, int64_t n, int64_t classes, int64_t padding, unsigned seed) {
     const Logits<T> logits = make<T>(kind, n, classes, padding, seed);
-    const std::vector<T> expected = naive_gaps(logits);
+    const std::vector<T> expected = test::naive_gaps(logits.row(0), n, classes, logits.stride);
     for (int threads : {1, 2, 5}) {
         std::vector<T> gaps = fresh<T>(classes);
         check(update(logits, 0, n, threads, gaps) == -1 && gaps == expected, "gaps", n, classes, kind);
@@ -140,7 +107,7 @@ void test_problem(Kind kind, int64_t n, int64_t classes, int64_t padding, unsign
     std::vector<int64_t> rows(static_cast<size_t>(n));
     for (int64_t i = 0; i < n; ++i) rows[static_cast<size_t>(i)] = reinterpret_cast<int64_t>(logits.row(i));
     for (double trim : {0.0, 0.1, 0.5, 0.9, 0.99}) {
-        const std::vector<T> trimmed = naive_trimmed(logits, expected, trim);
+        const std::vector<T> trimmed = test::naive_trimmed(logits.row(0), n, classes, logits.stride, expected, trim);
         for (int threads : {1, 2, 5}) {
             std::vector<T> gaps = expected;
             Workspace workspace(cpu::trim_workspace_bytes(scalar_of<T>, n, classes, threads));

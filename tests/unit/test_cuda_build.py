@@ -6,6 +6,7 @@ import pathlib
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
@@ -75,10 +76,21 @@ def compile_report(source: pathlib.Path, folder: pathlib.Path) -> str:
 # ---- the kernels --------------------------------------------------------------------------------
 
 
+KERNELS = sorted((SOURCES / "cuda").glob("*.cu"))
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """What ptxas says of each source; they are compiled side by side, since the largest takes most of a minute."""
+    folder = tmp_path_factory.mktemp("cubins")
+    with ThreadPoolExecutor() as pool:
+        yield {source: pool.submit(compile_report, source, folder) for source in KERNELS}
+
+
 @needs_nvcc
-@pytest.mark.parametrize("source", sorted((SOURCES / "cuda").glob("*.cu")), ids=lambda source: source.stem)
-def test_kernels_stay_in_registers(source, tmp_path):
-    usage = parse_report(compile_report(source, tmp_path))
+@pytest.mark.parametrize("source", KERNELS, ids=lambda source: source.stem)
+def test_kernels_stay_in_registers(source, reports):
+    usage = parse_report(reports[source].result())
     assert bool(usage) == ("__global__" in source.read_text()), "kernels without a report, or the reverse"
     assert not complaints(usage, STACK_ALLOWED)
 
