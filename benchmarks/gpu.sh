@@ -47,7 +47,8 @@ build() {
   # The executable of the stage `check` beside it.
   { cmake -S . -B "$WORK/check" -DTACFAST_CPP_TESTS=ON -DTACFAST_CUDA=ON &&
     cmake --build "$WORK/check" --target gpu_check; } >"$WORK/check.log" 2>&1 &
-  TACFAST_CUDA=ON "$PYTHON" -m pip install --no-index --no-build-isolation --no-deps --force-reinstall . || return 1
+  TACFAST_CUDA=ON "$PYTHON" -m pip install --no-index --no-build-isolation --no-deps --force-reinstall . ||
+    { wait && return 1; } # or it would compile beside what is timed next
   wait $! || { cat "$WORK/check.log" && return 1; }
   # -P: the installed package, not the folder.
   "$PYTHON" -P -c 'from tacfast.solver import _ext; print(_ext.build_info())'
@@ -83,7 +84,7 @@ check() {
       echo "$tool not installed" >>"$WORK/outcomes"
       continue
     fi
-    output=$(timeout --foreground --kill-after=5 24 compute-sanitizer --tool "$tool" --error-exitcode 3 "$check" 2>&1)
+    output=$(timeout --kill-after=1 24 compute-sanitizer --tool "$tool" --error-exitcode 3 "$check" 2>&1)
     case $? in
       0) result=passed ;;
       124 | 137) result="stopped by its time limit" status=1 ;;

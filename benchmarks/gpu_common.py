@@ -119,7 +119,7 @@ class Rows:
     def __init__(self, args: argparse.Namespace, stage: str, **facts: object) -> None:
         self.out = pathlib.Path(args.out)
         trial = args.device == "cpu" or args.shrink != 1  # of the script; says nothing about speed
-        method = {"trial": trial, "repeats": args.repeats, "warm_ups": WARM_UPS}
+        method = {"trial": trial, "repeats": args.repeats, "warm_ups": WARM_UPS, "enough": f"{FEW} after {LONG_S:g} s"}
         self.payload = {"stage": stage, **device_report(), **method, **facts, "rows": []}
         self.failed: list[str] = []
         self.write()
