@@ -73,9 +73,12 @@ int bytes_of(int classes) {
 
 template <class T>
 int most_bytes() {
-    int most = 0;
-    for (int classes = 1; classes <= core::kFusedClasses<T>; ++classes)
-        most = bytes_of<T>(classes) > most ? bytes_of<T>(classes) : most;
+    static const int most = [] {
+        int bytes = 0;
+        for (int classes = 1; classes <= core::kFusedClasses<T>; ++classes)
+            bytes = bytes_of<T>(classes) > bytes ? bytes_of<T>(classes) : bytes;
+        return bytes;
+    }();
     return most;
 }
 

@@ -71,7 +71,8 @@ int64_t task_bytes(int64_t classes, int64_t dim, int64_t count) {
                     plan<Effort::thorough>(classes, dim, count).bytes());
 }
 
-using Factoring = BlockTeam<512>;
+constexpr int kFactorThreads = 512;  // of the one block that factorises
+using Factoring = BlockTeam<kFactorThreads>;
 
 template <class T>
 __global__ void factorise_gram(const __grid_constant__ ClassSolve args, double* factor, double* guess) {
@@ -96,7 +97,7 @@ Fault guess_if_dense(ClassSolve& args, Queue queue) {
     const int64_t C = args.head.classes;
     double* factor = static_cast<double*>(args.workspace) + task_bytes(C, args.head.dim, args.count) / sizeof(double);
     double* guess = factor + DenseTask<T, Factoring>::factor_size(C);
-    factorise_gram<T><<<1, Factoring::kThreads, 0, stream_of(queue)>>>(args, factor, guess);
+    factorise_gram<T><<<1, kFactorThreads, 0, stream_of(queue)>>>(args, factor, guess);
     const Fault fault = check_launch("factorise_gram");
     if (fault.kernel != nullptr) return fault;
     const int64_t blocks = at_most(args.last - args.first, kQuickBlocks);

@@ -115,7 +115,6 @@ struct WarpTeam : Strided<WarpTeam> {
 template <int threads>
 class BlockTeam : public Strided<BlockTeam<threads>> {
   public:
-    static constexpr int kThreads = threads;
     static constexpr int kWarps = threads / kWarp;
     struct Shared {
         double sums[2 * kWarps];

@@ -62,6 +62,12 @@ struct ClassCall {
                 nullptr,
                 1};
     }
+
+    void solve_on_cpu() {
+        const Aligned workspace(cpu::solve_workspace_bytes(args.head.classes, args.head.dim, 1));
+        args.workspace = workspace.get();
+        cpu::solve_classes(args);
+    }
 };
 
 // Runs every task of one effort, each in memory of exactly its size.
@@ -114,9 +120,7 @@ template <class T>
 void test_classes(const PreparedHead& head, const std::vector<T>& gaps, const std::vector<int64_t>& targets,
                   const char* what, const double* guess = nullptr) {
     ClassCall<T> want(head, gaps, targets, guess);
-    const Aligned workspace(cpu::solve_workspace_bytes(head.classes, head.dim, 1));
-    want.args.workspace = workspace.get();
-    cpu::solve_classes(want.args);
+    want.solve_on_cpu();
     for (int lanes : kLanes) {
         ClassCall<T> got(head, gaps, targets, guess);
         run_classes<T, Effort::quick>(got.args, lanes);
@@ -244,9 +248,7 @@ template <class T>
 void test_dense(const Prepared<T>& head, const std::vector<T>& gaps, const std::vector<int64_t>& targets, bool dense) {
     const int64_t C = head.classes, K = int64_t(targets.size());
     ClassCall<T> want(head.view(), gaps, targets, nullptr);
-    const Aligned workspace(cpu::solve_workspace_bytes(C, head.dim, 1));
-    want.args.workspace = workspace.get();
-    cpu::solve_classes(want.args);
+    want.solve_on_cpu();
     for (int lanes : kLanes) {
         ClassCall<T> got(head.view(), gaps, targets, nullptr);
         std::vector<double> guess;
@@ -254,8 +256,7 @@ void test_dense(const Prepared<T>& head, const std::vector<T>& gaps, const std::
         check(guess_if_dense<T>(got.args, lanes, guess) == dense, "dense: %d", dense);
         for (int64_t at = 0; at < K * C; ++at) {
             const double expected = dense ? double(want.duals[at]) : 0;
-            const bool open = got.status[at / C] == kCrowded;
-            if (open)
+            if (got.status[at / C] == kCrowded)
                 check(std::fabs(guess[at] - expected) <= (sizeof(T) == 4 ? 1e-6 : 1e-11),
                       "dense: a multiplier of %.17g, not %.17g", guess[at], expected);
         }
