@@ -1,6 +1,18 @@
 """Backdoor attacks, to test defences with."""
 
 from .badnets import BadNets
-from .base import Attack, PoisonedImages, poison
+from .base import Attack, PoisonedImages, PoisonedRows, Victim, choose_rows, poison, poison_batch
+from .registry import ATTACKS, make_attack
 
-__all__ = ["Attack", "BadNets", "PoisonedImages", "poison"]
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "BadNets",
+    "PoisonedImages",
+    "PoisonedRows",
+    "Victim",
+    "choose_rows",
+    "make_attack",
+    "poison",
+    "poison_batch",
+]

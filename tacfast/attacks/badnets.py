@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .base import Attack
+
 
 @dataclass(frozen=True)
-class BadNets:
+class BadNets(Attack):
     """Square patch of one brightness in the lower right corner.
 
     Parameters

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from .images import LabelledImages
+from .listing import Listing
 
 
 def load_digits() -> LabelledImages:
@@ -24,3 +27,20 @@ def load_digits() -> LabelledImages:
     raw = load()
     images = torch.tensor(raw.images, dtype=torch.float32).unsqueeze(1) / 16
     return LabelledImages(images, torch.tensor(raw.target, dtype=torch.int64))
+
+
+def list_images(root: Path) -> Listing:
+    """List the digits, which come with scikit-learn and are in no folder."""
+    data = load_digits()
+    return Listing(
+        files=(),
+        labels=data.labels,
+        n_train=len(data),
+        shape=(1, 8, 8),
+        chunks=lambda: iter([data.images]),
+        class_names=tuple(map(str, range(10))),
+        mean=(0.0,),
+        std=(1.0,),
+        padding=1,
+        flip=False,
+    )

@@ -195,6 +195,13 @@ def find_images(
     return ImageFolder(tuple(paths), tuple(numbers[owner] for owner in owners), names, preprocessing)
 
 
+def class_folders(folder: Path, class_names: Sequence[str]) -> list[tuple[Path, int]]:
+    """Image files in folders named as the classes 0 … C − 1, sorted by class and name, with the class of each."""
+    images = find_images(folder, Preprocessing((0.0,), (1.0,)), len(class_names), class_names=class_names)
+    assert images.labels is not None
+    return sorted(zip(images.paths, images.labels, strict=True), key=lambda image: image[1])
+
+
 def _files(folder: Path) -> Iterator[Path]:
     """Files in and below a folder that are not hidden; links to folders are followed, each folder once."""
     seen = set()

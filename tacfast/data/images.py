@@ -1,21 +1,23 @@
-"""A labelled set of images that fits in memory."""
+"""A labelled set of images, in memory or mapped from a file."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledImages:
+class LabelledImages(Dataset[Any]):
     """Images and their classes.
 
     Attributes
     ----------
-    images : (n, channels, h, w) floating point
+    images : (n, channels, h, w) floating point, or uint8 for pixels 0…255, which come out of `batch` as [0, 1]
     labels : (n,) int64
     """
 
@@ -23,9 +25,9 @@ class LabelledImages:
     labels: Tensor
 
     def __post_init__(self) -> None:
-        if self.images.ndim != 4 or not self.images.is_floating_point():
+        if self.images.ndim != 4 or not (self.images.is_floating_point() or self.images.dtype == torch.uint8):
             raise ValueError(
-                f"images: expected floating point of shape (n, channels, h, w), "
+                f"images: expected floating point or uint8 of shape (n, channels, h, w), "
                 f"got {self.images.dtype} of shape {tuple(self.images.shape)}"
             )
         if self.labels.shape != (len(self.images),) or self.labels.dtype != torch.int64:
@@ -41,6 +43,20 @@ class LabelledImages:
         """Copy of the rows ``indices`` (int64)."""
         return LabelledImages(self.images[indices], self.labels[indices])
 
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (b, channels, h, w) floating point and labels (b,) of the rows ``indices`` (b,) int64."""
+        images = self.images[indices]
+        return (images if images.is_floating_point() else images.float().div_(255)), self.labels[indices]
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        """Image (channels, h, w) floating point and label, a scalar, of row ``i``."""
+        images, labels = self.batch(torch.tensor([i]))
+        return images[0], labels[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Let torch's DataLoader fetch a whole batch at once."""
+        return self.batch(torch.as_tensor(indices))
+
     def loader(self, batch_size: int = 256, *, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
         """Iterate over (images, labels) in batches.
 
@@ -48,9 +64,8 @@ class LabelledImages:
         batch, because BatchNorm's running statistics do not recover from a batch of two or three.
         """
         drop_last = shuffle and len(self) >= batch_size
-        return DataLoader(
-            TensorDataset(self.images, self.labels),
-            batch_size=batch_size,
-            shuffle=shuffle,
-            drop_last=drop_last,
-        )
+        return DataLoader(self, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, collate_fn=_as_it_is)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -11,23 +11,26 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """Indices of three shares of one data set, checked to be disjoint.
+    """Indices of the shares of one data set, checked to be disjoint.
 
     Attributes
     ----------
     train : (n_train,) int64, what the model is trained (and poisoned) on
-    clean : (n_clean,) int64, the only share that a scan or a defence may see
+    clean : (n_clean,) int64, what a scan may see and a defence may train on
     test : (n_test,) int64, for the figures that are reported
+    held_out : (n_held_out,) int64, clean ones that a defence may measure on; may be empty
     """
 
     train: Tensor
     clean: Tensor
     test: Tensor
+    held_out: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def __post_init__(self) -> None:
-        shares = {field.name: getattr(self, field.name) for field in fields(self)}
+        shares = {share.name: getattr(self, share.name) for share in fields(self)}
         for name, indices in shares.items():
-            if indices.ndim != 1 or indices.dtype != torch.int64 or len(indices) == 0:
+            empty = len(indices) == 0 and name != "held_out"
+            if indices.ndim != 1 or indices.dtype != torch.int64 or empty:
                 raise ValueError(
                     f"{name}: expected int64 indices of shape (n,) with n >= 1, "
                     f"got {indices.dtype} of shape {tuple(indices.shape)}"
@@ -38,26 +41,31 @@ class Splits:
             raise ValueError(f"splits: expected disjoint indices, got {int(values[counts > 1][0])} more than once")
 
 
-def split_indices(n: int, *, clean: float, test: float, seed: int = 0) -> Splits:
-    """Split 0 … n − 1 at random into train, clean and test.
+def split_indices(n: int, *, clean: float, test: float | Tensor, held_out: float = 0.0, seed: int = 0) -> Splits:
+    """Split 0 … n − 1 at random into train, clean, test and held out.
 
     Parameters
     ----------
-    n : size of the data set
-    clean, test : shares of it in (0, 1), together less than 1; the rest is for training
+    n : size of the data set, or of its official training set
+    clean, test, held_out : shares of it in (0, 1), together less than 1; the rest is for training. ``held_out`` may be
+        0, and ``test`` may be the indices of an official test set
     seed : of the generator used here; torch's global one is not touched
 
     Returns
     -------
     Splits
     """
-    if not (0 < clean < 1 and 0 < test < 1 and clean + test < 1):
-        raise ValueError(f"clean, test: expected shares in (0, 1) with a sum below 1, got {clean} and {test}")
+    share = 0.0 if isinstance(test, Tensor) else test
+    drawn = isinstance(test, Tensor) or 0 < share < 1
+    if not (0 < clean < 1 and drawn and 0 <= held_out < 1 and clean + share + held_out < 1):
+        raise ValueError(
+            "clean, test, held_out: expected shares in (0, 1) with a sum below 1, "
+            f"got {clean}, {share} and {held_out}"
+        )
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    n_clean, n_test = round(clean * n), round(test * n)
-    n_train = n - n_clean - n_test
-    train, rest = order[:n_train], order[n_train:]
-    return Splits(train=train, clean=rest[:n_clean], test=rest[n_clean:])
+    counts = [round(part * n) for part in (clean, share, held_out)]
+    train, *rest = order.split([n - sum(counts), *counts])
+    return Splits(train, rest[0], test if isinstance(test, Tensor) else rest[1], rest[2])
 
 
 def hold_out(labels: Sequence[int], share: float, *, seed: int = 0) -> tuple[list[int], list[int]]:

@@ -26,8 +26,17 @@ MAX_NAMED = 10
 WARM_UP = 0.3
 
 
+class Settings:
+    """Settings of a way to repair, fields of a frozen dataclass that its ``__post_init__`` checks."""
+
+    def check(self, name: str, expected: str, holds: bool) -> None:
+        """Raise ValueError, naming the setting, what was expected and what came, unless that ``holds``."""
+        if not holds:
+            raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+
+
 @dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
+class TrainingSettings(Settings):
     """Settings of SGD with momentum and a one-cycle rate, and of the choice of an epoch; every such mode has them.
 
     Parameters
@@ -58,11 +67,6 @@ class TrainingSettings:
     def first_choice(self) -> int:
         """The first epoch whose learning rate falls."""
         return math.floor(WARM_UP * self.epochs) + 1
-
-    def check(self, name: str, expected: str, holds: bool) -> None:
-        """Raise ValueError, naming the setting, what was expected and what came, unless that ``holds``."""
-        if not holds:
-            raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
 
 
 def is_integer(value: object) -> bool:
