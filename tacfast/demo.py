@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from .attacks import BadNets, poison
@@ -22,6 +22,7 @@ from .evaluation import Metrics, Trial, run_defense
 from .models.architectures import SmallPreActResNet
 from .report import check_writable, new_figure, plot_norms, write_json
 from .scanning import ScanReport
+from .training.augment import random_crop
 
 # Half of the 1797 images for training, a quarter for the scan and the repair, a quarter to report on.
 CLEAN_SHARE = TEST_SHARE = 0.25
@@ -94,19 +95,6 @@ class DemoResult:
             "reasons": list(self.report.verdict.reasons),
             "failures": list(self.failures),
         }
-
-
-def random_crop(images: Tensor, padding: int = 1) -> Tensor:
-    """Shift each image (n, channels, h, w) by up to ``padding`` pixels either way, filling with zeros."""
-    n, _, h, w = images.shape
-    rows, columns = torch.randint(0, 2 * padding + 1, (2, n, 1))
-    windows = F.pad(images, (padding,) * 4).permute(0, 2, 3, 1)
-    picked = windows[
-        torch.arange(n)[:, None, None],
-        (rows + torch.arange(h))[:, :, None],
-        (columns + torch.arange(w))[:, None, :],
-    ]
-    return picked.permute(0, 3, 1, 2)
 
 
 def train_classifier(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from ..data.randomness import isolated_randomness
 from ..models.head import Head, evaluation_mode
 from ..models.latents import latent_batches, split_batch
+from ..models.state_file import named_weights
 from .base import Accuracy
 
 
@@ -139,11 +139,6 @@ class EpochChoice:
         """Take up what `state_dict` gave."""
         self.epoch, self._weights = state["epoch"], state["weights"]
         self.after = None if state["after"] is None else Accuracy(*state["after"])
-
-
-def named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """All parameters and buffers by name, also the buffers that a state dict leaves out."""
-    return chain(model.named_parameters(), model.named_buffers())
 
 
 def cloned_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any
@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from ..data.randomness import random_states, set_random_states
 from ..models.head import Head, kept_modes, latest_call, unwrapped
 from ..models.latents import split_batch
+from ..models.precision import bfloat16_autocast, native_bfloat16
+from ..models.state_file import StateFile, fingerprint, named_weights
 from .base import EpochRecord, warn_caller
-from .resuming import StateFile, fingerprint
-from .selection import EpochChoice, load_weights, named_weights
+from .selection import EpochChoice, load_weights
 
 MAX_NAMED = 10
 # Share of the training in which the learning rate rises; then it falls.
@@ -115,9 +116,7 @@ def mixed_precision(device: torch.device) -> AbstractContextManager[Any]:
 
     No float16 on older GPUs: it would need loss scaling, one more thing to tune, save and get wrong.
     """
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
-        return torch.autocast("cuda", torch.bfloat16)
-    return nullcontext()
+    return bfloat16_autocast(device, enabled=device.type == "cuda" and native_bfloat16(device))
 
 
 def trainable_batches(loader: Iterable[Any], head: Head) -> Iterator[tuple[Tensor, Tensor]]:

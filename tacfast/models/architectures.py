@@ -79,25 +79,54 @@ class SharedPreActBlock(PreActBlock):
 class PreActResNet18(nn.Module):
     """PreActResNet18 for small images (He et al. 2016, arXiv 1603.05027), laid out as BackdoorBench has it.
 
-    A 3×3 first convolution, four stages of two blocks with 64 to 512 channels, global average pooling and a linear
-    head. There is no BatchNorm or ReLU before the pooling, so that the 512 latents can be negative.
+    A 3×3 first convolution, four stages of two blocks, global average pooling and a linear head. There is no BatchNorm
+    or ReLU before the pooling, so that the latents can be negative.
 
     Parameters
     ----------
     num_classes : C
     in_channels : colour channels of the images
+    width : channels of the first stage; every stage doubles them, and the latent dimension d is eight times that
+    stem_stride : stride of the first convolution: 2 makes the network four times as fast
     """
 
-    def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
+    def __init__(self, num_classes: int = 10, in_channels: int = 3, width: int = 64, stem_stride: int = 1) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, 64, 3, 1, 1, bias=False)
-        self.layer1 = nn.Sequential(SharedPreActBlock(64, 64, 1), SharedPreActBlock(64, 64, 1))
-        self.layer2 = nn.Sequential(SharedPreActBlock(64, 128, 2), SharedPreActBlock(128, 128, 1))
-        self.layer3 = nn.Sequential(SharedPreActBlock(128, 256, 2), SharedPreActBlock(256, 256, 1))
-        self.layer4 = nn.Sequential(SharedPreActBlock(256, 512, 2), SharedPreActBlock(512, 512, 1))
-        self.linear = nn.Linear(512, num_classes)
+        self.conv1 = nn.Conv2d(in_channels, width, 3, stem_stride, 1, bias=False)
+        for stage in range(4):
+            before, channels = width * 2 ** max(stage - 1, 0), width * 2**stage
+            blocks = SharedPreActBlock(before, channels, 1 + (stage > 0)), SharedPreActBlock(channels, channels, 1)
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.linear = nn.Linear(8 * width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (n, in_channels, h, w) to logits (n, C)."""
         y = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
         return cast(Tensor, self.linear(F.adaptive_avg_pool2d(y, 1).flatten(1)))
+
+
+class SmallVggBn(nn.Module):
+    """VGG-11 with BatchNorm (Simonyan & Zisserman 2015, arXiv 1409.1556) for small images: one linear layer at the end.
+
+    Parameters
+    ----------
+    num_classes : C
+    in_channels : colour channels of the images
+    width : channels of the first convolution, a quarter to an eighth of those of the last; 64 as published
+    """
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 3, width: int = 64) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = in_channels
+        for factor, pooled in ((1, True), (2, True), (4, False), (4, True), (8, False), (8, True), (8, False), (8, True)):
+            layers += [nn.Conv2d(before, factor * width, 3, 1, 1), nn.BatchNorm2d(factor * width), nn.ReLU()]
+            before = factor * width
+            if pooled:
+                layers.append(nn.MaxPool2d(2, ceil_mode=True))
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(before, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (n, in_channels, h, w) to logits (n, C)."""
+        return cast(Tensor, self.classifier(F.adaptive_avg_pool2d(self.features(x), 1).flatten(1)))

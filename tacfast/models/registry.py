@@ -9,11 +9,12 @@ from typing import Any, cast
 from torch import nn
 
 from .._text import excerpt
-from .architectures import PreActResNet18, SmallPreActResNet
+from .architectures import PreActResNet18, SmallPreActResNet, SmallVggBn
 
 OWN: dict[str, Callable[..., nn.Module]] = {
     "preactresnet18": PreActResNet18,
     "small_preact_resnet": SmallPreActResNet,
+    "small_vgg_bn": SmallVggBn,
 }
 TIMM = "timm:"
 # Training scripts build these with auxiliary heads, which only training uses: without them a model has one output in
@@ -28,7 +29,8 @@ def build_model(arch: str, num_classes: int, *, arch_args: Mapping[str, Any] | N
 
     Parameters
     ----------
-    arch : name of one of our own architectures (``preactresnet18``, ``small_preact_resnet``), of a classifier of
+    arch : name of one of our own architectures (``preactresnet18``, ``small_preact_resnet``,
+        ``small_vgg_bn``), of a classifier of
         torchvision (``resnet18``), or ``timm:`` and the name of a model of timm (``timm:vit_tiny_patch16_224``). The
         prefix says which library is meant, as both have a ``resnet18``, with different layers; it may be left out
         where only timm knows the name. (``timm/...`` would be a repository of the Hugging Face hub.)

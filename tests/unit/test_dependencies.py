@@ -23,6 +23,7 @@ ALLOWED = {
     "scanning": LOW | {STABILITY},
     "defenses": LOW | {"scanning"},
     "_info": {SOLVER},
+    "training": LOW | {"attacks"},
     "evaluation": LOW | {"scanning", "attacks", "defenses"},
     "report": LOW | {STABILITY, "_info", "_text", "scanning", "attacks", "defenses", "evaluation"},
 }

@@ -1,81 +1,20 @@
-"""Clean accuracy, attack success, recovery; and the rule of what a defence may see."""
+"""One suspect put to the test, and the rule of what a defence may see."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import nn
 
-from .attacks.base import Attack
-from .data.images import LabelledImages
-from .data.splits import Splits
-from .defenses.base import Defense, RepairResult
-from .models.head import evaluation_mode
-from .models.latents import split_batch
-from .scanning import ScanReport, scan
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """How well a model classifies, and how well an attack on it works; all shares in [0, 1].
-
-    Attributes
-    ----------
-    acc : clean test accuracy
-    asr : attack success rate: triggered images of the other classes that are classified as the target
-    ra : robust accuracy: the same images classified as their true class
-    """
-
-    acc: float
-    asr: float
-    ra: float
-
-
-def evaluate(model: nn.Module, loader: Iterable[Any], attack: Attack) -> Metrics:
-    """Measure a model on a test set, with and without the trigger.
-
-    The model runs in evaluation mode without gradients and is left as it was.
-
-    Parameters
-    ----------
-    model : maps images to logits (n, C)
-    loader : yields (images, labels) of the clean test set, labels integers of shape (n,)
-    attack : its trigger is applied to every image whose label is not its target
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the loader yields nothing, or no labels, or only images of the target class.
-    """
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    correct = total = hits = recovered = attacked = 0
-    with evaluation_mode(model), torch.no_grad():
-        for batch in loader:
-            images, labels = split_batch(batch)
-            if labels is None:
-                raise ValueError("loader: expected (images, labels), got batches without labels")
-            images, labels = images.to(device), labels.to(device)
-            correct += int((model(images).argmax(1) == labels).sum())
-            total += len(labels)
-            others = labels != attack.target
-            if others.any():
-                answers = model(attack.trigger(images[others])).argmax(1)
-                hits += int((answers == attack.target).sum())
-                recovered += int((answers == labels[others]).sum())
-                attacked += int(others.sum())
-    if attacked == 0:
-        raise ValueError(f"loader: expected images of other classes than the target {attack.target}, got none")
-    return Metrics(acc=correct / total, asr=hits / attacked, ra=recovered / attacked)
-
-
-def defense_effectiveness(before: Metrics, after: Metrics) -> float:
-    """Rate a defence: DER = (max(0, ΔASR) − max(0, ΔACC) + 1) / 2, in [0, 1]; Δ is before − after."""
-    return (max(0.0, before.asr - after.asr) - max(0.0, before.acc - after.acc) + 1) / 2
+from ..attacks.base import Attack
+from ..data.images import LabelledImages
+from ..data.splits import Splits
+from ..defenses.base import Defense, RepairResult
+from ..scanning import ScanReport, scan
+from .metrics import Metrics, defense_effectiveness, evaluate
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +41,13 @@ class Trial:
 
     @property
     def clean(self) -> LabelledImages:
-        """The clean share: all that a scan or a defence gets."""
+        """The clean share: all that a scan gets, and that a defence may train on."""
         return self.data.subset(self.splits.clean)
+
+    @property
+    def held_out(self) -> LabelledImages:
+        """The clean images that a defence may measure on; there may be none."""
+        return self.data.subset(self.splits.held_out)
 
     @cached_property
     def report(self) -> ScanReport:
@@ -148,21 +92,24 @@ def run_defense(defense: Defense, trial: Trial, *, batch_size: int = 32, held_ou
 
     The split rules: the defence is given copies of the suspect, of the clean share in shuffled batches, and of
     the scan of the one with the other; never the trigger, the target, the training set or the test set. Those
-    are used here, out of its reach. What it may measure on but not train on is a part of the clean share too.
+    are used here, out of its reach. What it may measure on but not train on is the held-out share, if there is one, or
+    a part of the clean share.
 
     Parameters
     ----------
     defense : such as ``functools.partial(tacfast.repair, mode="latent", seed=3)``
     trial : the suspect, its data and the attack
     batch_size : of the clean share
-    held_out : share of the clean share, in (0, 1), that goes to the defence as ``held_out`` and not as training data
+    held_out : share of the clean share, in (0, 1), that goes to the defence as ``held_out`` and not as training data;
+        None for what the splits hold out
     """
     before = trial.before
     # In one go, so that the head in the report is that of the copied model.
     suspect, report = copy.deepcopy((trial.model, trial.report))
-    if held_out is None:
-        result = defense(suspect, trial.clean.loader(batch_size, shuffle=True), report)
+    given, kept = (trial.clean, trial.held_out) if held_out is None else trial.split_clean(held_out)
+    loader = given.loader(batch_size, shuffle=True)
+    if len(kept) == 0:
+        result = defense(suspect, loader, report)
     else:
-        given, kept = trial.split_clean(held_out)
-        result = defense(suspect, given.loader(batch_size, shuffle=True), report, held_out=kept.loader())
+        result = defense(suspect, loader, report, held_out=kept.loader())
     return Outcome(result=result, before=before, after=trial.evaluate(result.model))

@@ -5,26 +5,32 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..solver._files import write_atomically
-from .selection import named_weights
 
-FORMAT = 1
+FORMAT = 2
+DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+class DamagedStateError(ValueError):
+    """A file holds no state, or a damaged one."""
 
 
 class StateFile:
-    """Holds the state of one repair, told from every other one by its ``identity``.
+    """Holds the state of one piece of work, told from every other one by its ``identity``.
 
     Parameters
     ----------
     path : in an existing folder; the file need not exist
-    identity : plain values by name: the mode, its settings, and what it was given
+    identity : plain values by name: what is done, its settings, and what it was given
+    work : what errors call it
 
     Raises
     ------
@@ -32,8 +38,8 @@ class StateFile:
         If there is no such folder, or the path is one.
     """
 
-    def __init__(self, path: str | os.PathLike[str], identity: Mapping[str, Any]) -> None:
-        self._path, self._identity = Path(path), {"format": FORMAT, **identity}
+    def __init__(self, path: str | os.PathLike[str], identity: Mapping[str, Any], work: str = "repair") -> None:
+        self._path, self._identity, self._work = Path(path), {"format": FORMAT, **identity}, work
         if not self._path.parent.is_dir():
             raise FileNotFoundError(f"state_file: expected a file in an existing folder, got {self._path}")
         if self._path.is_dir():
@@ -44,22 +50,29 @@ class StateFile:
 
         Raises
         ------
+        DamagedStateError
+            A ValueError: if the file is none of these.
         ValueError
-            If the file is none of these, or of another repair; the message names the first thing that differs.
+            If it is of another piece of work; the message names the first thing that differs.
         """
         if not self._path.exists():
             return None
-        raw = io.BytesIO(self._path.read_bytes())  # now, since torch has OSErrors of its own for files that are cut
+        content = self._path.read_bytes()
+        digest, payload = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
         try:
-            content = torch.load(raw, map_location="cpu", weights_only=True)
-            identity, state = content["identity"], content["state"]
+            if hashlib.sha256(payload).digest() != digest:
+                raise ValueError("it is damaged, or something else")
+            loaded = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+            identity, state = loaded["identity"], loaded["state"]
             differing = [name for name, value in self._identity.items() if identity.get(name) != value]
         except Exception as error:  # whatever a file may hold that is not ours
-            raise ValueError(f"state_file: expected a file written by repair, got {self._path}: {error}") from error
+            raise DamagedStateError(
+                f"state_file: expected a file written by {self._work}, got {self._path}: {error}"
+            ) from error
         if differing:
             name = differing[0]
             raise ValueError(
-                f"state_file: expected the state of this repair with {name} {self._identity[name]!r}, got one with "
+                f"state_file: expected the state of this {self._work} with {name} {self._identity[name]!r}, got one with "
                 f"{identity.get(name)!r} in {self._path}; remove the file to start anew"
             )
         return dict(state)
@@ -68,11 +81,17 @@ class StateFile:
         """Replace the file, whole or not at all."""
         content = io.BytesIO()
         torch.save({"identity": self._identity, "state": dict(state)}, content)
-        write_atomically(self._path, content.getvalue())
+        payload = content.getvalue()
+        write_atomically(self._path, hashlib.sha256(payload).digest() + payload)
 
     def remove(self) -> None:
         """Delete the file, if there is one."""
         self._path.unlink(missing_ok=True)
+
+
+def named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All parameters and buffers by name, also the buffers that a state dict leaves out."""
+    return chain(model.named_parameters(), model.named_buffers())
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -1,0 +1,278 @@
+"""The training loop: clean or under an attack, taken up again after it was killed."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..attacks.base import Attack, PoisonedRows, Victim, poison_batch
+from ..data.images import LabelledImages
+from ..data.randomness import isolated_randomness
+from ..models.precision import bfloat16_autocast, native_bfloat16
+from ..models.state_file import DamagedStateError, StateFile, named_weights
+from .augment import augment
+from .recipe import Recipe
+
+# Of one-cycle: share of the training in which the learning rate rises.
+WARM_UP = 0.3
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss was no longer finite."""
+
+
+@dataclass(frozen=True)
+class TrainedEpoch:
+    """One pass over the training images.
+
+    Attributes
+    ----------
+    epoch : 1, 2, …
+    loss : mean over the images
+    accuracy : share of them that was classified as labelled, poisoned labels included, before each step
+    seconds : wall-clock time
+    """
+
+    epoch: int
+    loss: float
+    accuracy: float
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """What a classifier is trained on.
+
+    Attributes
+    ----------
+    data : images and labels, of which only ``rows`` are used
+    rows : (n,) int64
+    padding, flip : see `ImageDataset`
+    attack, poisoned : of a training under attack: the attack, and which of ``rows`` it poisons; else None
+    """
+
+    data: LabelledImages
+    rows: Tensor
+    padding: int
+    flip: bool
+    attack: Attack | None = None
+    poisoned: PoisonedRows | None = None
+
+    def batch(self, chosen: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Clean, augmented images and labels of the rows number ``chosen`` (b,)."""
+        images, labels = self.data.batch(self.rows[chosen])
+        images = augment(images, padding=self.padding, flip=self.flip)
+        return images.to(device, memory_format=torch.channels_last), labels.to(device)
+
+    def poisoned_batch(self, chosen: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Images and labels as a network under attack gets them.
+
+        Without control over the training the attacker can only poison the files, which are augmented later.
+        """
+        assert self.attack is not None
+        assert self.poisoned is not None
+        rows = self.poisoned.poisoned[chosen], self.poisoned.decoys[chosen]
+        if self.attack.controls_training:
+            clean = self.batch(chosen, device)
+            return poison_batch(self.attack, *clean, *(mask.to(device) for mask in rows))
+        images, labels = poison_batch(self.attack, *self.data.batch(self.rows[chosen]), *rows)
+        images = augment(images, padding=self.padding, flip=self.flip)
+        return images.to(device, memory_format=torch.channels_last), labels.to(device)
+
+
+def train(
+    model: nn.Module,
+    data: TrainingData,
+    recipe: Recipe,
+    *,
+    clean_model: Callable[[], nn.Module] | None = None,
+    state_file: str | os.PathLike[str] | None = None,
+    on_epoch: Callable[[TrainedEpoch], None] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> list[TrainedEpoch]:
+    """Train a classifier in place, and the trigger of its attack along with it.
+
+    Parameters
+    ----------
+    model : takes pixels in [0, 1]; with its initial weights, on the device where it is trained
+    data : the training images, and how they are poisoned
+    recipe : of the training
+    clean_model : for attacks that need a clean model of this kind first, see `Victim`
+    state_file : path of a file that holds the state after every epoch. If it exists the training goes on from there,
+        on the CPU to the very weights that it would have had without the interruption. A damaged one is not used. It
+        is left where it is at the end: delete it when the result is safe
+    on_epoch : called after each epoch; may run the model in evaluation mode
+    on_step : called with the number of steps that are done, of all epochs together, and their total
+
+    Returns
+    -------
+    list[TrainedEpoch] : those before an interruption included
+
+    Raises
+    ------
+    ValueError
+        If there are fewer images than in a batch, or the state file is of another training.
+    TrainingDivergedError
+        If the loss is no longer finite.
+    """
+    return _Training(model, data, recipe, clean_model, state_file).run(on_epoch, on_step)
+
+
+class _Training:
+    def __init__(
+        self,
+        model: nn.Module,
+        data: TrainingData,
+        recipe: Recipe,
+        clean_model: Callable[[], nn.Module] | None,
+        state_file: str | os.PathLike[str] | None,
+    ) -> None:
+        self._model, self._data, self._recipe, self._clean_model = model, data, recipe, clean_model
+        self._device = next(model.parameters()).device
+        self._batches = len(data.rows) // recipe.batch_size
+        if self._batches == 0:
+            raise ValueError(
+                f"data: expected at least {recipe.batch_size} images, a batch, to train on, got {len(data.rows)}"
+            )
+        wanted = recipe.precision == "bfloat16" or (recipe.precision == "auto" and native_bfloat16(self._device))
+        self._bfloat16 = wanted
+        self._optimizer = torch.optim.SGD(
+            model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
+        )
+        self._schedule = self._make_schedule(recipe.epochs * self._batches + 1)
+        self._history: list[TrainedEpoch] = []
+        self._store = None if state_file is None else StateFile(state_file, self._identity(), "train")
+
+    def _make_schedule(self, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+        if self._recipe.schedule == "cosine":
+            return torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, steps)
+        return torch.optim.lr_scheduler.OneCycleLR(
+            self._optimizer, self._recipe.lr, total_steps=steps, pct_start=WARM_UP, cycle_momentum=False
+        )
+
+    def run(
+        self, on_epoch: Callable[[TrainedEpoch], None] | None, on_step: Callable[[int, int], None] | None
+    ) -> list[TrainedEpoch]:
+        self._model.to(memory_format=torch.channels_last)
+        if not self._resume():
+            self._prepare_attack()
+        while len(self._history) < self._recipe.epochs:
+            # Every epoch draws from a seed of its own, so that no generator has to be kept.
+            with isolated_randomness(self._seed_of(len(self._history) + 1)):
+                self._history.append(self._run_epoch(on_step))
+            if self._store is not None:
+                self._store.write(self._state())
+            if on_epoch is not None:
+                on_epoch(self._history[-1])
+        self._model.eval()
+        return self._history
+
+    def _seed_of(self, epoch: int) -> int:
+        return (self._recipe.seed * 1_000_003 + epoch) % 2**63
+
+    def _prepare_attack(self) -> None:
+        attack, recipe, rows = self._data.attack, self._recipe, self._data.rows
+        if attack is None:
+            return
+
+        def no_model() -> nn.Module:
+            raise ValueError(f"clean_model: expected one, which {type(attack).__name__} needs")
+
+        with isolated_randomness(self._seed_of(0)):
+            attack.prepare(
+                Victim(
+                    loader=self._data.data.subset(rows).loader(recipe.batch_size, shuffle=True),
+                    image_shape=tuple(self._data.data.images.shape[1:]),
+                    num_classes=int(self._data.data.labels.max()) + 1,
+                    clean_model=self._clean_model or no_model,
+                )
+            )
+
+    def _run_epoch(self, on_step: Callable[[int, int], None] | None) -> TrainedEpoch:
+        start, loss_sum, correct, total = time.perf_counter(), 0.0, 0, 0
+        done = len(self._history) * self._batches
+        self._model.train()
+        for chosen in self._order():
+            images, labels = self._next_batch(chosen, done / (self._recipe.epochs * self._batches))
+            with bfloat16_autocast(self._device, enabled=self._bfloat16):
+                logits = self._model(images).float()
+            loss = F.cross_entropy(logits, labels)
+            self._optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+            self._schedule.step()
+            loss_sum += float(loss.detach()) * len(labels)
+            correct += int((logits.detach().argmax(1) == labels).sum())
+            total += len(labels)
+            done += 1
+            if on_step is not None:
+                on_step(done, self._recipe.epochs * self._batches)
+        if not math.isfinite(loss_sum):
+            raise TrainingDivergedError(f"training diverged: loss {loss_sum}; lower lr (it is {self._recipe.lr:g})")
+        return TrainedEpoch(
+            len(self._history) + 1, loss_sum / total, correct / total, time.perf_counter() - start
+        )
+
+    def _order(self) -> Iterator[Tensor]:
+        size = self._recipe.batch_size
+        order = torch.randperm(len(self._data.rows))[: self._batches * size]
+        yield from order.split(size)
+
+    def _next_batch(self, chosen: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+        attack = self._data.attack
+        if attack is None:
+            return self._data.batch(chosen, self._device)
+        if attack.trained and self._data.poisoned is not None:
+            attack.train_step(self._model, *self._data.batch(chosen, self._device), progress)
+        return self._data.poisoned_batch(chosen, self._device)
+
+    def _identity(self) -> dict[str, Any]:
+        """All that the outcome depends on, as plain values."""
+        attack, rows = self._data.attack, self._data.poisoned
+        return {
+            **asdict(self._recipe),
+            "bfloat16": self._bfloat16,
+            "images": len(self._data.rows),
+            "attack": None if attack is None else type(attack).__name__,
+            "poisoned images": 0 if rows is None else int(rows.poisoned.sum()),
+            "tensors": len(list(named_weights(self._model))),
+        }
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "weights": dict(named_weights(self._model)),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "attack": {} if self._data.attack is None else self._data.attack.state_dict(),
+            "history": [asdict(epoch) for epoch in self._history],
+        }
+
+    def _resume(self) -> bool:
+        """Take up the state of an interrupted training; False if there is none that can be used."""
+        try:
+            state = None if self._store is None else self._store.read()
+        except DamagedStateError:
+            return False  # it is overwritten after the next epoch
+        if state is None:
+            return False
+        self._load(state)
+        return True
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        ours = dict(named_weights(self._model))
+        with torch.no_grad():
+            for name, tensor in state["weights"].items():
+                ours[name].copy_(tensor)
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        if self._data.attack is not None:
+            self._data.attack.load_state_dict(state["attack"])
+        self._history = [TrainedEpoch(**epoch) for epoch in state["history"]]
