@@ -87,12 +87,14 @@ class PreActResNet18(nn.Module):
     num_classes : C
     in_channels : colour channels of the images
     width : channels of the first stage; every stage doubles them, and the latent dimension d is eight times that
-    stem_stride : stride of the first convolution: 2 makes the network four times as fast
+    stem_stride : stride of the first convolution: 2 makes the network four times as fast. Its kernel is 3×3, or large
+        enough to see every pixel
     """
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3, width: int = 64, stem_stride: int = 1) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 3, stem_stride, 1, bias=False)
+        kernel = max(3, stem_stride + 1 - stem_stride % 2)
+        self.conv1 = nn.Conv2d(in_channels, width, kernel, stem_stride, kernel // 2, bias=False)
         for stage in range(4):
             before, channels = width * 2 ** max(stage - 1, 0), width * 2**stage
             blocks = SharedPreActBlock(before, channels, 1 + (stage > 0)), SharedPreActBlock(channels, channels, 1)
