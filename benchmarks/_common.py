@@ -12,15 +12,20 @@ import time
 import torch
 
 
-def machine() -> dict:
-    """Describe where and with what the figures were taken."""
+def processor() -> str:
+    """Name of the processor."""
     cpu = platform.processor() or platform.machine()
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = cpuinfo.read_text().splitlines()
         cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+    return cpu
+
+
+def machine() -> dict:
+    """Describe where and with what the figures were taken."""
     return {
-        "cpu": cpu,
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.platform(),

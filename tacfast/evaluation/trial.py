@@ -49,6 +49,11 @@ class Trial:
         """The clean images that a defence may measure on; there may be none."""
         return self.data.subset(self.splits.held_out)
 
+    @property
+    def test(self) -> LabelledImages:
+        """The test share, which no scan and no defence sees."""
+        return self.data.subset(self.splits.test)
+
     @cached_property
     def report(self) -> ScanReport:
         """The scan of the suspect with the clean share; done once."""
@@ -70,7 +75,7 @@ class Trial:
 
     def evaluate(self, model: nn.Module) -> Metrics:
         """Measure a model on the test share."""
-        return evaluate(model, self.data.subset(self.splits.test).loader(), self.attack)
+        return evaluate(model, self.test.loader(), self.attack)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,1 @@
+"""Attacks × defences on the paper's data: ``python -m benchmarks.defence``."""

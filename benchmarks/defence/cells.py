@@ -1,0 +1,177 @@
+"""One cell: a defence against a suspect, with every figure."""
+
+from __future__ import annotations
+
+import copy
+import platform
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from tacfast import __version__
+from tacfast.defenses.rivals import PruningRival
+from tacfast.defenses.selection import cloned_weights, load_weights
+from tacfast.evaluation import Metrics, defense_effectiveness, relearn, run_defense
+from tacfast.models.precision import bfloat16_autocast, native_bfloat16
+from tacfast.training.trained import plan_as_dict
+
+from .._common import processor
+from .networks import Suspect
+from .profiles import DEFENCES, ORACLES, Contender, Network, Profile
+
+NETWORK_CELL = "network"
+BATCH_SIZE = 64
+# Relearning is measured on so many test images, and has so many poisoned ones at hand.
+RELEARN_TEST_IMAGES, RELEARN_POISONED_IMAGES = 1000, 2000
+
+
+def contender(name: str) -> Contender:
+    """A defence by the name of its column."""
+    return (DEFENCES | ORACLES)[name]
+
+
+def identity(profile: Profile, network: Network, name: str) -> dict[str, Any]:
+    """All that the outcome of a cell depends on."""
+    found = {"network": plan_as_dict(profile.plan(network))}
+    if name == NETWORK_CELL:
+        return found
+    chosen = contender(name)
+    oracle = {"oracle": True} if chosen.oracle else {}
+    return {**found, "settings": chosen.settings_for(network), "batch_size": BATCH_SIZE, **oracle}
+
+
+def network_cell(suspect: Suspect, profile: Profile) -> dict[str, Any]:
+    """The suspect before any defence, with what relearning does to it as it is."""
+    about, _ = _about(profile, suspect.network, NETWORK_CELL), suspect.trial.report  # the scan, in full precision
+    with _precision(suspect):
+        facts = suspect.facts()
+        start = time.perf_counter()
+        facts["relearning"] = _relearned(suspect, suspect.trial.model)
+        facts["seconds"]["relearning"] = time.perf_counter() - start
+    return {**about, **facts}
+
+
+def defence_cell(suspect: Suspect, profile: Profile, name: str) -> dict[str, Any]:
+    """Run one defence. One that fails is a cell, too: with the error, and the suspect as it was."""
+    chosen, trial = contender(name), suspect.trial
+    about, verdict = _about(profile, suspect.network, name), trial.report.verdict  # the scan, in full precision
+    with _precision(suspect):
+        if chosen.waits and not verdict.classes:
+            return {**about, **_unrepaired(suspect, reason=f"the scan says {verdict.label}")}
+        start = time.perf_counter()
+        try:
+            found = _run_oracle(suspect, chosen) if chosen.oracle else _run(suspect, chosen)
+        except (ValueError, RuntimeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            return {**about, **_unrepaired(suspect, error=reason, seconds=time.perf_counter() - start)}
+        return {**about, **found}
+
+
+def _precision(suspect: Suspect) -> AbstractContextManager[Any]:
+    """Compute as the network was trained: in bfloat16 where that was."""
+    wanted = suspect.suspects.profile.recipes[suspect.network.data].precision
+    device = suspect.suspects.device
+    return bfloat16_autocast(device, enabled=wanted != "float32" and native_bfloat16(device))
+
+
+def _run(suspect: Suspect, chosen: Contender) -> dict[str, Any]:
+    """The defence through the harness: it is handed clean images alone."""
+    mode = chosen.make(**chosen.settings_for(suspect.network))
+    start = time.perf_counter()
+    outcome = run_defense(mode.repair, suspect.trial, batch_size=BATCH_SIZE)
+    result, total = outcome.result, time.perf_counter() - start
+    found = {
+        "repaired": not result.rolled_back,
+        "reason": "rolled back" if result.rolled_back else None,
+        "error": None,
+        "targets": list(result.targets),
+        "epoch": result.epoch,
+        "held_out_before": None if result.before is None else result.before.overall,
+        "held_out_after": None if result.after is None else result.after.overall,
+    }
+    seconds = {"defence": result.seconds, "evaluation": total - result.seconds}
+    return {**found, **_figures(suspect, result.model, outcome.after, seconds)}
+
+
+def _run_oracle(suspect: Suspect, chosen: Contender) -> dict[str, Any]:
+    """The threshold that is best on the test set (DER), as published code often chooses it: no user can do that."""
+    mode, trial = chosen.make(**chosen.settings_for(suspect.network)), suspect.trial
+    assert isinstance(mode, PruningRival)
+    start = time.perf_counter()
+    model, report = copy.deepcopy((trial.model, trial.report))
+    best, weights, threshold, finish = 0.5, cloned_weights(model), None, None  # of no defence at all
+    for threshold_now, pruned, finish in mode.steps(model, trial.clean.loader(BATCH_SIZE, shuffle=True), report):
+        der = defense_effectiveness(trial.before, trial.evaluate(pruned))
+        if der > best:
+            best, weights, threshold, model = der, cloned_weights(pruned), threshold_now, pruned
+    load_weights(model, weights)
+    if finish is not None and threshold is not None:
+        finish()
+    found = {"repaired": threshold is not None, "reason": None, "error": None, "threshold": threshold}
+    seconds = {"defence": time.perf_counter() - start}
+    return {**found, **_figures(suspect, model, trial.evaluate(model), seconds)}
+
+
+def _unrepaired(
+    suspect: Suspect, *, reason: str | None = None, error: str | None = None, seconds: float = 0.0
+) -> dict[str, Any]:
+    """The figures of the suspect itself; what relearning does to it stands in the cell of the network."""
+    before = suspect.trial.before
+    return {
+        "repaired": False,
+        "reason": reason,
+        "error": error,
+        "after": asdict(before),
+        "der": defense_effectiveness(before, before),
+        "relearning": None,
+        "seconds": {"defence": seconds},
+    }
+
+
+def _figures(suspect: Suspect, model: nn.Module, after: Metrics, seconds: dict[str, float]) -> dict[str, Any]:
+    start = time.perf_counter()
+    relearned = _relearned(suspect, model)
+    return {
+        "after": asdict(after),
+        "der": defense_effectiveness(suspect.trial.before, after),
+        "relearning": relearned,
+        "seconds": {**seconds, "relearning": time.perf_counter() - start},
+    }
+
+
+def _relearned(suspect: Suspect, model: nn.Module) -> list[dict[str, Any]]:
+    trial, splits = suspect.trial, suspect.trial.splits
+    order = torch.randperm(len(splits.test), generator=torch.Generator().manual_seed(0))
+    return [
+        asdict(step)
+        for step in relearn(
+            model,
+            trial.clean,
+            trial.data.subset(splits.train[:RELEARN_POISONED_IMAGES]),
+            trial.data.subset(splits.test[order[:RELEARN_TEST_IMAGES]]),
+            suspect.attack,
+        )
+    ]
+
+
+def _about(profile: Profile, network: Network, name: str) -> dict[str, Any]:
+    return {
+        "network": network.name,
+        "cell": name,
+        "identity": identity(profile, network, name),
+        "made": time.strftime("%Y-%m-%d"),
+        "versions": {"tacfast": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "machine": {"system": platform.platform(), "processor": processor(), "threads": torch.get_num_threads()},
+    }
+
+
+def cells_of(suspect: Suspect, profile: Profile, names: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Run cells of one network, each when it is asked for."""
+    for name in names:
+        cell = network_cell(suspect, profile) if name == NETWORK_CELL else defence_cell(suspect, profile, name)
+        yield name, cell
