@@ -17,7 +17,7 @@ from ..models.head import kept_modes
 from .metrics import attacked_rows, evaluate
 
 COUNTS = (5, 50, 500)
-STEPS, HALF_BATCH, LR = 60, 16, 0.01
+STEPS, HALF_BATCH, LR = 20, 16, 0.01
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def relearn(
 ) -> list[Relearned]:
     """Fine-tune copies of a repaired model on clean images and ever more poisoned ones, and measure the attack.
 
-    60 steps of SGD at a learning rate of 0.01 and momentum 0.9, each on 16 clean and 16 poisoned images; a network that
+    20 steps of SGD at a learning rate of 0.01 and momentum 0.9, each on 16 clean and 16 poisoned images; a network that
     never had the backdoor says what such a training teaches anew. After Zhu et al. 2024 (arXiv 2410.09838).
 
     Parameters
