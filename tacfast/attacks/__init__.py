@@ -2,15 +2,21 @@
 
 from .badnets import BadNets
 from .base import Attack, PoisonedImages, PoisonedRows, Victim, choose_rows, poison, poison_batch
+from .blended import Blended
 from .registry import ATTACKS, make_attack
+from .sig import SIG
+from .wanet import WaNet
 
 __all__ = [
     "ATTACKS",
+    "SIG",
     "Attack",
     "BadNets",
+    "Blended",
     "PoisonedImages",
     "PoisonedRows",
     "Victim",
+    "WaNet",
     "choose_rows",
     "make_attack",
     "poison",

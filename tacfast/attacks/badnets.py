@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .base import Attack
+from .base import Attack, check_target
 
 
 @dataclass(frozen=True)
@@ -15,18 +15,22 @@ class BadNets(Attack):
 
     Parameters
     ----------
-    target : class of the triggered images
+    target : class of the triggered images; None for all-to-all, which sends class y to (y + 1) mod C
     size : side of the patch in pixels
     value : brightness of the patch, on the scale of the images
+    num_classes : C for all-to-all, else None
     """
 
-    target: int
+    target: int | None
     size: int = 3
     value: float = 1.0
+    num_classes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.target < 0:
-            raise ValueError(f"target: expected a class >= 0, got {self.target}")
+        if self.target is not None:
+            check_target(self.target)
+        if (self.target is None) != (self.num_classes is not None):
+            raise ValueError(f"num_classes: expected C with target None, and else None, got {self.num_classes}")
         if self.size < 1:
             raise ValueError(f"size: expected a patch of at least one pixel, got {self.size}")
 
@@ -39,3 +43,7 @@ class BadNets(Attack):
         stamped = images.clone()
         stamped[..., -self.size :, -self.size :] = self.value
         return stamped
+
+    def relabel(self, labels: Tensor) -> Tensor:
+        """The target for all, or the next class for each."""
+        return super().relabel(labels) if self.num_classes is None else (labels + 1) % self.num_classes

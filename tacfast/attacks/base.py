@@ -94,6 +94,21 @@ class Attack(ABC):
         """Take up what `state_dict` gave; `prepare` need not be called then."""
 
 
+def check_target(target: int) -> None:
+    """Raise ValueError unless ``target`` can be a class."""
+    if target < 0:
+        raise ValueError(f"target: expected a class >= 0, got {target}")
+
+
+def check_images(images: Tensor, image_shape: tuple[int, int, int]) -> None:
+    """Raise ValueError unless ``images`` are of the (channels, height, width) that a trigger was made for."""
+    if tuple(images.shape[1:]) != image_shape:
+        raise ValueError(
+            f"images: expected shape (n, {', '.join(map(str, image_shape))}), as the trigger was made for, "
+            f"got {tuple(images.shape)}"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class PoisonedRows:
     """Which images of a training set are poisoned.

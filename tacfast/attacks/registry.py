@@ -6,17 +6,56 @@ from collections.abc import Callable
 
 from .badnets import BadNets
 from .base import Attack
+from .blended import Blended
+from .sig import SIG
+from .wanet import WaNet
 
 # name → (target, number of classes, image shape, seed) → attack, with the published settings for that size.
 Factory = Callable[[int, int, tuple[int, int, int], int], Attack]
 
 
 def _badnets(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
+    return BadNets(target, size=_patch_size(image_shape))
+
+
+def _badnets_all_to_all(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
+    return BadNets(None, size=_patch_size(image_shape), num_classes=num_classes)
+
+
+def _patch_size(image_shape: tuple[int, int, int]) -> int:
     # 3 × 3 of 32 × 32 pixels, as published.
-    return BadNets(target, size=max(2, round(3 * min(image_shape[1:]) / 32)))
+    return max(2, round(3 * min(image_shape[1:]) / 32))
 
 
-ATTACKS: dict[str, Factory] = {"badnets": _badnets}
+def _blended(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
+    return Blended(target, image_shape, seed=seed)
+
+
+def _sig(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
+    return SIG(target, frequency=_periods(image_shape))
+
+
+def _sig_dirty(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
+    return SIG(target, frequency=_periods(image_shape), clean_label=False)
+
+
+def _periods(image_shape: tuple[int, int, int]) -> int:
+    # Six, as published, or as many as so few pixels can show.
+    return min(6, (image_shape[2] - 1) // 2)
+
+
+def _wanet(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
+    return WaNet(target, image_shape, seed=seed)
+
+
+ATTACKS: dict[str, Factory] = {
+    "badnets": _badnets,
+    "badnets-a2a": _badnets_all_to_all,
+    "blended": _blended,
+    "sig": _sig,
+    "sig-dirty": _sig_dirty,
+    "wanet": _wanet,
+}
 
 
 def make_attack(
