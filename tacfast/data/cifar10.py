@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .folders import class_folders
-from .listing import Listing, decoder, find_folder, sizes_of
+from .listing import Listing, decoder, describe, find_class_folders, find_folder
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SHAPE = (3, 32, 32)
@@ -29,17 +28,16 @@ def list_images(root: Path) -> Listing:
     official = next((place for place in (folder / PICKLES, folder) if (place / TEST_BATCH).is_file()), None)
     if official is not None:
         paths = [official / name for name in (*TRAIN_BATCHES, TEST_BATCH)]
-        labels = [_read_batch(path)["labels"] for path in paths]
-        n_train, chunks = sum(map(len, labels[:-1])), partial(_pixels, paths)
-        flat = [label for batch in labels for label in batch]
+        files = [describe(path) for path in paths]
+        batches = [_read_batch(path)["labels"] for path in paths]
+        labels, n_train, chunks = sum(batches, []), sum(map(len, batches[:-1])), partial(_pixels, paths)
     else:
-        train, test = (class_folders(folder / part, CLASSES) for part in ("train", "test"))
-        paths = [path for path, _ in (*train, *test)]
-        n_train, chunks = len(train), decoder(paths, SHAPE)
-        flat = [label for _, label in (*train, *test)]
+        train, test = (find_class_folders(folder / part, CLASSES) for part in ("train", "test"))
+        files, labels = train.files + test.files, train.labels + test.labels
+        n_train, chunks = len(train.files), decoder(files, SHAPE)
     return Listing(
-        files=sizes_of(paths),
-        labels=torch.tensor(flat),
+        files=files,
+        labels=torch.tensor(labels),
         n_train=n_train,
         shape=SHAPE,
         chunks=chunks,

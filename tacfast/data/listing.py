@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from .folders import Preprocessing
+from .folders import SUFFIXES, Preprocessing, folder_classes, some
 
 # Images that are decoded at once.
 CHUNK = 2000
 DECODING_THREADS = 4
+
+# Path, size in bytes and time of the last change in nanoseconds. Uncompressed images all have one size, so that a size
+# alone would not tell another image of the same name.
+File: TypeAlias = tuple[str, int, int]
+
+
+class ClassFolders(NamedTuple):
+    """Image files sorted by class and name, the class of each, and the names of the classes."""
+
+    files: list[File]
+    labels: list[int]
+    class_names: tuple[str, ...]
 
 
 class MissingDataError(FileNotFoundError):
@@ -28,7 +42,7 @@ class Listing:
 
     Attributes
     ----------
-    files : all that is read, with sizes in bytes; empty if the images come with a library. A cache is known by them
+    files : all that is read, by which a cache is known; empty if the images come with a library
     labels : (n,) int64
     n_train : how many of the n are the official training set; n if there is no official test set
     shape : (channels, height, width) of every image
@@ -36,7 +50,7 @@ class Listing:
     class_names, mean, std, padding, flip : see `ImageDataset`
     """
 
-    files: Sequence[tuple[str, int]]
+    files: Sequence[File]
     labels: Tensor
     n_train: int
     shape: tuple[int, int, int]
@@ -66,13 +80,72 @@ def find_folder(root: Path, candidates: Iterable[str], markers: Iterable[str], *
     )
 
 
-def sizes_of(paths: Iterable[Path]) -> list[tuple[str, int]]:
-    """Names and sizes in bytes of files."""
-    return [(str(path), path.stat().st_size) for path in paths]
+def find_files(folder: Path, suffixes: tuple[str, ...]) -> list[File]:
+    """Files in a folder with one of these endings, in either case, sorted by name; hidden ones are passed over.
+
+    Raises
+    ------
+    MissingDataError
+        Without such a folder, or such a file in it.
+    """
+    files = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.lower().endswith(suffixes) and entry.name[0] != "." and entry.is_file():
+                    files.append(_described(entry.path, entry.stat()))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingDataError(f"data: expected a folder of images {folder}, which does not exist") from error
+    if not files:
+        raise MissingDataError(f"data: expected images ({some(suffixes)}), got none in {folder}")
+    return sorted(files)
 
 
-def decoded(paths: Sequence[Path], shape: tuple[int, int, int]) -> Iterator[Tensor]:
-    """Decode image files, resized where they have another shape, into uint8 tensors (b, *shape) in their order.
+def find_class_folders(folder: Path, class_names: Sequence[str] | None = None) -> ClassFolders:
+    """List a folder of one folder of images per class; see `folder_classes` on how their names tell the classes.
+
+    Raises
+    ------
+    MissingDataError, ValueError
+        If there are none, they are not the classes, or one of the classes has no images.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.name[0] != "." and entry.is_dir())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingDataError(f"data: expected one folder per class in {folder}, which does not exist") from error
+    if not names:
+        raise MissingDataError(f"data: expected one folder per class, got none in {folder}")
+    numbers, classes = folder_classes(names, len(class_names or names), class_names)
+    if len(numbers) < len(classes):
+        missing = [name for number, name in enumerate(classes) if number not in numbers.values()]
+        raise MissingDataError(f"data: expected one folder per class in {folder}, got none for {some(missing)}")
+    ordered = [find_files(folder / name, SUFFIXES) for name in sorted(names, key=numbers.__getitem__)]
+    labels = [label for label, files in enumerate(ordered) for _ in files]
+    return ClassFolders([file for files in ordered for file in files], labels, classes)
+
+
+def describe(path: Path) -> File:
+    """Describe one file.
+
+    Raises
+    ------
+    MissingDataError
+        If there is none.
+    """
+    if not path.is_file():
+        raise MissingDataError(f"data: expected a file {path}, which does not exist")
+    return _described(str(path), path.stat())
+
+
+def _described(path: str, status: os.stat_result) -> File:
+    return path, status.st_size, status.st_mtime_ns
+
+
+def decoded(paths: Sequence[str], shape: tuple[int, int, int]) -> Iterator[Tensor]:
+    """Decode image files into uint8 tensors (b, *shape) in their order.
+
+    One of another size is resized until it covers the shape, and its centre is cut out (see `Preprocessing`).
 
     Raises
     ------
@@ -86,6 +159,6 @@ def decoded(paths: Sequence[Path], shape: tuple[int, int, int]) -> Iterator[Tens
             yield torch.stack(list(pool.map(read, paths[start : start + CHUNK])))
 
 
-def decoder(paths: Sequence[Path], shape: tuple[int, int, int]) -> Callable[[], Iterator[Tensor]]:
+def decoder(files: Sequence[File], shape: tuple[int, int, int]) -> Callable[[], Iterator[Tensor]]:
     """`decoded`, to be started later."""
-    return partial(decoded, paths, shape)
+    return partial(decoded, [path for path, *_ in files], shape)

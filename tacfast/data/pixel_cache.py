@@ -24,7 +24,7 @@ def cache_folder() -> Path:
 def cached_pixels(name: str, listing: Listing) -> Tensor:
     """Return all images of a listing as a uint8 tensor (n, channels, height, width) that is mapped from a file.
 
-    The file is known by the names and sizes of what it was decoded from, and redone if its own size is wrong. It is
+    The file is known by the names, sizes and times of what it was decoded from, and redone if its own size is wrong. It is
     written under another name and renamed when it is whole, so that several processes may do that at once.
 
     Raises
@@ -43,8 +43,7 @@ def cached_pixels(name: str, listing: Listing) -> Tensor:
 
 def _digest(listing: Listing) -> str:
     digest = hashlib.sha256(repr((listing.shape, listing.n_train)).encode())
-    for name, size in listing.files:
-        digest.update(f"{name}\0{size}\n".encode(errors="surrogateescape"))
+    digest.update(repr(listing.files).encode(errors="surrogateescape"))
     digest.update(listing.labels.numpy().tobytes())
     return digest.hexdigest()[:16]
 
