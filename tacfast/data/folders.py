@@ -20,10 +20,12 @@ DEEP_MODES = ("I", "F")
 # Of the formats that PIL knows, those of photographs; others run programs (EPS) or are no pictures (PDF, HDF5).
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "TGA", "JPEG2000")
 # Their usual endings, without asking PIL, which would load all that it knows.
-SUFFIXES = tuple(
-    ".apng .bmp .gif .icb .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg .jpx"
-    " .pbm .pfm .pgm .png .pnm .ppm .tga .tif .tiff .vda .vst .webp".split()
+# fmt: off
+SUFFIXES = (
+    ".apng", ".bmp", ".gif", ".icb", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg",
+    ".jpx", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp",
 )
+# fmt: on
 # At most so many names in a message.
 MAX_NAMED = 5
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from .listing import File, Listing, MissingDataError, decoder, describe, find_files, find_folder
+from .listing import Listing, decoded, find_files, find_folder, named_files, read_text
 
 CLASSES = (
     "speed limit 20",
@@ -74,7 +74,7 @@ def list_images(root: Path) -> Listing:
         labels=torch.tensor(labels + test_labels),
         n_train=len(labels),
         shape=SHAPE,
-        chunks=decoder(files, SHAPE),
+        chunks=lambda: decoded(files, SHAPE),
         class_names=CLASSES,
         mean=(0.3403, 0.3121, 0.3214),
         std=(0.2724, 0.2608, 0.2669),
@@ -83,19 +83,15 @@ def list_images(root: Path) -> Listing:
     )
 
 
-def _test_images(folder: Path) -> tuple[list[File], list[int]]:
+def _test_images(folder: Path) -> tuple[list[str], list[int]]:
     """The test images in the order of the list of answers, and their classes."""
-    found = {Path(file[0]).name: file for file in find_files(folder / TEST, (".ppm",))}
-    answers = Path(describe(folder / ANSWERS)[0])
+    answers = folder / ANSWERS
     try:
-        with answers.open(newline="") as lines:
-            rows = [(row["Filename"], int(row["ClassId"])) for row in csv.DictReader(lines, delimiter=";")]
+        rows = list(csv.DictReader(read_text(answers).splitlines(), delimiter=";"))
+        names, labels = [row["Filename"] for row in rows], [int(row["ClassId"]) for row in rows]
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise ValueError(f"data: expected columns Filename;…;ClassId in {answers}") from error
-    strange = [label for _, label in rows if not 0 <= label < len(CLASSES)]
+    strange = [label for label in labels if not 0 <= label < len(CLASSES)]
     if strange:
         raise ValueError(f"data: expected classes 0 to {len(CLASSES) - 1} in {answers}, got {strange[0]}")
-    missing = [name for name, _ in rows if name not in found]
-    if missing:
-        raise MissingDataError(f"data: expected an image {folder / TEST / missing[0]}, which {answers} names")
-    return [found[name] for name, _ in rows], [label for _, label in rows]
+    return named_files(folder / TEST, names, source=answers), labels

@@ -6,9 +6,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,15 +18,11 @@ from .folders import SUFFIXES, Preprocessing, folder_classes, some
 CHUNK = 2000
 DECODING_THREADS = 4
 
-# Path, size in bytes and time of the last change in nanoseconds. Uncompressed images all have one size, so that a size
-# alone would not tell another image of the same name.
-File: TypeAlias = tuple[str, int, int]
-
 
 class ClassFolders(NamedTuple):
     """Image files sorted by class and name, the class of each, and the names of the classes."""
 
-    files: list[File]
+    files: list[str]
     labels: list[int]
     class_names: tuple[str, ...]
 
@@ -42,7 +37,7 @@ class Listing:
 
     Attributes
     ----------
-    files : all that is read, by which a cache is known; empty if the images come with a library
+    files : paths of all that is read, by which a cache is known; empty if the images come with a library
     labels : (n,) int64
     n_train : how many of the n are the official training set; n if there is no official test set
     shape : (channels, height, width) of every image
@@ -50,7 +45,7 @@ class Listing:
     class_names, mean, std, padding, flip : see `ImageDataset`
     """
 
-    files: Sequence[File]
+    files: Sequence[str]
     labels: Tensor
     n_train: int
     shape: tuple[int, int, int]
@@ -80,25 +75,51 @@ def find_folder(root: Path, candidates: Iterable[str], markers: Iterable[str], *
     )
 
 
-def find_files(folder: Path, suffixes: tuple[str, ...]) -> list[File]:
-    """Files in a folder with one of these endings, in either case, sorted by name; hidden ones are passed over.
+def find_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
+    """Paths of what has one of these endings, in either case, in a folder, sorted; hidden files are passed over.
 
     Raises
     ------
     MissingDataError
         Without such a folder, or such a file in it.
     """
-    files = []
     try:
         with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.lower().endswith(suffixes) and entry.name[0] != "." and entry.is_file():
-                    files.append(_described(entry.path, entry.stat()))
+            shown = [entry.path for entry in entries if entry.name[0] != "."]
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingDataError(f"data: expected a folder of images {folder}, which does not exist") from error
-    if not files:
+    paths = sorted(path for path in shown if path.lower().endswith(suffixes))
+    if not paths:
         raise MissingDataError(f"data: expected images ({some(suffixes)}), got none in {folder}")
-    return sorted(files)
+    return paths
+
+
+def named_files(folder: Path, names: Sequence[str], *, source: Path) -> list[str]:
+    """Paths of the files in a folder that the file ``source`` names, in its order.
+
+    Raises
+    ------
+    MissingDataError
+        Without one of them.
+    """
+    found = {path.rpartition(os.sep)[2]: path for path in find_files(folder, SUFFIXES)}
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise MissingDataError(f"data: expected images named in {source}, got none for {some(missing)} in {folder}")
+    return [found[name] for name in names]
+
+
+def read_text(path: Path) -> str:
+    """Read a text file of a data set.
+
+    Raises
+    ------
+    MissingDataError
+        Without it.
+    """
+    if not path.is_file():
+        raise MissingDataError(f"data: expected a file {path}, which does not exist")
+    return path.read_text("utf-8", errors="replace")
 
 
 def find_class_folders(folder: Path, class_names: Sequence[str] | None = None) -> ClassFolders:
@@ -125,23 +146,6 @@ def find_class_folders(folder: Path, class_names: Sequence[str] | None = None) -
     return ClassFolders([file for files in ordered for file in files], labels, classes)
 
 
-def describe(path: Path) -> File:
-    """Describe one file.
-
-    Raises
-    ------
-    MissingDataError
-        If there is none.
-    """
-    if not path.is_file():
-        raise MissingDataError(f"data: expected a file {path}, which does not exist")
-    return _described(str(path), path.stat())
-
-
-def _described(path: str, status: os.stat_result) -> File:
-    return path, status.st_size, status.st_mtime_ns
-
-
 def decoded(paths: Sequence[str], shape: tuple[int, int, int]) -> Iterator[Tensor]:
     """Decode image files into uint8 tensors (b, *shape) in their order.
 
@@ -157,8 +161,3 @@ def decoded(paths: Sequence[str], shape: tuple[int, int, int]) -> Iterator[Tenso
     with ThreadPoolExecutor(DECODING_THREADS) as pool:
         for start in range(0, len(paths), CHUNK):
             yield torch.stack(list(pool.map(read, paths[start : start + CHUNK])))
-
-
-def decoder(files: Sequence[File], shape: tuple[int, int, int]) -> Callable[[], Iterator[Tensor]]:
-    """`decoded`, to be started later."""
-    return partial(decoded, [path for path, *_ in files], shape)

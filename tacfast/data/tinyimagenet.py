@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from .listing import File, Listing, MissingDataError, decoder, describe, find_files, find_folder
+from .listing import Listing, decoded, find_files, find_folder, named_files, read_text
 
 SHAPE = (3, 64, 64)
 SUFFIXES = (".jpeg",)
-ANSWERS = "val/val_annotations.txt"
-LAYOUT = f"wnids.txt, train/<wnid>/images/*.JPEG, val/images/*.JPEG and {ANSWERS} (the official layout)"
+ANNOTATIONS = "val/val_annotations.txt"
+LAYOUT = f"wnids.txt, train/<wnid>/images/*.JPEG, val/images/*.JPEG and {ANNOTATIONS} (the official layout)"
 
 
 def list_images(root: Path) -> Listing:
@@ -23,7 +23,7 @@ def list_images(root: Path) -> Listing:
     folder = find_folder(
         root, ("tiny-imagenet-200", "tinyimagenet", "."), ("wnids.txt",), name="tinyimagenet", layout=LAYOUT
     )
-    wnids = sorted((folder / "wnids.txt").read_text().split())
+    wnids = sorted(read_text(folder / "wnids.txt").split())
     train = [find_files(folder / "train" / wnid / "images", SUFFIXES) for wnid in wnids]
     test, test_labels = _test_images(folder, wnids)
     labels = [label for label, files in enumerate(train) for _ in files]
@@ -33,7 +33,7 @@ def list_images(root: Path) -> Listing:
         labels=torch.tensor(labels + test_labels),
         n_train=len(labels),
         shape=SHAPE,
-        chunks=decoder(files, SHAPE),
+        chunks=lambda: decoded(files, SHAPE),
         class_names=_names(folder / "words.txt", wnids),
         mean=(0.4802, 0.4481, 0.3975),
         std=(0.2302, 0.2265, 0.2262),
@@ -42,24 +42,24 @@ def list_images(root: Path) -> Listing:
     )
 
 
-def _test_images(folder: Path, wnids: list[str]) -> tuple[list[File], list[int]]:
+def _test_images(folder: Path, wnids: list[str]) -> tuple[list[str], list[int]]:
     """The images of ``val`` in the order of their annotations, and their classes."""
-    found = {Path(file[0]).name: file for file in find_files(folder / "val" / "images", SUFFIXES)}
+    annotations = folder / ANNOTATIONS
     numbers = {wnid: number for number, wnid in enumerate(wnids)}
-    answers = Path(describe(folder / ANSWERS)[0])
-    rows = [line.split("\t")[:2] for line in answers.read_text().splitlines()]
-    for row in rows:
-        if len(row) != 2 or row[1] not in numbers:
-            raise ValueError(f"data: expected a file and one of the wnids in every line of {answers}, got {row}")
-        if row[0] not in found:
-            raise MissingDataError(
-                f"data: expected an image {folder / 'val' / 'images' / row[0]}, which {answers} names"
-            )
-    return [found[name] for name, _ in rows], [numbers[wnid] for _, wnid in rows]
+    rows = [line.split("\t")[:2] for line in read_text(annotations).splitlines()]
+    strange = [row for row in rows if len(row) != 2 or row[1] not in numbers]
+    if strange:
+        raise ValueError(f"data: expected a file and a wnid in every line of {annotations}, got {strange[0]}")
+    images = named_files(folder / "val" / "images", [name for name, _ in rows], source=annotations)
+    return images, [numbers[wnid] for _, wnid in rows]
 
 
 def _names(words: Path, wnids: list[str]) -> tuple[str, ...]:
     """The first word for each class; its wnid without the file of words."""
-    lines = words.read_text().splitlines() if words.is_file() else []
-    names = {wnid: text.partition(",")[0] for wnid, _, text in (line.partition("\t") for line in lines)}
-    return tuple(names.get(wnid, wnid) for wnid in wnids)
+    lines = read_text(words).splitlines() if words.is_file() else []
+    wanted = dict(zip(wnids, wnids, strict=True))
+    for line in lines:  # of all 82 000 words of WordNet
+        wnid, _, text = line.partition("\t")
+        if wnid in wanted:
+            wanted[wnid] = text.partition(",")[0]
+    return tuple(wanted.values())
