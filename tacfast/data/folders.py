@@ -19,6 +19,13 @@ MODES = {1: "L", 3: "RGB"}
 DEEP_MODES = ("I", "F")
 # Of the formats that PIL knows, those of photographs; others run programs (EPS) or are no pictures (PDF, HDF5).
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "TGA", "JPEG2000")
+# Their usual endings, without asking PIL, which would load all that it knows.
+# fmt: off
+SUFFIXES = (
+    ".apng", ".bmp", ".gif", ".icb", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg",
+    ".jpx", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp",
+)
+# fmt: on
 # At most so many names in a message.
 MAX_NAMED = 5
 
@@ -56,7 +63,7 @@ class Preprocessing:
         if self.image_size is not None and min(self.image_size) < 1:
             raise ValueError(f"image_size: expected height and width >= 1, got {listed(self.image_size)}")
 
-    def read(self, path: Path) -> Tensor:
+    def read(self, path: str | Path) -> Tensor:
         """Read one image as uint8 of shape (channels, h, w), resized.
 
         Raises
@@ -173,8 +180,8 @@ def find_images(
     if not folder.is_dir():
         kind = NotADirectoryError if folder.exists() else FileNotFoundError
         raise kind(f"data: expected a folder of images, got {folder}")
-    suffixes = {suffix for suffix, name in _libraries()[0].registered_extensions().items() if name in FORMATS}
-    paths = sorted(path for path in _files(folder) if path.suffix.lower() in suffixes)
+    _libraries()  # to say so before a long work if they are missing
+    paths = sorted(path for path in _files(folder) if path.suffix.lower() in SUFFIXES)
     owners = [path.relative_to(folder).parts[0] for path in paths]
     loose = [path for path in paths if path.parent == folder]
     if not paths:
@@ -191,15 +198,8 @@ def find_images(
     hidden = [name for name in folders if not name.isprintable()]
     if hidden:
         raise ValueError(f"data: expected folders with printable names, got {hidden[0]!r}")
-    numbers, names = _classes(folders, num_classes, class_names)
+    numbers, names = folder_classes(folders, num_classes, class_names)
     return ImageFolder(tuple(paths), tuple(numbers[owner] for owner in owners), names, preprocessing)
-
-
-def class_folders(folder: Path, class_names: Sequence[str]) -> list[tuple[Path, int]]:
-    """Image files in folders named as the classes 0 … C − 1, sorted by class and name, with the class of each."""
-    images = find_images(folder, Preprocessing((0.0,), (1.0,)), len(class_names), class_names=class_names)
-    assert images.labels is not None
-    return sorted(zip(images.paths, images.labels, strict=True), key=lambda image: image[1])
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -213,10 +213,10 @@ def _files(folder: Path) -> Iterator[Path]:
         seen.add(real)
 
 
-def _classes(
+def folder_classes(
     folders: list[str], num_classes: int, class_names: Sequence[str] | None
 ) -> tuple[dict[str, int], tuple[str, ...]]:
-    """The class of each folder, and the name of each class."""
+    """The class of each folder, and the name of each class: see `find_images`."""
     numbered = all(name.isascii() and name.isdigit() for name in folders)
     if class_names is not None and not (numbered and set(folders).isdisjoint(class_names)):
         unknown = [name for name in folders if name not in class_names]

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .folders import Preprocessing
+from .folders import SUFFIXES, Preprocessing, folder_classes, some
 
 # Images that are decoded at once.
 CHUNK = 2000
 DECODING_THREADS = 4
+
+
+class ClassFolders(NamedTuple):
+    """Image files sorted by class and name, the class of each, and the names of the classes."""
+
+    files: list[str]
+    labels: list[int]
+    class_names: tuple[str, ...]
 
 
 class MissingDataError(FileNotFoundError):
@@ -28,7 +37,7 @@ class Listing:
 
     Attributes
     ----------
-    files : all that is read, with sizes in bytes; empty if the images come with a library. A cache is known by them
+    files : paths of all that is read, by which a cache is known; empty if the images come with a library
     labels : (n,) int64
     n_train : how many of the n are the official training set; n if there is no official test set
     shape : (channels, height, width) of every image
@@ -36,7 +45,7 @@ class Listing:
     class_names, mean, std, padding, flip : see `ImageDataset`
     """
 
-    files: Sequence[tuple[str, int]]
+    files: Sequence[str]
     labels: Tensor
     n_train: int
     shape: tuple[int, int, int]
@@ -66,13 +75,81 @@ def find_folder(root: Path, candidates: Iterable[str], markers: Iterable[str], *
     )
 
 
-def sizes_of(paths: Iterable[Path]) -> list[tuple[str, int]]:
-    """Names and sizes in bytes of files."""
-    return [(str(path), path.stat().st_size) for path in paths]
+def find_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
+    """Paths of what has one of these endings, in either case, in a folder, sorted; hidden files are passed over.
+
+    Raises
+    ------
+    MissingDataError
+        Without such a folder, or such a file in it.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            shown = [entry.path for entry in entries if entry.name[0] != "."]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingDataError(f"data: expected a folder of images {folder}, which does not exist") from error
+    paths = sorted(path for path in shown if path.lower().endswith(suffixes))
+    if not paths:
+        raise MissingDataError(f"data: expected images ({some(suffixes)}), got none in {folder}")
+    return paths
 
 
-def decoded(paths: Sequence[Path], shape: tuple[int, int, int]) -> Iterator[Tensor]:
-    """Decode image files, resized where they have another shape, into uint8 tensors (b, *shape) in their order.
+def named_files(folder: Path, names: Sequence[str], *, source: Path) -> list[str]:
+    """Paths of the files in a folder that the file ``source`` names, in its order.
+
+    Raises
+    ------
+    MissingDataError
+        Without one of them.
+    """
+    found = {path.rpartition(os.sep)[2]: path for path in find_files(folder, SUFFIXES)}
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise MissingDataError(f"data: expected images named in {source}, got none for {some(missing)} in {folder}")
+    return [found[name] for name in names]
+
+
+def read_text(path: Path) -> str:
+    """Read a text file of a data set.
+
+    Raises
+    ------
+    MissingDataError
+        Without it.
+    """
+    if not path.is_file():
+        raise MissingDataError(f"data: expected a file {path}, which does not exist")
+    return path.read_text("utf-8", errors="replace")
+
+
+def find_class_folders(folder: Path, class_names: Sequence[str] | None = None) -> ClassFolders:
+    """List a folder of one folder of images per class; see `folder_classes` on how their names tell the classes.
+
+    Raises
+    ------
+    MissingDataError, ValueError
+        If there are none, they are not the classes, or one of the classes has no images.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.name[0] != "." and entry.is_dir())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingDataError(f"data: expected one folder per class in {folder}, which does not exist") from error
+    if not names:
+        raise MissingDataError(f"data: expected one folder per class, got none in {folder}")
+    numbers, classes = folder_classes(names, len(class_names or names), class_names)
+    if len(numbers) < len(classes):
+        missing = [name for number, name in enumerate(classes) if number not in numbers.values()]
+        raise MissingDataError(f"data: expected one folder per class in {folder}, got none for {some(missing)}")
+    ordered = [find_files(folder / name, SUFFIXES) for name in sorted(names, key=numbers.__getitem__)]
+    labels = [label for label, files in enumerate(ordered) for _ in files]
+    return ClassFolders([file for files in ordered for file in files], labels, classes)
+
+
+def decoded(paths: Sequence[str], shape: tuple[int, int, int]) -> Iterator[Tensor]:
+    """Decode image files into uint8 tensors (b, *shape) in their order.
+
+    One of another size is resized until it covers the shape, and its centre is cut out (see `Preprocessing`).
 
     Raises
     ------
@@ -84,8 +161,3 @@ def decoded(paths: Sequence[Path], shape: tuple[int, int, int]) -> Iterator[Tens
     with ThreadPoolExecutor(DECODING_THREADS) as pool:
         for start in range(0, len(paths), CHUNK):
             yield torch.stack(list(pool.map(read, paths[start : start + CHUNK])))
-
-
-def decoder(paths: Sequence[Path], shape: tuple[int, int, int]) -> Callable[[], Iterator[Tensor]]:
-    """`decoded`, to be started later."""
-    return partial(decoded, paths, shape)

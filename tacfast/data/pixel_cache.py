@@ -24,8 +24,8 @@ def cache_folder() -> Path:
 def cached_pixels(name: str, listing: Listing) -> Tensor:
     """Return all images of a listing as a uint8 tensor (n, channels, height, width) that is mapped from a file.
 
-    The file is known by the names and sizes of what it was decoded from, and redone if its own size is wrong. It is
-    written under another name and renamed when it is whole, so that several processes may do that at once.
+    The file is known by names, sizes and times of change of what it was decoded from, and redone if its own size is
+    wrong. It is written under another name and renamed when it is whole, so that several processes may do that at once.
 
     Raises
     ------
@@ -43,8 +43,9 @@ def cached_pixels(name: str, listing: Listing) -> Tensor:
 
 def _digest(listing: Listing) -> str:
     digest = hashlib.sha256(repr((listing.shape, listing.n_train)).encode())
-    for name, size in listing.files:
-        digest.update(f"{name}\0{size}\n".encode(errors="surrogateescape"))
+    digest.update("\0".join(listing.files).encode(errors="surrogateescape"))
+    states = map(os.stat, listing.files)
+    digest.update(repr([number for state in states for number in (state.st_size, state.st_mtime_ns)]).encode())
     digest.update(listing.labels.numpy().tobytes())
     return digest.hexdigest()[:16]
 

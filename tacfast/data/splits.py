@@ -88,8 +88,7 @@ def split_indices(n: int, *, clean: float, test: float | Tensor, held_out: float
     drawn = isinstance(test, Tensor) or 0 < share < 1
     if not (0 < clean < 1 and drawn and 0 <= held_out < 1 and clean + share + held_out < 1):
         raise ValueError(
-            "clean, test, held_out: expected shares in (0, 1) with a sum below 1, "
-            f"got {clean}, {share} and {held_out}"
+            f"clean, test, held_out: expected shares in (0, 1) with a sum below 1, got {clean}, {share} and {held_out}"
         )
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     counts = [round(part * n) for part in (clean, share, held_out)]
