@@ -6,6 +6,8 @@ from .base import Rival
 from .fine_tuning import FineTuning
 from .fst import FeatureShiftTuning
 from .ft_sam import SharpnessAwareTuning
+from .i_bau import ImplicitUnlearning
+from .sau import SharedAdversarialUnlearning
 
 RIVALS: dict[str, type[Rival]] = {
     rival.name: rival
@@ -13,5 +15,7 @@ RIVALS: dict[str, type[Rival]] = {
         FineTuning,
         FeatureShiftTuning,
         SharpnessAwareTuning,
+        SharedAdversarialUnlearning,
+        ImplicitUnlearning,
     )
 }
