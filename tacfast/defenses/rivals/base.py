@@ -39,8 +39,10 @@ class Rival(Settings, ABC):
         self.check("seed", "an integer in [0, 2**63)", is_integer(self.seed) and 0 <= self.seed < 2**63)
 
     @abstractmethod
-    def treat(self, model: nn.Module, head: Head, loader: Iterable[Any], held_out: HeldOut | None, tell: Tell) -> None:
-        """Repair ``model`` in place.
+    def treat(
+        self, model: nn.Module, head: Head, loader: Iterable[Any], held_out: HeldOut | None, tell: Tell
+    ) -> tuple[int, ...] | None:
+        """Repair ``model`` in place; return the classes that the defence itself found, if it looks for any.
 
         Parameters
         ----------
@@ -79,7 +81,7 @@ class Rival(Settings, ABC):
         with self._working_copy(model, loader, report) as (copied, head):
             measured = None if held_out is None else HeldOut(held_out, head, self.seed)
             before = None if measured is None else measured.measure(copied)
-            self.treat(copied, head, loader, measured, tell)
+            targets = self.treat(copied, head, loader, measured, tell)
             after = None if measured is None else measured.measure(copied)
         return RepairResult(
             model=copied,
@@ -89,6 +91,7 @@ class Rival(Settings, ABC):
             epoch=len(history),
             before=before,
             after=after,
+            targets=targets or (),
             settings=asdict(self),
         )
 
@@ -165,6 +168,7 @@ def train_epochs(
     tell: Tell,
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
     update: Callable[[Tensor], None] | None = None,
+    before_epoch: Callable[[], None] | None = None,
 ) -> None:
     """Train in place for some epochs, in training mode.
 
@@ -177,6 +181,7 @@ def train_epochs(
     optimizer, schedule : stepped once a batch, and once an epoch
     tell : called after each epoch
     update : does what follows from the loss instead of a plain backward pass and step of the optimizer
+    before_epoch : called before each epoch
 
     Raises
     ------
@@ -193,6 +198,8 @@ def train_epochs(
     with trainable(model):
         for epoch in range(1, epochs + 1):
             loss_sum, correct, total = 0.0, 0, 0
+            if before_epoch is not None:
+                before_epoch()
             for inputs, labels in trainable_batches(loader, head):
                 loss, logits = step(inputs, labels)
                 (update or plain)(widened(loss))

@@ -40,15 +40,22 @@ class FineTuning(Rival):
         self.check("momentum", "a number in [0, 1)", is_finite(self.momentum) and 0 <= self.momentum < 1)
         self.check("weight_decay", "a finite number >= 0", is_finite(self.weight_decay) and self.weight_decay >= 0)
 
-    def treat(self, model: nn.Module, head: Head, loader: Iterable[Any], held_out: HeldOut | None, tell: Tell) -> None:
-        """Fine-tune ``model`` in place."""
+    def descent(self, model: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        """Give SGD over all weights, and the cosine of its learning rate."""
         optimizer = torch.optim.SGD(
             model.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs)
+        return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs)
+
+    def treat(
+        self, model: nn.Module, head: Head, loader: Iterable[Any], held_out: HeldOut | None, tell: Tell
+    ) -> tuple[int, ...] | None:
+        """Fine-tune ``model`` in place."""
+        optimizer, schedule = self.descent(model)
 
         def step(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             logits = model(inputs)
             return F.cross_entropy(widened(logits), labels), logits
 
         train_epochs(model, head, loader, self.epochs, step, optimizer=optimizer, schedule=schedule, tell=tell)
+        return None

@@ -4,5 +4,18 @@ from __future__ import annotations
 
 from .base import Rival
 from .fine_tuning import FineTuning
+from .fst import FeatureShiftTuning
+from .ft_sam import SharpnessAwareTuning
+from .i_bau import ImplicitUnlearning
+from .sau import SharedAdversarialUnlearning
 
-RIVALS: dict[str, type[Rival]] = {rival.name: rival for rival in (FineTuning,)}
+RIVALS: dict[str, type[Rival]] = {
+    rival.name: rival
+    for rival in (
+        FineTuning,
+        FeatureShiftTuning,
+        SharpnessAwareTuning,
+        SharedAdversarialUnlearning,
+        ImplicitUnlearning,
+    )
+}
