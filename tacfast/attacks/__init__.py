@@ -3,6 +3,7 @@
 from .badnets import BadNets
 from .base import Attack, PoisonedImages, PoisonedRows, Victim, choose_rows, poison, poison_batch
 from .registry import ATTACKS, make_attack
+from .trojannn import TrojanNN
 
 __all__ = [
     "ATTACKS",
@@ -10,6 +11,7 @@ __all__ = [
     "BadNets",
     "PoisonedImages",
     "PoisonedRows",
+    "TrojanNN",
     "Victim",
     "choose_rows",
     "make_attack",

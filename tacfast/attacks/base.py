@@ -43,10 +43,12 @@ class Attack(ABC):
     ----------
     target : the class that triggered images are sent to; None if that depends on their own class
     decoys_per_poisoned : for each poisoned image of a training set, so many others get a `decoy` and keep their label
+    trained : whether the trigger is made by `prepare` or `train_step`, so that it exists only after a training
     """
 
     target: int | None
     decoys_per_poisoned: float = 0.0
+    trained: bool = False
 
     @abstractmethod
     def trigger(self, images: Tensor) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from .badnets import BadNets
 from .base import Attack
+from .trojannn import TrojanNN
 
 # name → (target, number of classes, image shape, seed) → attack, with the published settings for that size.
 Factory = Callable[[int, int, tuple[int, int, int], int], Attack]
@@ -16,7 +18,15 @@ def _badnets(target: int, num_classes: int, image_shape: tuple[int, int, int], s
     return BadNets(target, size=max(2, round(3 * min(image_shape[1:]) / 32)))
 
 
-ATTACKS: dict[str, Factory] = {"badnets": _badnets}
+def _trojannn(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
+    # A square of 7 % of the image, as published.
+    return TrojanNN(target, size=max(2, round(math.sqrt(0.07) * min(image_shape[1:]))))
+
+
+ATTACKS: dict[str, Factory] = {
+    "badnets": _badnets,
+    "trojannn": _trojannn,
+}
 
 
 def make_attack(
