@@ -5,6 +5,7 @@ from .base import Attack, PoisonedImages, PoisonedRows, Victim, choose_rows, poi
 from .blended import Blended
 from .registry import ATTACKS, make_attack
 from .sig import SIG
+from .trojannn import TrojanNN
 from .wanet import WaNet
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Blended",
     "PoisonedImages",
     "PoisonedRows",
+    "TrojanNN",
     "Victim",
     "WaNet",
     "choose_rows",

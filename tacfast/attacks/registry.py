@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from .badnets import BadNets
 from .base import Attack
 from .blended import Blended
 from .sig import SIG
+from .trojannn import TrojanNN
 from .wanet import WaNet
 
 # name → (target, number of classes, image shape, seed) → attack, with the published settings for that size.
@@ -48,6 +50,11 @@ def _wanet(target: int, num_classes: int, image_shape: tuple[int, int, int], see
     return WaNet(target, image_shape, seed=seed)
 
 
+def _trojannn(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
+    # A square of 7 % of the image, as published.
+    return TrojanNN(target, size=max(2, round(math.sqrt(0.07) * min(image_shape[1:]))))
+
+
 ATTACKS: dict[str, Factory] = {
     "badnets": _badnets,
     "badnets-a2a": _badnets_all_to_all,
@@ -55,6 +62,7 @@ ATTACKS: dict[str, Factory] = {
     "sig": _sig,
     "sig-dirty": _sig_dirty,
     "wanet": _wanet,
+    "trojannn": _trojannn,
 }
 
 
