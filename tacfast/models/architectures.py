@@ -121,7 +121,16 @@ class SmallVggBn(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         before = in_channels
-        for factor, pooled in ((1, True), (2, True), (4, False), (4, True), (8, False), (8, True), (8, False), (8, True)):
+        for factor, pooled in (
+            (1, True),
+            (2, True),
+            (4, False),
+            (4, True),
+            (8, False),
+            (8, True),
+            (8, False),
+            (8, True),
+        ):
             layers += [nn.Conv2d(before, factor * width, 3, 1, 1), nn.BatchNorm2d(factor * width), nn.ReLU()]
             before = factor * width
             if pooled:

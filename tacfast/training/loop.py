@@ -217,9 +217,7 @@ class _Training:
                 on_step(done, self._recipe.epochs * self._batches)
         if not math.isfinite(loss_sum):
             raise TrainingDivergedError(f"training diverged: loss {loss_sum}; lower lr (it is {self._recipe.lr:g})")
-        return TrainedEpoch(
-            len(self._history) + 1, loss_sum / total, correct / total, time.perf_counter() - start
-        )
+        return TrainedEpoch(len(self._history) + 1, loss_sum / total, correct / total, time.perf_counter() - start)
 
     def _order(self) -> Iterator[Tensor]:
         size = self._recipe.batch_size
