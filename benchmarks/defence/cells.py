@@ -11,10 +11,11 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tacfast import __version__
 from tacfast.defenses.rivals import PruningRival
+from tacfast.defenses.rivals.base import PruningStep
 from tacfast.defenses.selection import cloned_weights, load_weights
 from tacfast.evaluation import Metrics, defense_effectiveness, relearn, run_defense
 from tacfast.models.precision import bfloat16_autocast, native_bfloat16
@@ -103,18 +104,20 @@ def _run_oracle(suspect: Suspect, chosen: Contender) -> dict[str, Any]:
     mode, trial = chosen.make(**chosen.settings_for(suspect.network)), suspect.trial
     assert isinstance(mode, PruningRival)
     start = time.perf_counter()
-    model, report = copy.deepcopy((trial.model, trial.report))
-    best, weights, threshold, finish = 0.5, cloned_weights(model), None, None  # of no defence at all
-    for threshold_now, pruned, finish in mode.steps(model, trial.clean.loader(BATCH_SIZE, shuffle=True), report):
-        der = defense_effectiveness(trial.before, trial.evaluate(pruned))
-        if der > best:
-            best, weights, threshold, model = der, cloned_weights(pruned), threshold_now, pruned
-    load_weights(model, weights)
-    if finish is not None and threshold is not None:
-        finish()
-    found = {"repaired": threshold is not None, "reason": None, "error": None, "threshold": threshold}
+    given, report = copy.deepcopy((trial.model, trial.report))
+    best: tuple[float, float, dict[str, Tensor]] | None = None
+    last: PruningStep | None = None
+    for last in mode.steps(given, trial.clean.loader(BATCH_SIZE, shuffle=True), report):
+        der = defense_effectiveness(trial.before, trial.evaluate(last.model))
+        if best is None or der > best[0]:
+            best = der, last.threshold, cloned_weights(last.model)
+    if best is None or last is None:
+        return _unrepaired(suspect, reason="nothing to prune", seconds=time.perf_counter() - start)
+    load_weights(last.model, best[2])
+    last.finish()
     seconds = {"defence": time.perf_counter() - start}
-    return {**found, **_figures(suspect, model, trial.evaluate(model), seconds)}
+    found = {"repaired": True, "reason": None, "error": None, "threshold": best[1]}
+    return {**found, **_figures(suspect, last.model, trial.evaluate(last.model), seconds)}
 
 
 def _unrepaired(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from os import PathLike
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +104,21 @@ class Rival(Settings, ABC):
             yield scanned_copy(model, report)
 
 
+class PruningStep(NamedTuple):
+    """A model at one threshold.
+
+    Attributes
+    ----------
+    threshold : how far it is pruned
+    model : one and the same at all steps, pruned further and further, so copy what is to stay
+    finish : does what comes after the pruning, to whatever weights are in ``model`` by then
+    """
+
+    threshold: float
+    model: nn.Module
+    finish: Callable[[], None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PruningRival(Rival):
     """A defence that prunes more and more, up to a threshold that is chosen on held-out clean samples.
@@ -141,20 +156,15 @@ class PruningRival(Rival):
         load_weights(model, best)
         self.finish(model, head, loader, tell)
 
-    def steps(
-        self, model: nn.Module, loader: Iterable[Any], report: ScanReport
-    ) -> Iterator[tuple[float, nn.Module, Callable[[], None]]]:
-        """Go through all thresholds, for the oracle of an evaluation that knows the test set.
-
-        Yields
-        ------
-        (threshold, model, finish)
-            The model is one and the same, pruned further at each step, so copy what is to stay. Call ``finish`` on
-            the weights that were chosen, after putting them back into it.
-        """
+    def steps(self, model: nn.Module, loader: Iterable[Any], report: ScanReport) -> Iterator[PruningStep]:
+        """Go through all thresholds, for the oracle of an evaluation that knows the test set."""
         with self._working_copy(model, loader, report) as (copied, head):
+
+            def finish() -> None:
+                self.finish(copied, head, loader, lambda record: None)
+
             for threshold in self.prune(copied, head, loader, lambda record: None):
-                yield threshold, copied, lambda: self.finish(copied, head, loader, lambda record: None)
+                yield PruningStep(threshold, copied, finish)
 
 
 def train_epochs(
