@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tacfast import __version__
+from tacfast.data.randomness import isolated_randomness
 from tacfast.defenses.rivals import PruningRival
 from tacfast.defenses.rivals.base import PruningStep
 from tacfast.defenses.selection import cloned_weights, load_weights
@@ -114,7 +115,8 @@ def _run_oracle(suspect: Suspect, chosen: Contender) -> dict[str, Any]:
     if best is None or last is None:
         return _unrepaired(suspect, reason="nothing to prune", seconds=time.perf_counter() - start)
     load_weights(last.model, best[2])
-    last.finish()
+    with isolated_randomness(suspect.network.seed):
+        last.finish()
     seconds = {"defence": time.perf_counter() - start}
     found = {"repaired": True, "reason": None, "error": None, "threshold": best[1]}
     return {**found, **_figures(suspect, last.model, trial.evaluate(last.model), seconds)}
