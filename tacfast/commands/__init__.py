@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import demo, info, repair, scan
+from . import demo, info, repair, scan, show
 
 __all__ = ["app"]
 
@@ -15,5 +15,5 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (scan.scan, repair.repair, demo.demo, info.info):
+for command in (scan.scan, repair.repair, demo.demo, show.show, info.info):
     app.command()(command)

@@ -206,6 +206,11 @@ def check_files(checkpoint: Path, read: Path | None = None, **outputs: Path | No
             other = taken.setdefault(each.resolve(), name)
             if other != name:
                 raise typer.BadParameter(f"expected another file than {other} uses, got {each}", param_hint=name)
+    check_outputs(**outputs)
+
+
+def check_outputs(**outputs: Path | None) -> None:
+    """Raise now, rather than after the work, if the files could not be written; OSError naming the option."""
     for name, path in outputs.items():
         try:
             if path is not None:

@@ -17,6 +17,7 @@ from .words import headline, short_name
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 FLAGGED, ORDINARY, THRESHOLD = "#b03a2e", "#6b7f95", "#b03a2e"
 INK = "#333333"
@@ -26,6 +27,8 @@ MAX_MEDIANS = 3.0
 MAX_NUMBERED = 50
 # Inches that a digit, and a character of a name, take beside their neighbours.
 DIGIT_WIDTH, CHARACTER_WIDTH = 0.1125, 0.09
+# Inches an image of a trigger takes, and how much its difference to the clean one is magnified.
+IMAGE_WIDTH, DIFFERENCE_FACTOR = 1.1, 10
 
 
 def new_figure(width: float, height: float = 4.2) -> Figure:
@@ -67,6 +70,42 @@ def plot_norms(
     axes = _draw_norms(figure, verdict, names or {}, list(verdict.norms))
     title = headline(verdict, names or {}) + (f"\n{note}" if note else "")
     axes.set_title(title, loc="left", fontsize=11, parse_math=False)
+    write_atomically(path, _saved(figure, "png"))
+
+
+def plot_triggers(
+    clean: Tensor, triggered: Tensor, titles: Sequence[str], path: str | os.PathLike[str], *, headline: str = ""
+) -> None:
+    """Draw images, the same with a trigger, and ten times the difference, below one another; write a PNG, atomically.
+
+    Parameters
+    ----------
+    clean, triggered : (n, channels, h, w) in [0, 1], with 1 or 3 channels
+    titles : n, above the images
+    path : of the picture
+    headline : above everything
+
+    Raises
+    ------
+    ImportError
+        Without the extra ``report`` (Matplotlib).
+    """
+    difference = (0.5 + DIFFERENCE_FACTOR * (triggered - clean)).clamp(0, 1)
+    rows = {
+        "clean": clean,
+        "triggered": triggered,
+        f"difference × {DIFFERENCE_FACTOR}\n(0.5 + {DIFFERENCE_FACTOR} (x′ − x),\ncut to 0…1)": difference,
+    }
+    figure = new_figure(1.6 + IMAGE_WIDTH * len(clean), 0.8 + IMAGE_WIDTH * len(rows))
+    axes = figure.subplots(len(rows), len(clean), squeeze=False)
+    for line, (label, images) in zip(axes, rows.items(), strict=True):
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+        for cell, image in zip(line, images.float().permute(0, 2, 3, 1), strict=True):
+            cell.imshow(image.numpy(force=True), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            cell.set(xticks=[], yticks=[])
+    for cell, title in zip(axes[0], titles, strict=True):
+        cell.set_title(title, fontsize=9, parse_math=False)
+    figure.suptitle(headline, fontsize=11, parse_math=False)
     write_atomically(path, _saved(figure, "png"))
 
 
