@@ -7,6 +7,7 @@ from .fine_tuning import FineTuning
 from .fst import FeatureShiftTuning
 from .ft_sam import SharpnessAwareTuning
 from .i_bau import ImplicitUnlearning
+from .neural_cleanse import NeuralCleanse
 from .sau import SharedAdversarialUnlearning
 
 RIVALS: dict[str, type[Rival]] = {
@@ -17,5 +18,6 @@ RIVALS: dict[str, type[Rival]] = {
         SharpnessAwareTuning,
         SharedAdversarialUnlearning,
         ImplicitUnlearning,
+        NeuralCleanse,
     )
 }
