@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+from .anp import AdversarialNeuronPruning
 from .base import Rival
+from .clp import ChannelLipschitzness
+from .fine_pruning import FinePruning
 from .fine_tuning import FineTuning
+from .rnp import ReconstructiveNeuronPruning
+from .tsbd import TwoStageDefense
 
-RIVALS: dict[str, type[Rival]] = {rival.name: rival for rival in (FineTuning,)}
+RIVALS: dict[str, type[Rival]] = {
+    rival.name: rival
+    for rival in (
+        FineTuning,
+        FinePruning,
+        ChannelLipschitzness,
+        AdversarialNeuronPruning,
+        ReconstructiveNeuronPruning,
+        TwoStageDefense,
+    )
+}
