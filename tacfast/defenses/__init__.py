@@ -4,10 +4,12 @@ from .base import Accuracy, Defense, EpochRecord, Mode, RepairResult
 from .latent import LatentRepair
 from .prune import PruneRepair
 from .repairing import MODES, repair
+from .rivals import RIVALS
 from .training import DivergedError
 
 __all__ = [
     "MODES",
+    "RIVALS",
     "Accuracy",
     "Defense",
     "DivergedError",

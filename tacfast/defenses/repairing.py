@@ -13,6 +13,7 @@ from ..scanning import ScanReport
 from .base import EpochRecord, Mode, RepairResult, warn_caller
 from .latent import LatentRepair
 from .prune import PruneRepair
+from .rivals import RIVALS
 
 MODES: dict[str, Callable[..., Mode]] = {"latent": LatentRepair, "prune": PruneRepair}
 
@@ -37,7 +38,9 @@ def repair(
         through once to count and check them, then up to twice per epoch. Best in small shuffled batches, the
         incomplete last one left out: ``DataLoader(data, batch_size=32, shuffle=True, drop_last=True)``
     report : result of `tacfast.scan` on this model
-    mode : ``"latent"``, see `LatentRepair`, or ``"prune"``, see `PruneRepair`
+    mode : ``"latent"``, see `LatentRepair`, or ``"prune"``, see `PruneRepair`; or the name of a published defence to
+        compare with, a key of `tacfast.defenses.RIVALS` such as ``"anp"``: these use nothing that the report found,
+        choose their thresholds on ``held_out`` if they have any, and cannot go on from a ``state_file``
     held_out : other clean labelled samples than those of ``loader``, in batches of any size; nothing is trained on
         them. The result is then the network of the last epoch, after the first 30 % of the training, that lost no more
         than ``max_drop`` (0.01) of accuracy on them, counted in whole samples, and a plain copy of the given one if no
@@ -78,8 +81,9 @@ def repair(
     On a GPU that computes in bfloat16 (compute capability 8.0 and up) the training runs in mixed precision and with
     images in channels-last order; shifts are solved for and held in float32.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode: expected one of {', '.join(map(repr, MODES))}, got {mode!r}")
+    known: dict[str, Callable[..., Mode]] = {**MODES, **RIVALS}
+    if mode not in known:
+        raise ValueError(f"mode: expected one of {', '.join(map(repr, known))}, got {mode!r}")
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(report, ScanReport):
@@ -90,5 +94,5 @@ def repair(
     # The sampler in use: that of the batch sampler, unless the loader has none.
     if isinstance(getattr(getattr(loader, "batch_sampler", None) or loader, "sampler", None), SequentialSampler):
         warn_caller("loader: expected shuffled samples, got the same order every epoch")
-    chosen = MODES[mode](**settings)
+    chosen = known[mode](**settings)
     return chosen.repair(model, loader, report, held_out=held_out, on_epoch=on_epoch, state_file=state_file)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from .anp import AdversarialNeuronPruning
 from .base import Rival
+from .clp import ChannelLipschitzness
+from .fine_pruning import FinePruning
 from .fine_tuning import FineTuning
 from .fst import FeatureShiftTuning
 from .ft_sam import SharpnessAwareTuning
 from .i_bau import ImplicitUnlearning
 from .neural_cleanse import NeuralCleanse
 from .sau import SharedAdversarialUnlearning
+from .rnp import ReconstructiveNeuronPruning
+from .tsbd import TwoStageDefense
 
 RIVALS: dict[str, type[Rival]] = {
     rival.name: rival
@@ -19,5 +24,10 @@ RIVALS: dict[str, type[Rival]] = {
         SharedAdversarialUnlearning,
         ImplicitUnlearning,
         NeuralCleanse,
+        FinePruning,
+        ChannelLipschitzness,
+        AdversarialNeuronPruning,
+        ReconstructiveNeuronPruning,
+        TwoStageDefense,
     )
 }
