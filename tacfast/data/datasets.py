@@ -89,8 +89,8 @@ def load_dataset(name: str, root: str | os.PathLike[str] | None = None) -> Image
     Parameters
     ----------
     name : one of ``DATASETS``
-    root : folder that holds the data sets, or the folder of the data set itself; the environment variable
-        ``TACFAST_DATA``, or else the current folder, if None
+    root : folder that holds the data sets, or the folder of the data set itself, as it always is for ``folder``; if
+        None, the environment variable ``TACFAST_DATA``, or else the current folder
 
     Raises
     ------
@@ -104,7 +104,7 @@ def load_dataset(name: str, root: str | os.PathLike[str] | None = None) -> Image
     if name not in DATASETS:
         raise ValueError(f"data: expected one of {', '.join(DATASETS)}, got {name!r}")
     given = os.environ.get(ROOT_VARIABLE, ".") if root is None else root
-    listing = DATASETS[name](Path(given))
+    listing = DATASETS[name](Path(given).expanduser().absolute())
     pixels = cached_pixels(name, listing) if listing.files else torch.cat(list(listing.chunks()))
     return ImageDataset(
         name=name,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -73,7 +74,7 @@ class Preprocessing:
         ImportError
             Without the extra ``vision``.
         """
-        Image, transforms = _libraries()
+        Image = pillow()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # such as of a palette with transparency, which is as well as any
@@ -87,8 +88,8 @@ class Preprocessing:
         except Exception as error:  # decoders raise all sorts on damaged files
             reason = str(error) or type(error).__name__
             raise ValueError(f"data: expected an image, got {path}: {reason}") from error
-        pixels: Tensor = transforms.pil_to_tensor(picture)
-        return pixels
+        pixels = torch.from_numpy(np.array(picture)).view(picture.height, picture.width, -1)
+        return pixels.permute(2, 0, 1).contiguous()
 
     def _resize(self, picture: Any) -> Any:
         """Cut out the centre of the wanted shape and resize it in one step: never larger in between than it is."""
@@ -96,7 +97,7 @@ class Preprocessing:
         h, w = self.image_size
         scale = min(picture.height / h, picture.width / w)
         left, top = (picture.width - scale * w) / 2, (picture.height - scale * h) / 2
-        bilinear = _libraries()[0].Resampling.BILINEAR
+        bilinear = pillow().Resampling.BILINEAR
         return picture.resize((w, h), bilinear, box=(left, top, left + scale * w, top + scale * h))
 
     def normalise(self, pixels: Tensor) -> Tensor:
@@ -105,13 +106,13 @@ class Preprocessing:
         return (pixels.float() / 255 - mean) / std
 
 
-def _libraries() -> tuple[Any, Any]:
+def pillow() -> Any:
+    """PIL's module of images; ImportError that names the extra, without it."""
     try:
         from PIL import Image
-        from torchvision.transforms import functional
     except ImportError as error:
-        raise ImportError("reading images needs torchvision: pip install 'tacfast[vision]'") from error
-    return Image, functional
+        raise ImportError("reading images needs Pillow: pip install 'tacfast[vision]'") from error
+    return Image
 
 
 def listed(values: Iterable[float]) -> str:
@@ -180,7 +181,7 @@ def find_images(
     if not folder.is_dir():
         kind = NotADirectoryError if folder.exists() else FileNotFoundError
         raise kind(f"data: expected a folder of images, got {folder}")
-    _libraries()  # to say so before a long work if they are missing
+    pillow()  # to say so first if it is missing
     paths = sorted(path for path in _files(folder) if path.suffix.lower() in SUFFIXES)
     owners = [path.relative_to(folder).parts[0] for path in paths]
     loose = [path for path in paths if path.parent == folder]

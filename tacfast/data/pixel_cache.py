@@ -61,5 +61,9 @@ def _write(path: Path, listing: Listing) -> None:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None:
-            raise OSError(error.errno, f"{error.strerror}; TACFAST_CACHE names another folder", str(path)) from error
+            raise OSError(
+                error.errno,
+                f"{error.strerror}; TACFAST_CACHE may name another folder for decoded images",
+                str(path.parent),
+            ) from error
         raise

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,31 +44,47 @@ class Splits:
             raise ValueError(f"splits: expected disjoint indices, got {int(values[counts > 1][0])} more than once")
 
     def as_dict(self) -> dict[str, str]:
-        """The indices as compact text by name, for JSON: int32, compressed, in base 64."""
+        """Text for JSON that `from_dict` reads: per share the differences of its indices, int32, deflated, base64."""
         return {share.name: _packed(getattr(self, share.name)) for share in fields(self)}
 
     @classmethod
-    def from_dict(cls, packed: Mapping[str, str]) -> Splits:
-        """Read what `as_dict` gave.
+    def from_dict(cls, stored: Mapping[str, object], n: int) -> Splits:
+        """Read what `as_dict` gave, in the same order.
+
+        Parameters
+        ----------
+        stored : may come from anybody
+        n : size of the data set, which indices must be below
 
         Raises
         ------
         ValueError
-            If it is something else, or damaged.
+            If this is anything else, indices are not those of n images, or the shares are not disjoint.
         """
-        try:
-            return cls(**{share.name: _unpacked(packed[share.name]) for share in fields(cls)})
-        except (KeyError, TypeError, ValueError, zlib.error) as error:
-            raise ValueError(f"splits: expected indices as Splits.as_dict gives them: {error}") from error
+        names = [share.name for share in fields(cls)]
+        if set(stored) != set(names):
+            raise ValueError(f"splits: expected {', '.join(names)}, got {', '.join(map(repr, stored)) or 'nothing'}")
+        return cls(**{name: _unpacked(name, stored[name], n) for name in names})
 
 
 def _packed(indices: Tensor) -> str:
-    return base64.b64encode(zlib.compress(indices.int().numpy().tobytes())).decode()
+    steps = np.diff(indices.numpy(), prepend=0).astype("<i4")
+    return base64.b64encode(zlib.compress(steps.tobytes(), 9)).decode()
 
 
-def _unpacked(text: str) -> Tensor:
-    raw = bytearray(zlib.decompress(base64.b64decode(text, validate=True)))
-    return torch.frombuffer(raw, dtype=torch.int32).long() if raw else torch.empty(0, dtype=torch.int64)
+def _unpacked(name: str, text: object, n: int) -> Tensor:
+    try:
+        raw = base64.b64decode(str(text), validate=True)
+        inflating = zlib.decompressobj()
+        steps = inflating.decompress(raw, 4 * n + 1)  # no more than n indices, however well they compress
+        if not inflating.eof:
+            raise ValueError(f"they are cut off, or more than {n}")
+        indices = torch.from_numpy(np.frombuffer(steps, dtype="<i4").cumsum(dtype=np.int64))
+    except (ValueError, zlib.error) as error:
+        raise ValueError(f"{name}: expected packed indices: {error}") from error
+    if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < n:
+        raise ValueError(f"{name}: expected indices of {n} images, got {int(indices.min())} to {int(indices.max())}")
+    return indices
 
 
 def split_indices(n: int, *, clean: float, test: float | Tensor, held_out: float = 0.0, seed: int = 0) -> Splits:
@@ -92,8 +109,9 @@ def split_indices(n: int, *, clean: float, test: float | Tensor, held_out: float
         )
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     counts = [round(part * n) for part in (clean, share, held_out)]
-    train, *rest = order.split([n - sum(counts), *counts])
-    return Splits(train, rest[0], test if isinstance(test, Tensor) else rest[1], rest[2])
+    ends = [n - sum(counts[i:]) for i in range(3)]
+    train, cleaned, tested, held = torch.tensor_split(order, ends)
+    return Splits(train, cleaned, test if isinstance(test, Tensor) else tested, held)
 
 
 def hold_out(labels: Sequence[int], share: float, *, seed: int = 0) -> tuple[list[int], list[int]]:

@@ -1,5 +1,10 @@
+import base64
+import itertools
+import json
 import random
+import struct
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -34,7 +39,7 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch):
     ("pictures", "labels", "message"),
     [
         (torch.zeros(3, 8, 8), torch.zeros(3).long(), r"images: .* got torch.float32 of shape \(3, 8, 8\)"),
-        (torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.zeros(3).long(), "got torch.uint8"),
+        (torch.zeros(3, 1, 8, 8, dtype=torch.int16), torch.zeros(3).long(), "got torch.int16"),
         (torch.zeros(3, 1, 8, 8), torch.zeros(2).long(), r"labels: expected int64 of shape \(3,\)"),
         (torch.zeros(3, 1, 8, 8), torch.zeros(3), "got torch.float32"),
     ],
@@ -60,6 +65,19 @@ def test_loader_sees_everything_and_training_loaders_leave_out_the_rest():
     assert [len(x) for x, _ in images(5).loader(8, shuffle=True)] == [5]
 
 
+def test_bytes_come_out_between_zero_and_one():
+    pixels = torch.arange(0, 250, 25, dtype=torch.uint8).view(5, 2, 1, 1)
+    data = LabelledImages(pixels, torch.arange(5))
+    ((images, labels),) = data.loader(8)
+    expected = np.arange(0, 250, 25, dtype=np.float32).reshape(5, 2, 1, 1) / 255
+    assert np.array_equal(images.numpy(), expected)
+    assert labels.tolist() == [0, 1, 2, 3, 4]
+    image, label = data[3]
+    assert np.array_equal(image.numpy(), expected[3])
+    assert (label.shape, int(label)) == ((), 3)
+    assert data.subset(torch.tensor([4])).images.dtype == torch.uint8
+
+
 def test_splits_are_disjoint_complete_and_repeatable():
     splits = split_indices(101, clean=0.3, test=0.2, seed=5)
     shares = [splits.train, splits.clean, splits.test]
@@ -68,6 +86,65 @@ def test_splits_are_disjoint_complete_and_repeatable():
     again = split_indices(101, clean=0.3, test=0.2, seed=5)
     assert torch.equal(splits.test, again.test)
     assert not torch.equal(splits.test, split_indices(101, clean=0.3, test=0.2, seed=6).test)
+
+
+def test_splits_of_a_data_set_with_an_official_test_set():
+    splits = split_indices(100, clean=0.05, held_out=0.1, test=torch.arange(100, 120), seed=1)
+    assert [len(share) for share in (splits.train, splits.clean, splits.held_out, splits.test)] == [85, 5, 10, 20]
+    assert splits.test.tolist() == list(range(100, 120))
+    assert sorted(torch.cat([splits.train, splits.clean, splits.held_out]).tolist()) == list(range(100))
+
+
+def test_drawing_splits_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    split_indices(50, clean=0.1, held_out=0.1, test=0.2, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def packed(*indices):
+    """As `Splits.as_dict` documents it, written out by hand."""
+    steps = [after - before for before, after in itertools.pairwise((0, *indices))]
+    return base64.b64encode(zlib.compress(struct.pack(f"<{len(steps)}i", *steps))).decode()
+
+
+STORED = {"train": packed(5, 2, 9), "clean": packed(0), "test": packed(3, 4), "held_out": packed()}
+
+
+def test_splits_are_read_as_documented():
+    splits = Splits.from_dict(STORED, 10)
+    read = [share.tolist() for share in (splits.train, splits.clean, splits.test, splits.held_out)]
+    assert read == [[5, 2, 9], [0], [3, 4], []]
+
+
+def test_splits_survive_json_and_ranges_take_little_of_it():
+    splits = split_indices(10_000, clean=0.05, held_out=0.02, test=torch.arange(10_000, 20_000))
+    text = json.dumps(splits.as_dict())
+    again = Splits.from_dict(json.loads(text), 20_000)
+    for name in ("train", "clean", "test", "held_out"):
+        assert torch.equal(getattr(again, name), getattr(splits, name))
+    assert len(text) < 4 * 10_000
+    assert len(splits.as_dict()["test"]) < 100
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clean": packed(10)}, "clean: expected indices of 10 images, got 10 to 10"),
+        ({"clean": packed(-1)}, "clean: expected indices of 10 images, got -1 to -1"),
+        ({"clean": packed(9)}, "splits: expected disjoint indices, got 9 more than once"),
+        ({"clean": packed()}, r"clean: expected int64 indices of shape \(n,\) with n >= 1"),
+        ({"clean": packed(0)[:-8]}, "clean: expected packed indices"),
+        ({"clean": base64.b64encode(zlib.compress(b"abc")).decode()}, "clean: expected packed indices"),
+        ({"clean": base64.b64encode(b"abcd").decode()}, "clean: expected packed indices"),
+        ({"clean": "§"}, "clean: expected packed indices"),
+        ({"clean": None}, "clean: expected packed indices"),
+        ({"test": base64.b64encode(zlib.compress(bytes(2**24))).decode()}, "test: .* cut off, or more than 10"),
+        ({"more": packed(1)}, "splits: expected train, clean, test, held_out, got .*'more'"),
+    ],
+)
+def test_stored_splits_that_are_none(change, message):
+    with pytest.raises(ValueError, match=message):
+        Splits.from_dict(STORED | change, 10)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +164,7 @@ def test_bad_splits(train, clean, test, message):
 
 @pytest.mark.parametrize(("clean", "test"), [(0.0, 0.5), (0.5, 0.5), (1.2, 0.1), (0.3, -0.1)])
 def test_bad_shares(clean, test):
-    with pytest.raises(ValueError, match="clean, test: expected shares"):
+    with pytest.raises(ValueError, match="clean, test, held_out: expected shares"):
         split_indices(100, clean=clean, test=test)
 
 

@@ -127,7 +127,7 @@ def test_a_defence_gets_the_clean_share_and_a_copy_of_the_suspect():
         assert len(images) > 0.8 * len(trial.splits.clean)
         assert report.head.module is model.model[5] is not trial.model.model[5]
         model.register_buffer("unknown", torch.tensor(torch.nan))
-        for tensor in (*model.parameters(), *loader.dataset.tensors):
+        for tensor in (*model.parameters(), loader.dataset.images, loader.dataset.labels):
             tensor.data.zero_()
         return RepairResult(model, (), 0.0)
 
@@ -157,7 +157,7 @@ def test_what_is_held_out_is_a_part_of_the_clean_share():
     trial, seen = witnessed_trial()
 
     def spy(model, loader, report, *, held_out):
-        given, kept = loader.dataset.tensors, held_out.dataset.tensors
+        given, kept = ((part.images, part.labels) for part in (loader.dataset, held_out.dataset))
         assert (torch.cat([given[0], kept[0]])[:, 0, 0, 0] == CLEAN).all()
         assert len(kept[1]) == round(0.2 * len(trial.splits.clean))
         both = torch.cat([torch.cat([images.flatten(1), labels[:, None]], 1) for images, labels in (given, kept)])
