@@ -212,4 +212,4 @@ def load_trained(path: Path, dataset: ImageDataset) -> Trained:
     if attack is not None and attack.trained:
         attack.load_state_dict(torch.load(trigger_of(path), map_location="cpu", weights_only=True))
     model = Normalised(restore_model(checkpoint).float(), dataset.mean, dataset.std).eval()
-    return Trained(model, attack, Splits.from_dict(provenance["splits"]), checkpoint)
+    return Trained(model, attack, Splits.from_dict(provenance["splits"], len(dataset.data)), checkpoint)
