@@ -1,12 +1,7 @@
 """Data sets by name, from tiny copies in each official layout."""
 
-import errno
-import gzip
 import os
 import pickle
-import struct
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +9,22 @@ import torch
 
 Image = pytest.importorskip("PIL.Image")
 
-from tacfast.data import MissingDataError, Preprocessing, fashion_mnist, load_dataset  # noqa: E402
-from tacfast.data.folders import FORMATS, SUFFIXES  # noqa: E402
+from _layouts import (  # noqa: E402
+    CIFAR,
+    batch_of_python2,
+    cifar_folders,
+    cifar_pickles,
+    clothes,
+    draw,
+    idx,
+    noise,
+    signs,
+    string,
+    tiny,
+)
 
-RNG = np.random.default_rng(0)
-CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-WNIDS = ("n02", "n10", "n01")
+from tacfast.data import MissingDataError, fashion_mnist, load_dataset  # noqa: E402
+from tacfast.data.folders import FORMATS, SUFFIXES  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -36,18 +41,6 @@ def root(tmp_path):
     return tmp_path / "data"
 
 
-def noise(*shape):
-    return RNG.integers(0, 256, shape, dtype=np.uint8)
-
-
-def draw(path, size=32):
-    """Save random pixels without loss, whatever the name says; returns them as (channels, h, w)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = noise(size, size, 3)
-    Image.fromarray(pixels).save(path, format="PPM" if path.suffix == ".ppm" else "PNG")
-    return pixels.transpose(2, 0, 1)
-
-
 def assert_images(data, pixels, labels, n_train):
     assert data.data.images.dtype == torch.uint8
     assert np.array_equal(data.data.images.numpy(), np.stack(pixels))
@@ -59,12 +52,6 @@ def assert_images(data, pixels, labels, n_train):
 # --- CIFAR-10
 
 
-def cifar_folders(folder, names=CIFAR):
-    """Two images per class for training and one for the test."""
-    train = [draw(folder / "train" / name / f"{i}.png") for name in names for i in range(2)]
-    return train + [draw(folder / "test" / name / "0.png") for name in names]
-
-
 @pytest.mark.parametrize("names", [CIFAR, tuple(map(str, range(10)))])
 @pytest.mark.parametrize("place", ["cifar10", "."])
 def test_cifar10_in_folders(root, names, place):
@@ -73,36 +60,6 @@ def test_cifar10_in_folders(root, names, place):
     assert_images(data, pixels, [k for k in range(10) for _ in range(2)] + list(range(10)), 20)
     assert data.class_names == CIFAR
     assert (data.num_classes, data.padding, data.flip) == (10, 4, True)
-
-
-def string(content):
-    """A string of Python 2, in a pickle."""
-    return b"T" + struct.pack("<i", len(content)) + content
-
-
-def whole(*numbers):
-    return b"".join(b"J" + struct.pack("<i", number) for number in numbers)
-
-
-def batch_of_python2(pixels, labels):
-    """A pickle of protocol 2 as Python 2 wrote it: {'data': array, 'labels': list, 'batch_label': str}."""
-    dtype = b"cnumpy\ndtype\n" + string(b"u1") + whole(0, 1) + b"\x87R"
-    dtype += b"(" + whole(3) + string(b"|") + b"NNN" + whole(-1, -1, 0) + b"tb"
-    array = b"cnumpy.core.multiarray\n_reconstruct\n" + b"cnumpy\nndarray\n" + whole(0) + b"\x85" + string(b"b")
-    array += b"\x87R" + b"(" + whole(1) + b"(" + whole(*pixels.shape) + b"t" + dtype + b"\x89"
-    array += string(pixels.tobytes()) + b"tb"
-    items = string(b"batch_label") + string(b"training batch 1 of 5")
-    items += string(b"labels") + b"](" + whole(*labels) + b"e" + string(b"data") + array
-    return b"\x80\x02}(" + items + b"u."
-
-
-def cifar_pickles(folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    pixels, labels = noise(6, 2, 3072), RNG.integers(0, 10, (6, 2))
-    for i, name in enumerate(("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5")):
-        (folder / name).write_bytes(batch_of_python2(pixels[i], labels[i]))
-    (folder / "test_batch").write_bytes(batch_of_python2(pixels[5], labels[5]))
-    return pixels.reshape(12, 3, 32, 32), labels.ravel()
 
 
 @pytest.mark.parametrize("place", ["cifar-10-batches-py", "cifar10/cifar-10-batches-py", "."])
@@ -162,16 +119,6 @@ def test_a_missing_batch(root):
 
 
 # --- GTSRB
-
-
-def signs(folder):
-    """One image per class for training and three for the test, whose answers are in another order."""
-    pixels = [draw(folder / "GTSRB" / "Training" / f"{k:05}" / "00000_00001.ppm") for k in range(43)]
-    test = {i: draw(folder / "GTSRB" / "Final_Test" / "Images" / f"{i:05}.ppm") for i in range(3)}
-    lines = [f"{i:05}.ppm;53;54;6;5;48;49;{label}" for i, label in ((2, 16), (0, 42), (1, 0))]
-    header = "Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId"
-    (folder / "GT-final_test.csv").write_bytes("\r\n".join([header, *lines, ""]).encode())
-    return [*pixels, test[2], test[0], test[1]]
 
 
 @pytest.mark.parametrize("place", ["gtsrb", "."])
@@ -245,19 +192,6 @@ def test_a_class_without_images(root):
 # --- Tiny ImageNet
 
 
-def tiny(folder):
-    """Two images per class for training, and three of val in an order of their own."""
-    train = {(w, i): draw(folder / "train" / w / "images" / f"{w}_{i}.JPEG", 64) for w in WNIDS for i in range(2)}
-    for wnid in WNIDS:
-        (folder / "train" / wnid / f"{wnid}_boxes.txt").write_text(f"{wnid}_0.JPEG\t0\t0\t62\t62\n")
-    val = [draw(folder / "val" / "images" / f"val_{i}.JPEG", 64) for i in range(3)]
-    lines = [f"val_{i}.JPEG\t{wnid}\t0\t32\t44\t62\n" for i, wnid in ((0, "n10"), (2, "n02"), (1, "n01"))]
-    (folder / "val" / "val_annotations.txt").write_text("".join(lines))
-    (folder / "wnids.txt").write_text("\n".join(WNIDS))
-    (folder / "words.txt").write_text("n00\tentity\nn01\tgoldfish, Carassius auratus\nn10\tCoffee mug\n")
-    return [train[w, i] for w in sorted(WNIDS) for i in range(2)] + [val[0], val[2], val[1]]
-
-
 @pytest.mark.parametrize("place", ["tiny-imagenet-200", "."])
 def test_tiny_imagenet(root, place):
     pixels = tiny(root / place)
@@ -286,22 +220,6 @@ def test_annotations_that_do_not_fit(root, annotations, error, message):
 
 
 # --- Fashion-MNIST
-
-
-def idx(values):
-    return struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape) + values.tobytes()
-
-
-def clothes(folder, compress):
-    folder.mkdir(parents=True, exist_ok=True)
-    images, labels = noise(7, 28, 28), RNG.integers(0, 10, 7, dtype=np.uint8)
-    for part, rows in (("train", slice(0, 5)), ("t10k", slice(5, 7))):
-        for name, values in ((f"{part}-images-idx3-ubyte", images[rows]), (f"{part}-labels-idx1-ubyte", labels[rows])):
-            if compress:
-                (folder / f"{name}.gz").write_bytes(gzip.compress(idx(values)))
-            else:
-                (folder / name).write_bytes(idx(values))
-    return images[:, None], labels
 
 
 @pytest.mark.parametrize("compress", [False, True])
@@ -461,126 +379,3 @@ def test_digits_need_no_folder(root, cache):
 
 def test_endings_are_those_of_the_formats():
     assert set(SUFFIXES) == {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
-
-
-# --- decoded once
-
-
-def no_decoding(monkeypatch):
-    def fail(*_):
-        raise AssertionError("decoded again")
-
-    monkeypatch.setattr(Preprocessing, "read", fail)
-
-
-def test_the_second_start_decodes_nothing(root, cache, monkeypatch):
-    pixels = cifar_folders(root)
-    load_dataset("cifar10", root)
-    (file,) = cache.iterdir()
-    assert file.read_bytes() == np.stack(pixels).tobytes()
-    no_decoding(monkeypatch)
-    data = load_dataset("cifar10", root)
-    assert np.array_equal(data.data.images.numpy(), np.stack(pixels))
-    monkeypatch.chdir(root)
-    load_dataset("cifar10", ".")
-
-
-def test_pixels_are_mapped_and_private(root, cache):
-    maps = Path("/proc/self/maps")
-    cifar_folders(root)
-    data = load_dataset("cifar10", root)
-    (file,) = cache.iterdir()
-    before = file.read_bytes()
-    if maps.exists():
-        assert str(file) in maps.read_text()
-    data.data.images.zero_()
-    assert file.read_bytes() == before
-
-
-@pytest.mark.parametrize("size", [0, 100, 10**6])
-def test_a_cache_of_the_wrong_size_is_redone(root, cache, size):
-    pixels = cifar_folders(root)
-    load_dataset("cifar10", root)
-    (file,) = cache.iterdir()
-    file.write_bytes(b"x" * size)
-    assert np.array_equal(load_dataset("cifar10", root).data.images.numpy(), np.stack(pixels))
-    assert list(cache.iterdir()) == [file]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda root: draw(root / "train" / "bird" / "1.png"),
-        lambda root: draw(root / "train" / "bird" / "2.png"),
-        lambda root: (root / "train" / "bird" / "1.png").unlink(),
-        lambda root: (root / "train" / "bird" / "1.png").rename(root / "train" / "bird" / "5.png"),
-        lambda root: (root / "train" / "bird" / "1.png").rename(root / "train" / "cat" / "5.png"),
-        lambda root: os.utime(root / "train" / "bird" / "1.png", ns=(0, 1)),
-    ],
-)
-def test_other_files_are_decoded_again(root, cache, change):
-    cifar_folders(root)
-    load_dataset("cifar10", root)
-    change(root)
-    load_dataset("cifar10", root)
-    assert len(list(cache.iterdir())) == 2
-
-
-def test_an_image_that_is_damaged_is_named_and_leaves_nothing(root, cache):
-    cifar_folders(root)
-    path = root / "test" / "dog" / "0.png"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=f"data: expected an image, got {path}: "):
-        load_dataset("cifar10", root)
-    assert list(cache.iterdir()) == []
-    path = root / "a" / "0.png"
-    path.parent.mkdir()
-    path.write_bytes(b"")
-    for part in ("train", "test"):
-        (root / part).rename(root.parent / part)
-    with pytest.raises(ValueError, match=f"data: expected an image, got {path}: "):
-        load_dataset("folder", root)
-
-
-def test_a_cache_that_cannot_be_written_is_named(root, cache, monkeypatch):
-    cifar_folders(root)
-    cache.write_text("a file")
-    with pytest.raises(OSError, match=f"TACFAST_CACHE may name another folder.*{cache}"):
-        load_dataset("cifar10", root)
-    cache.unlink()
-
-    class Full:
-        def __init__(self, path):
-            path.touch()
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def write(self, _):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(Path, "open", lambda path, _: Full(path))
-    with pytest.raises(OSError, match=f"No space left on device; TACFAST_CACHE .*: '{cache}'") as caught:
-        load_dataset("cifar10", root)
-    assert caught.value.errno == errno.ENOSPC
-    assert list(cache.iterdir()) == []
-
-
-def test_several_may_decode_at_once(root, cache):
-    pixels = cifar_folders(root)
-    with ThreadPoolExecutor(4) as pool:
-        loaded = list(pool.map(lambda _: load_dataset("cifar10", root), range(4)))
-    assert all(np.array_equal(data.data.images.numpy(), np.stack(pixels)) for data in loaded)
-    assert len(list(cache.iterdir())) == 1
-
-
-def test_the_cache_is_in_the_home_folder(root, tmp_path, monkeypatch):
-    monkeypatch.delenv("TACFAST_CACHE")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    draw(root / "a" / "0.png", 8)
-    load_dataset("folder", root)
-    (file,) = (tmp_path / ".cache" / "tacfast").iterdir()
-    assert file.stat().st_size == 3 * 8 * 8
