@@ -79,4 +79,4 @@ def _read(path: Path, shape: tuple[int, ...]) -> Tensor:
     sizes = tuple(np.frombuffer(head[4 : len(head) // 4 * 4], dtype=">u4").tolist())
     if head[:4] != bytes((0, 0, 8, dimensions)) or sizes[1:] != shape or math.prod(sizes) != len(body):
         raise ValueError(f"data: expected an IDX file of bytes of shape {('n', *shape)}, got another in {path}")
-    return torch.frombuffer(bytearray(body), dtype=torch.uint8).view(sizes)
+    return torch.from_numpy(np.frombuffer(body, dtype=np.uint8).reshape(sizes).copy())

@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -59,7 +60,8 @@ def _write(path: Path, listing: Listing) -> None:
                 file.write(chunk.numpy().tobytes())
         temporary.replace(path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None:
             raise OSError(
                 error.errno,

@@ -18,7 +18,9 @@ def list_images(root: Path) -> Listing:
     """List Tiny ImageNet: 100 000 images of 64×64 for training, and 10 000 of ``val`` for the test.
 
     The labels of the official test set were never published. Classes are in alphabetical order of their WordNet ids,
-    which is that of torchvision's ``ImageFolder``, and are named by the first of their words.
+    which is that of torchvision's ``ImageFolder``, and are named by the first of their words. Normalisation, crop and
+    mirroring are the customary ones. That ``std`` is about the mean of the images' own deviations; of all pixels
+    together it would be 0.27, 0.27, 0.28.
     """
     folder = find_folder(
         root, ("tiny-imagenet-200", "tinyimagenet", "."), ("wnids.txt",), name="tinyimagenet", layout=LAYOUT
