@@ -186,7 +186,7 @@ def _run_demo(seed: int, clean: bool, on_progress: Progress | None) -> DemoResul
     tell("scan", 0, 1)
     report, before, after = trial.report, trial.before, None
     tell("scan", 1, 1)
-    if report.verdict.label == "suspicious":
+    if report.verdict.classes:
         defense = partial(repair, seed=seed, on_epoch=lambda record: tell("repair", record.epoch, REPAIR_EPOCHS))
         after = run_defense(defense, trial, batch_size=REPAIR_BATCH_SIZE).after
     poisoned = None if clean else trial.attack.target

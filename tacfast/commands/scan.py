@@ -16,7 +16,7 @@ from . import options, screen
 from .suspect import Suspect, check_files, first_head, open_loader, open_suspect
 
 # By the label of the verdict; 1 is an error and 2 wrong usage.
-EXIT_STATUS = {"nothing_found": 0, "suspicious": 3, "inconclusive": 4}
+EXIT_STATUS = {"nothing_found": 0, "suspicious": 3, "borderline": 4, "inconclusive": 4}
 
 
 def scan(
@@ -47,8 +47,8 @@ def scan(
 ) -> None:
     """Look for a backdoor in a classifier that somebody else trained.
 
-    Exit status: 0 nothing found, 1 error, 2 wrong usage, 3 suspicious, 4 inconclusive. Nothing found is no proof that
-    there is no backdoor.
+    Exit status: 0 nothing found, 1 error, 2 wrong usage, 3 suspicious, 4 borderline or inconclusive. Nothing found is
+    no proof that there is no backdoor.
     """
     console = Console()
     check_files(checkpoint, class_names, json=json, html=html, resume=resume)

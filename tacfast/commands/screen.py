@@ -41,7 +41,7 @@ def print_scan(console: Console, facts: Mapping[str, Any], names: Mapping[int, s
     for reason in verdict["reasons"]:
         say(f"  {reason}")
     if stability := facts["stability"]:
-        say(f"  {stability['same_verdict']} of {stability['blocks']} runs without a block of samples say the same")
+        say(f"  {stability['sentence']}")
     console.print()
     console.print(_norms_table(facts, names))
     accuracy = "" if scan["accuracy"] is None else f", clean accuracy {100 * scan['accuracy']:.1f} %"
@@ -61,7 +61,7 @@ def _norms_table(facts: Mapping[str, Any], names: Mapping[int, str]) -> Table:
     for entry in sorted(facts["classes"], key=lambda entry: entry["rank"])[:MAX_ROWS]:
         share = entry["norm"] / median if median > 0 else math.nan
         cells = (f"{entry['norm']:.4g}", f"{share:.3f}", f"{entry['index']:.2f}")
-        style = "bold red" if entry["suspicious"] else ""
+        style = "bold red" if entry["named"] else ""
         table.add_row(Text(class_label(names, entry["class"])), *cells, style=style)
     return table
 

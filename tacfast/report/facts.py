@@ -16,7 +16,7 @@ from ..detection import MAX_RATIO, MIN_INDEX
 from ..scanning import ScanReport
 from ..solver import TacSolution
 from ..stability import Stability, ranks
-from .words import headline
+from .words import headline, stability_sentence
 
 # As many latents of a shift are listed.
 TOP_LATENTS = 20
@@ -126,7 +126,7 @@ def _classes(report: ScanReport, solution: TacSolution, names: Mapping[int, str]
         {
             "class": k,
             "name": names.get(k),
-            "suspicious": k in verdict.classes,
+            "named": k in verdict.classes,
             "norm": verdict.norms[k],
             "index": verdict.index[k],
             "rank": places[k],
@@ -148,13 +148,15 @@ def _jackknife(stability: Stability, k: int) -> dict[str, Any]:
 def _stability(report: ScanReport) -> dict[str, Any] | None:
     if report.stability is None:
         return None
-    runs = report.stability.runs
-    same = [run for run in runs if (run.label, run.classes) == (report.verdict.label, report.verdict.classes)]
-    return {"blocks": len(runs), "same_verdict": len(same), "labels": dict(report.stability.labels)}
+    return {
+        "blocks": len(report.stability.runs),
+        "labels": dict(report.stability.labels),
+        "sentence": stability_sentence(report.verdict, report.stability),
+    }
 
 
 def _worth_a_look(report: ScanReport) -> list[int]:
-    """The suspicious classes, or else the one that is the easiest to reach."""
+    """The named classes, or else the one that is the easiest to reach."""
     norms = report.verdict.norms
     reachable = [k for k in norms if math.isfinite(norms[k])]
     return list(report.verdict.classes) or sorted(reachable, key=norms.__getitem__)[:1]
