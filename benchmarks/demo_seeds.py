@@ -25,7 +25,7 @@ def run_seed(seed: int, clean: bool) -> dict:
     """Run the demo once and flatten what came of it."""
     result: DemoResult = run_demo(seed, clean=clean)
     verdict = result.report.verdict
-    smallest = min(verdict.norms, key=lambda k: verdict.norms[k])
+    smallest = verdict.easiest
     row = {
         "seed": seed,
         "model": "clean" if clean else "backdoored",
