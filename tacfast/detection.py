@@ -59,6 +59,11 @@ class Verdict:
     threshold: float
     reasons: tuple[str, ...]
 
+    @property
+    def easiest(self) -> int:
+        """The class with the smallest norm, the first of several."""
+        return min(self.norms, key=self.norms.__getitem__)
+
 
 def detect(solution: TacSolution, samples_per_class: Sequence[int] | Tensor | None = None) -> Verdict:
     """Judge a solution by whether the norm of one class is far below the others.

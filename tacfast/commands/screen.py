@@ -81,6 +81,26 @@ def print_repair(console: Console, facts: Mapping[str, Any], names: Mapping[int,
     console.print(table)
 
 
+def print_attack(console: Console, attack: Mapping[str, Any] | None) -> None:
+    """Print what was measured on images with the trigger, before and, if there was one, after a repair."""
+    if attack is None:
+        return
+    figures = [attack["before"], *filter(None, [attack["after"]])]
+    asr, ra = (" → ".join(f"{100 * each[name]:.1f} %" for each in figures) for name in ("asr", "ra"))
+    printer(console)(
+        f"attack success (ASR) {asr}, robust accuracy (RA) {ra}, on {attack['before']['images']} images with the "
+        "trigger: known only because this folder holds them, and no part of the verdict"
+    )
+
+
+def print_confirmation(console: Console, confirmation: Mapping[str, Any]) -> None:
+    """Print what a second scan says of a repair."""
+    say = printer(console)
+    say(f"\nScanned again: {confirmation['label'].replace('_', ' ')}", style="bold")
+    for sentence in (confirmation["headline"], *confirmation["notes"]):
+        say(f"  {sentence}")
+
+
 def print_warnings(console: Console, sentences: Sequence[str]) -> None:
     """Print what makes the answer less reliable."""
     for sentence in sentences:

@@ -38,7 +38,7 @@ def headline(verdict: Verdict, names: Mapping[int, str]) -> str:
         flagged = ", ".join(class_label(names, k) for k in verdict.classes)
         return f"Suspicious: class {flagged} is far easier to reach than the others"
     if verdict.label == "borderline":
-        easiest = class_label(names, min(verdict.norms, key=verdict.norms.__getitem__))
+        easiest = class_label(names, verdict.easiest)
         if verdict.classes:
             return f"Borderline: class {easiest} is far easier to reach than the others, but not in every run"
         return f"Borderline: class {easiest} is easier to reach than the others, but not by enough to be suspicious"

@@ -73,7 +73,7 @@ class Page(HTMLParser):
         start = next(i for i, row in enumerate(self.rows) if row[: len(columns)] == list(columns))
         body = []
         for row in self.rows[start + 1 :]:
-            if row[0] in ("class", "latent"):
+            if row[0] in ("class", "latent", "images with the trigger"):
                 break
             body.append(dict(zip(self.rows[start], (cell.strip() for cell in row), strict=True)))
         return body
@@ -453,6 +453,43 @@ def test_a_repair_is_told(page):
     assert rows[9]["change"] == "−13.0"
     assert len(found.pictures) == 6
     assert any("epoch 2, chosen" in svg for svg in found.pictures)
+
+
+CONFIRMATION = {
+    "label": "borderline",
+    "classes": [3],
+    "headline": "Borderline: class 3",
+    "doubts": ["a <doubt>", "another"],
+    "notes": ["a note"],
+}
+
+
+def test_a_second_scan_and_its_doubts_are_told(page):
+    result = make_result([0.9] * 10, [0.8] * 10, mode="latent", epoch=2, targets=(3,))
+    facts = repair_facts(result, CONFIRMATION)
+    assert facts["confirmation"] == CONFIRMATION
+    found = page("confirmation", suspicious(), repair=facts)
+    for text in ("Scanned again: borderline", "Borderline: class 3.", "Not confirmed: a <doubt>.", "a note"):
+        assert text in found.text
+    assert repair_facts(result)["confirmation"] is None
+
+
+def test_what_was_measured_of_the_attack_and_warnings_are_told(page):
+    before, after = {"asr": 0.987, "ra": 0.012, "images": 800}, {"asr": 0.021, "ra": 0.9, "images": 800}
+    attack = {"before": before, "after": None}
+    found = page("attack", suspicious(), attack=attack, warnings=["<b>mind</b>", "the gap"])
+    assert found.table("images with the trigger", "before") == [
+        {"images with the trigger": "sent to the attacker's class (ASR)", "before": "98.7 %"},
+        {"images with the trigger": "classified correctly (RA)", "before": "1.2 %"},
+    ]
+    assert "holds 800 test images with the trigger: they had no part in the verdict." in found.text
+    assert "Warning: <b>mind</b>. Warning: the gap." in found.text
+    repair = repair_facts(make_result([0.9] * 10, [0.8] * 10, mode="latent", epoch=2, targets=(3,)))
+    found = page("attack-after", suspicious(), attack=attack | {"after": after}, repair=repair)
+    rows = found.table("images with the trigger", "before", "after the repair")
+    assert [row["after the repair"] for row in rows] == ["2.1 %", "90.0 %"]
+    assert scan_facts(suspicious())["attack"] is None
+    assert scan_facts(suspicious())["warnings"] == []
 
 
 def test_a_repair_that_was_rolled_back_and_one_of_many_classes(page):
