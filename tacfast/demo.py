@@ -168,7 +168,7 @@ def run_demo(seed: int = 0, *, clean: bool = False, on_progress: Progress | None
     Parameters
     ----------
     seed : of everything random; also chooses the poisoned class
-    clean : leave the backdoor out; then nothing should be found
+    clean : leave the backdoor out; then no class should be named
     on_progress : called with (stage, done, total); stages ``"train"``, ``"scan"``, ``"repair"``
     """
     with _one_thread(), isolated_randomness(seed):
