@@ -156,7 +156,7 @@ def run_demo(seed: int = 0, *, clean: bool = False, on_progress: Progress | None
     Parameters
     ----------
     seed : of everything random; also chooses the poisoned class
-    clean : leave the backdoor out; then nothing should be found
+    clean : leave the backdoor out; then no class should be named
     on_progress : called with (stage, done, total); stages ``"train"``, ``"scan"``, ``"repair"``
     """
     with _one_thread(), isolated_randomness(seed):
@@ -174,7 +174,7 @@ def _run_demo(seed: int, clean: bool, on_progress: Progress | None) -> DemoResul
     tell("scan", 0, 1)
     report, before, after = trial.report, trial.before, None
     tell("scan", 1, 1)
-    if report.verdict.label == "suspicious":
+    if report.verdict.classes:
         defense = partial(repair, seed=seed, on_epoch=lambda record: tell("repair", record.epoch, REPAIR_EPOCHS))
         after = run_defense(defense, trial, batch_size=REPAIR_BATCH_SIZE).after
     poisoned = None if clean else trial.attack.target

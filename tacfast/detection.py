@@ -12,10 +12,10 @@ from torch import Tensor
 
 from .solver import Status, TacSolution
 
-Label = Literal["nothing_found", "suspicious", "inconclusive"]
+Label = Literal["nothing_found", "borderline", "suspicious", "inconclusive"]
 
 # The rule until it is calibrated. Neither limit suffices alone at ten classes: clean models reach an index of
-# 3, and backdoored ones a ratio of 0.86. The gaps leave out half of each source class, against natural
+# 8, and backdoored ones a ratio of 0.86. The gaps leave out half of each source class, against natural
 # outliers.
 RULE_TRIM = 0.5
 RULE_MARGIN = 0.0
@@ -40,8 +40,9 @@ class Verdict:
 
     Attributes
     ----------
-    label : ``"nothing_found"``, ``"suspicious"`` or ``"inconclusive"``
-    classes : the suspicious classes, worst first; at most one under the present rule
+    label : ``"nothing_found"``, ``"borderline"``, ``"suspicious"`` or ``"inconclusive"``
+    classes : the suspicious classes, worst first; at most one under the present rule. Of a borderline verdict those
+        that all samples together call suspicious, if any
     index : anomaly index (median − norm) / (1.4826 · MAD) per solved class: positive below the median, −inf
         for a class that cannot be reached; NaN where it is undefined
     norms : ‖s_k‖₂ per solved class, +inf for a class that no shift reaches
@@ -58,6 +59,11 @@ class Verdict:
     threshold: float
     reasons: tuple[str, ...]
 
+    @property
+    def easiest(self) -> int:
+        """The class with the smallest norm, the first of several."""
+        return min(self.norms, key=self.norms.__getitem__)
+
 
 def detect(solution: TacSolution, samples_per_class: Sequence[int] | Tensor | None = None) -> Verdict:
     """Judge a solution by whether the norm of one class is far below the others.
@@ -65,9 +71,9 @@ def detect(solution: TacSolution, samples_per_class: Sequence[int] | Tensor | No
     A backdoor is a short cut to its target class, so the shift that sends every clean latent there is small
     (arXiv 2511.08944). The smallest class is suspicious if its one-sided anomaly index (Neural Cleanse, Wang
     et al. 2019: distance from the median over 1.4826 · the median absolute deviation) exceeds ``MIN_INDEX`` =
-    2 *and* its norm is less than ``MAX_RATIO`` = 0.86 of the median. Both medians take the mean of the two
-    middle values of an even number. A class that no shift reaches (infeasible) counts as +inf on the far
-    side.
+    2 *and* its norm is less than ``MAX_RATIO`` = 0.86 of the median; if only one of the two holds, the verdict is
+    borderline. Both medians take the mean of the two middle values of an even number. A class that no shift reaches
+    (infeasible) counts as +inf on the far side.
 
     Parameters
     ----------
@@ -186,7 +192,11 @@ def _apply_rule(
     tied = [str(classes[i]) for i in (norms == norm).nonzero().flatten().tolist() if i != smallest]
     if tied:
         facts += (f"its norm is also that of class {', '.join(tied)}: the rule names one class only",)
-    if score > MIN_INDEX and ratio < MAX_RATIO:
+    beyond = [name for name, holds in (("index", score > MIN_INDEX), ("ratio", ratio < MAX_RATIO)) if holds]
+    if len(beyond) == 2:
         return "suspicious", (k,), facts
+    if beyond:
+        closing = f"only its {beyond[0]} is beyond the limit, and both are needed: that is borderline"
+        return "borderline", (), (*facts, closing)
     closing = "nothing found is no proof that the model is clean: some backdoors leave no single short cut"
     return "nothing_found", (), (*facts, closing)

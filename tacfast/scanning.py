@@ -15,7 +15,7 @@ from .models.head import Head
 from .models.latents import latent_batches, resolve_head
 from .models.tally import ResumeFile, Tally
 from .solver import TacSolution
-from .stability import Stability, check_blocks, leave_blocks_out
+from .stability import Stability, check_blocks, leave_blocks_out, weigh
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class ScanReport:
 
     Attributes
     ----------
-    verdict : the judgement with its reasons
+    verdict : the judgement with its reasons; borderline, too, where ``stability`` has runs that disagree
     solution : the shift s_k towards every class, with norms and certificate
     head : the layer whose inputs were taken as latents
     fingerprint : of the weights of the head, by which `tacfast.repair` knows the model again
@@ -115,7 +115,7 @@ def scan(
     end = time.perf_counter()
     any_labels = bool(tally.labelled.any())
     return ScanReport(
-        verdict=verdict,
+        verdict=weigh(verdict, stability),
         solution=solution,
         head=found,
         fingerprint=tally.gaps.fingerprint,

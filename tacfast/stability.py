@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import NamedTuple
 
@@ -91,8 +91,9 @@ def check_blocks(blocks: int | None) -> None:
 def leave_blocks_out(gaps: GapMatrix, blocks: int | None = None) -> Stability | None:
     """Deal the samples into blocks, and judge the model without each of them in turn.
 
-    The blocks have the same mix of classes. One gap matrix is made per block, and those that stay are merged by
-    element-wise maximum; their logits are not copied.
+    The blocks have the same mix of classes, and are drawn at random, always the same way, whatever the order of the
+    samples. One gap matrix is made per block, and those that stay are merged by element-wise maximum; their logits are
+    not copied.
 
     Parameters
     ----------
@@ -122,3 +123,29 @@ def leave_blocks_out(gaps: GapMatrix, blocks: int | None = None) -> Stability | 
         # Judged as if nothing were missing: whether there are enough samples is a question about all of them.
         runs.append(detect(solution, counts))
     return Stability(tuple(runs))
+
+
+def weigh(verdict: Verdict, stability: Stability | None) -> Verdict:
+    """Make a verdict borderline unless every run without a block of samples comes to the same label and classes.
+
+    The classes stay named, so that they can be repaired; an inconclusive verdict stays what it is. That all runs agree
+    proves nothing: a backdoor that the rule misses is missed by all of them.
+    """
+    if stability is None or verdict.label in ("borderline", "inconclusive"):
+        return verdict
+    others = [run for run in stability.runs if (run.label, run.classes) != (verdict.label, verdict.classes)]
+    if not others:
+        return verdict
+    counted = Counter(_said(run) for run in others)
+    listed = ", ".join(f"{count} {words}" for words, count in counted.most_common())
+    reason = (
+        f"all samples together say {_said(verdict)}, but of {len(stability.runs)} runs, each without a block of them, "
+        f"{len(others)} disagree ({listed}): that is borderline"
+    )
+    return replace(verdict, label="borderline", reasons=(*verdict.reasons, reason))
+
+
+def _said(verdict: Verdict) -> str:
+    """The label in words, and the classes that it is about."""
+    classes = f" (class {', '.join(map(str, verdict.classes))})" if verdict.classes else ""
+    return verdict.label.replace("_", " ") + classes

@@ -22,7 +22,7 @@ def demo(
     seed: Annotated[
         int, typer.Option(min=0, max=MAX_SEED, help="Seed of everything random; also picks the poisoned class.")
     ] = 0,
-    clean: Annotated[bool, typer.Option("--clean", help="Leave the backdoor out; nothing should be found.")] = False,
+    clean: Annotated[bool, typer.Option("--clean", help="Leave the backdoor out; no class should be named.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for report.json and norms.png.")] = Path("tacfast-demo"),
 ) -> None:
     """Train a digit classifier with a backdoor, find it, remove it. Exit status 0 if all of that worked."""

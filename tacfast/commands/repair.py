@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -16,12 +16,14 @@ from ..data import FolderLoader, hold_out
 from ..defenses import MODES, DivergedError, RepairResult
 from ..defenses import repair as repair_model
 from ..models import save_checkpoint, write_defense_result
-from ..models.checkpoint import check_target
+from ..models.checkpoint import SAFETENSORS, check_target
 from ..report import repair_facts
 from ..scanning import ScanReport
 from . import options, screen
-from .scan import EXIT_STATUS, run_scan, show_scan, write_reports
-from .suspect import Suspect, check_files, open_loader, open_suspect
+from .confirm import UNCONFIRMED, confirm
+from .scan import EXIT_STATUS, describe, run_scan, show_scan, write_reports
+from .suspect import TRAINED_BY, Suspect, check_files, digests, open_loader, open_suspect
+from .triggered import Triggered
 
 REPAIR = "The repair"
 # Higher rates remove more of a backdoor, and which one a network survives differs by a factor of a hundred. The first
@@ -97,9 +99,11 @@ def repair(
     json: options.Json = None,
     html: options.Html = None,
 ) -> None:
-    """Scan a classifier, remove the backdoor if one is found, and write the repaired weights.
+    """Scan a classifier, remove the backdoor if one is found, scan again, and write the repaired weights.
 
-    Exit status: 0 repaired weights were written, 1 error or nothing written, 2 wrong usage, 4 the scan is inconclusive.
+    Exit status: 0 weights were written and nothing speaks against the repair, 1 error or nothing written, 2 wrong
+    usage, 4 the scan is borderline or inconclusive and nothing was written, 5 weights were written but the repair could
+    not be confirmed. No status is a proof that the backdoor is gone.
     """
     console = Console()
     if not 0 < held_out < 1:
@@ -141,9 +145,11 @@ def repair(
 
     everything = open_images()
     report = run_scan(console, suspect, everything, head)
-    show_scan(console, suspect, report, everything)
+    triggered = Triggered(suspect, batch_size, workers=workers)
+    about = describe(suspect, report, everything, triggered)
+    show_scan(console, report, about)
     if not report.verdict.classes and not target:
-        write_reports(suspect, report, everything, json=json, html=html)
+        write_reports(report, about, json=json, html=html)
         typer.echo("tacfast: nothing to repair, nothing written; --target repairs a class of your choice", err=True)
         raise typer.Exit(EXIT_STATUS[report.verdict.label] or 1)
 
@@ -166,7 +172,16 @@ def repair(
     states = [_state_of(state, rate) for rate in rates]
     first = next((i for i, path in enumerate(states) if path is not None and path.exists()), 0)
     result = _first_kept(rates[first:], attempt)
-    _finish(console, suspect, report, result, everything, out, json, html)
+    if result.rolled_back:
+        _give_up(console, report, about | {"repair": repair_facts(result)}, json=json, html=html)
+    repaired = replace(suspect, model=result.model)
+    again = run_scan(console, repaired, everything, report.head.name, task="scanning again")
+    after = triggered.measure(result.model)
+    facts = repair_facts(result, confirm(report, again, result.targets, after, suspect.names))
+    _write_weights(suspect, result, facts, out, digests(suspect.images.paths[i] for i in trained))
+    about |= {"repair": facts, "attack": after and about["attack"] | {"after": after}}
+    write_reports(report, about, json=json, html=html)
+    _show_repair(console, about, out)
 
 
 def _state_of(state: Path | None, rate: float) -> Path | None:
@@ -184,33 +199,37 @@ def _first_kept(rates: Sequence[float], attempt: Callable[[float], RepairResult]
     return attempt(rates[-1])
 
 
-def _finish(
-    console: Console,
-    suspect: Suspect,
-    report: ScanReport,
-    result: RepairResult,
-    loader: FolderLoader,
-    out: Path,
-    json: Path | None,
-    html: Path | None,
+def _give_up(console: Console, report: ScanReport, about: dict[str, Any], **files: Path | None) -> NoReturn:
+    """Report a repair that came to nothing, and leave with status 1."""
+    facts = about["repair"]
+    write_reports(report, about, json=files["json"], html=files["html"])
+    screen.print_repair(console, facts, about["names"])
+    typer.echo(
+        f"tacfast: no epoch kept clean accuracy within --max-drop on {facts['samples']} held-out images, "
+        "no weights written; more images, a larger --max-drop or a lower --lr may help",
+        err=True,
+    )
+    raise typer.Exit(1)
+
+
+def _show_repair(console: Console, about: dict[str, Any], out: Path) -> None:
+    """Print what came of the repair; leave with status 5 if that could not be confirmed."""
+    facts, say = about["repair"], screen.printer(console)
+    screen.print_confirmation(console, facts["confirmation"])
+    console.print()
+    screen.print_repair(console, facts, about["names"])
+    screen.print_attack(console, about["attack"])
+    say(f"wrote {out}, of epoch {facts['epoch']} at learning rate {facts['settings']['lr']:g}")
+    if out.suffix != SAFETENSORS:
+        say(f"{out.name} has no room for a list of the images that trained it: scan it with others")
+    if doubts := facts["confirmation"]["doubts"]:
+        typer.echo(f"tacfast: weights written, but the repair could not be confirmed: {'; '.join(doubts)}", err=True)
+        raise typer.Exit(UNCONFIRMED)
+
+
+def _write_weights(
+    suspect: Suspect, result: RepairResult, facts: dict[str, Any], out: Path, trained_by: list[str]
 ) -> None:
-    """Write and print what came of the repair; leave with status 1 if that was nothing."""
-    facts = repair_facts(result)
-    if not result.rolled_back:
-        _write_weights(suspect, result, facts, out)
-    write_reports(suspect, report, loader, json=json, html=html, repair=facts)
-    screen.print_repair(console, facts, suspect.names)
-    if result.rolled_back:
-        typer.echo(
-            f"tacfast: no epoch kept clean accuracy within --max-drop on {facts['samples']} held-out images, "
-            "no weights written; more images, a larger --max-drop or a lower --lr may help",
-            err=True,
-        )
-        raise typer.Exit(1)
-    screen.printer(console)(f"wrote {out}, of epoch {result.epoch} at learning rate {result.settings['lr']:g}")
-
-
-def _write_weights(suspect: Suspect, result: RepairResult, facts: dict[str, Any], out: Path) -> None:
     checkpoint = replace(
         suspect.checkpoint,
         weights=result.model.state_dict(),
@@ -222,11 +241,14 @@ def _write_weights(suspect: Suspect, result: RepairResult, facts: dict[str, Any]
             "classes": list(result.targets),
             "epoch": result.epoch,
             "learning rate": result.settings["lr"],
+            TRAINED_BY: sorted({*suspect.trained_by, *trained_by}),
         },
         metrics={
             "held-out clean accuracy": facts["after"]["overall"],
             "of the original": facts["before"]["overall"],
             "held-out images": facts["samples"],
+            "second scan": facts["confirmation"]["label"],
+            "not confirmed": facts["confirmation"]["doubts"],
         },
     )
     if out.name == DEFENSE_RESULT:

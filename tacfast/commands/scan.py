@@ -14,9 +14,10 @@ from ..scanning import ScanReport
 from ..scanning import scan as scan_model
 from . import options, screen
 from .suspect import Suspect, check_files, first_head, open_loader, open_suspect
+from .triggered import Triggered
 
 # By the label of the verdict; 1 is an error and 2 wrong usage.
-EXIT_STATUS = {"nothing_found": 0, "suspicious": 3, "inconclusive": 4}
+EXIT_STATUS = {"nothing_found": 0, "suspicious": 3, "borderline": 4, "inconclusive": 4}
 
 
 def scan(
@@ -47,8 +48,8 @@ def scan(
 ) -> None:
     """Look for a backdoor in a classifier that somebody else trained.
 
-    Exit status: 0 nothing found, 1 error, 2 wrong usage, 3 suspicious, 4 inconclusive. Nothing found is no proof that
-    there is no backdoor.
+    Exit status: 0 nothing found, 1 error, 2 wrong usage, 3 suspicious, 4 borderline or inconclusive. Nothing found is
+    no proof that there is no backdoor.
     """
     console = Console()
     check_files(checkpoint, class_names, json=json, html=html, resume=resume)
@@ -65,46 +66,50 @@ def scan(
         device=device,
     )
     loader = open_loader(suspect.images, batch_size, workers=workers, skip_unreadable=skip_unreadable)
-    report = run_scan(console, suspect, loader, head, resume)
+    report = run_scan(console, suspect, loader, head, resume=resume)
+    about = describe(suspect, report, loader, Triggered(suspect, batch_size, workers=workers))
     # First what may be lost: printing fails where nobody reads on.
-    write_reports(suspect, report, loader, json=json, html=html)
-    show_scan(console, suspect, report, loader)
+    write_reports(report, about, json=json, html=html)
+    show_scan(console, report, about)
     raise typer.Exit(EXIT_STATUS[report.verdict.label])
 
 
 def run_scan(
-    console: Console, suspect: Suspect, loader: FolderLoader, head: str | None, resume: Path | None = None
+    console: Console,
+    suspect: Suspect,
+    loader: FolderLoader,
+    head: str | None,
+    *,
+    resume: Path | None = None,
+    task: str = "scanning",
 ) -> ScanReport:
     """Scan with a progress bar."""
     found = first_head(suspect.model, loader, head)
-    with screen.progress(console, "scanning", len(suspect.images)) as advance:
+    with screen.progress(console, task, len(suspect.images)) as advance:
         return scan_model(suspect.model, loader, head=found, on_batch=advance, resume=resume)
 
 
-def show_scan(console: Console, suspect: Suspect, report: ScanReport, loader: FolderLoader) -> None:
-    """Print the verdict, and what makes it less reliable."""
-    facts = scan_facts(report, names=suspect.names)
-    screen.print_scan(console, facts, suspect.names)
-    screen.print_warnings(
-        console, [*filter(None, [facts["scan"]["accuracy_warning"]]), *suspect.warnings(report, loader)]
-    )
-
-
-def write_reports(
-    suspect: Suspect,
-    report: ScanReport,
-    loader: FolderLoader,
-    *,
-    json: Path | None,
-    html: Path | None,
-    repair: dict[str, Any] | None = None,
-) -> None:
-    """Write the files that were asked for."""
-    about: dict[str, Any] = {
+def describe(suspect: Suspect, report: ScanReport, loader: FolderLoader, triggered: Triggered) -> dict[str, Any]:
+    """Measure the attack where that can be done, and collect what `tacfast.report.scan_facts` takes beside a report."""
+    before = triggered.measure(suspect.model)
+    return {
         "names": suspect.names,
         "source": suspect.source(report, loader),
-        "repair": repair,
+        "attack": None if before is None else {"before": before, "after": None},
+        "warnings": [*suspect.warnings(report, loader), *triggered.warnings],
     }
+
+
+def show_scan(console: Console, report: ScanReport, about: dict[str, Any]) -> None:
+    """Print the verdict, and what makes it less reliable."""
+    facts = scan_facts(report, **about)
+    screen.print_scan(console, facts, about["names"])
+    screen.print_attack(console, facts["attack"])
+    screen.print_warnings(console, [*filter(None, [facts["scan"]["accuracy_warning"]]), *facts["warnings"]])
+
+
+def write_reports(report: ScanReport, about: dict[str, Any], *, json: Path | None, html: Path | None) -> None:
+    """Write the files that were asked for."""
     if json is not None:
         write_json(json, scan_facts(report, **about))
     if html is not None:

@@ -41,7 +41,7 @@ def print_scan(console: Console, facts: Mapping[str, Any], names: Mapping[int, s
     for reason in verdict["reasons"]:
         say(f"  {reason}")
     if stability := facts["stability"]:
-        say(f"  {stability['same_verdict']} of {stability['blocks']} runs without a block of samples say the same")
+        say(f"  {stability['sentence']}")
     console.print()
     console.print(_norms_table(facts, names))
     accuracy = "" if scan["accuracy"] is None else f", clean accuracy {100 * scan['accuracy']:.1f} %"
@@ -61,7 +61,7 @@ def _norms_table(facts: Mapping[str, Any], names: Mapping[int, str]) -> Table:
     for entry in sorted(facts["classes"], key=lambda entry: entry["rank"])[:MAX_ROWS]:
         share = entry["norm"] / median if median > 0 else math.nan
         cells = (f"{entry['norm']:.4g}", f"{share:.3f}", f"{entry['index']:.2f}")
-        style = "bold red" if entry["suspicious"] else ""
+        style = "bold red" if entry["named"] else ""
         table.add_row(Text(class_label(names, entry["class"])), *cells, style=style)
     return table
 
@@ -79,6 +79,26 @@ def print_repair(console: Console, facts: Mapping[str, Any], names: Mapping[int,
     for label, *values in rows[: 1 + MAX_ROWS]:
         table.add_row(Text(label), *(f"{100 * value:.1f} %" for value in values))
     console.print(table)
+
+
+def print_attack(console: Console, attack: Mapping[str, Any] | None) -> None:
+    """Print what was measured on images with the trigger, before and, if there was one, after a repair."""
+    if attack is None:
+        return
+    figures = [attack["before"], *filter(None, [attack["after"]])]
+    asr, ra = (" → ".join(f"{100 * each[name]:.1f} %" for each in figures) for name in ("asr", "ra"))
+    printer(console)(
+        f"attack success (ASR) {asr}, robust accuracy (RA) {ra}, on {attack['before']['images']} images with the "
+        "trigger: known only because this folder holds them, and no part of the verdict"
+    )
+
+
+def print_confirmation(console: Console, confirmation: Mapping[str, Any]) -> None:
+    """Print what a second scan says of a repair."""
+    say = printer(console)
+    say(f"\nScanned again: {confirmation['label'].replace('_', ' ')}", style="bold")
+    for sentence in (confirmation["headline"], *confirmation["notes"]):
+        say(f"  {sentence}")
 
 
 def print_warnings(console: Console, sentences: Sequence[str]) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,10 @@ from .options import Numbers
 # Below this, starting processes takes longer than reading the images.
 MANY_IMAGES = 2000
 MAX_WORKERS = 8
+# In the provenance of repaired weights.
+TRAINED_BY = "images that trained it"
+# Of SHA-256, in hexadecimal: enough to tell images apart, and short enough to list them all.
+DIGITS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,13 +69,28 @@ class Suspect:
         }
 
     def warnings(self, report: ScanReport, loader: FolderLoader) -> list[str]:
-        """Sentences on images that are missing."""
+        """Sentences on images that are missing, or that the model knows already."""
         found = []
+        if known := self._known():
+            found.append(
+                f"{known} of the {len(self.images)} images trained the repair of this model, which hides what a scan "
+                "with them could find: use others"
+            )
         if unreadable := list(loader.unreadable):
             found.append(f"images that could not be read and were left out: {len(unreadable)}; {unreadable[0]}")
         if missing := self._missing(report):
             found.append(f"classes without an image: {len(missing)} ({some(missing)})")
         return found
+
+    @property
+    def trained_by(self) -> list[str]:
+        """Digests of the images that trained a repair of these weights, as `digests` gives them."""
+        found = (self.checkpoint.provenance or {}).get(TRAINED_BY)
+        return [each for each in found if isinstance(each, str)] if isinstance(found, list) else []
+
+    def _known(self) -> int:
+        recorded = set(self.trained_by)
+        return sum(each in recorded for each in digests(self.images.paths)) if recorded else 0
 
     def _missing(self, report: ScanReport) -> list[str]:
         """Names of the classes of which no image was read; none where there are no labels."""
@@ -131,6 +153,15 @@ def _find_images(checkpoint: Checkpoint, folder: Path) -> ImageFolder:
     assert checkpoint.num_classes is not None
     preprocessing = Preprocessing(checkpoint.mean, checkpoint.std, checkpoint.image_size)
     return find_images(folder, preprocessing, checkpoint.num_classes, class_names=checkpoint.class_names)
+
+
+def digests(paths: Iterable[Path]) -> list[str]:
+    """The beginning of the SHA-256 of each file that can be read."""
+    found = []
+    for path in paths:
+        with suppress(OSError):
+            found.append(hashlib.sha256(path.read_bytes()).hexdigest()[:DIGITS])
+    return found
 
 
 def read_names(path: Path) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..detection import MAX_RATIO, MIN_INDEX
 from ..scanning import ScanReport
 from ..solver import TacSolution
 from ..stability import Stability, ranks
-from .words import headline
+from .words import headline, stability_sentence
 
 # As many latents of a shift are listed.
 TOP_LATENTS = 20
@@ -31,6 +31,8 @@ def scan_facts(
     names: Mapping[int, str] | None = None,
     source: Mapping[str, Any] | None = None,
     repair: Mapping[str, Any] | None = None,
+    attack: Mapping[str, Any] | None = None,
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Collect the facts of a scan, and of the repair after it, ready for `write_json`.
 
@@ -40,6 +42,9 @@ def scan_facts(
     names : of the classes
     source : what was scanned, shown as it is, such as ``{"checkpoint": "model.pt", "architecture": "resnet18"}``
     repair : result of `repair_facts`
+    attack : ASR and RA measured on images with the trigger, ``{"before": {"asr": 1.0, "ra": 0.0, "images": 900},
+        "after": None}``, where somebody has such images
+    warnings : sentences on what makes the answer less reliable
 
     Returns
     -------
@@ -83,14 +88,18 @@ def scan_facts(
             key: value if isinstance(value, (int, float)) else str(value) for key, value in (source or {}).items()
         },
         "repair": None if repair is None else dict(repair),
+        "attack": None if attack is None else dict(attack),
+        "warnings": list(warnings),
         "installation": installation(__version__),
     }
 
 
-def repair_facts(result: RepairResult) -> dict[str, Any]:
+def repair_facts(result: RepairResult, confirmation: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Collect the facts of a repair, ready for `write_json`.
 
     Accuracies are those on the held-out samples, NaN for a class without any; None where nothing was held out.
+    ``confirmation`` is what a second scan says: its ``label``, ``classes`` and ``headline``, and sentences ``doubts``
+    and ``notes``; None if there was none.
     """
     before, after = result.before, result.after
     return {
@@ -105,6 +114,7 @@ def repair_facts(result: RepairResult) -> dict[str, Any]:
         "samples": 0 if before is None else sum(before.total),
         "held_out": [record.held_out for record in result.history if record.held_out is not None],
         "seconds": result.seconds,
+        "confirmation": None if confirmation is None else dict(confirmation),
     }
 
 
@@ -126,7 +136,7 @@ def _classes(report: ScanReport, solution: TacSolution, names: Mapping[int, str]
         {
             "class": k,
             "name": names.get(k),
-            "suspicious": k in verdict.classes,
+            "named": k in verdict.classes,
             "norm": verdict.norms[k],
             "index": verdict.index[k],
             "rank": places[k],
@@ -148,13 +158,15 @@ def _jackknife(stability: Stability, k: int) -> dict[str, Any]:
 def _stability(report: ScanReport) -> dict[str, Any] | None:
     if report.stability is None:
         return None
-    runs = report.stability.runs
-    same = [run for run in runs if (run.label, run.classes) == (report.verdict.label, report.verdict.classes)]
-    return {"blocks": len(runs), "same_verdict": len(same), "labels": dict(report.stability.labels)}
+    return {
+        "blocks": len(report.stability.runs),
+        "labels": dict(report.stability.labels),
+        "sentence": stability_sentence(report.verdict, report.stability),
+    }
 
 
 def _worth_a_look(report: ScanReport) -> list[int]:
-    """The suspicious classes, or else the one that is the easiest to reach."""
+    """The named classes, or else the one that is the easiest to reach."""
     norms = report.verdict.norms
     reachable = [k for k in norms if math.isfinite(norms[k])]
     return list(report.verdict.classes) or sorted(reachable, key=norms.__getitem__)[:1]

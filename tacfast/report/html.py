@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,8 @@ def write_html(
     names: Mapping[int, str] | None = None,
     source: Mapping[str, Any] | None = None,
     repair: Mapping[str, Any] | None = None,
+    attack: Mapping[str, Any] | None = None,
+    warnings: Sequence[str] = (),
 ) -> None:
     """Write the report of a scan, and of the repair after it, as one HTML file, atomically.
 
@@ -42,7 +44,7 @@ def write_html(
     Parameters
     ----------
     path : of the page
-    report, names, source, repair : as of `scan_facts`
+    report, names, source, repair, attack, warnings : as of `scan_facts`
 
     Raises
     ------
@@ -50,7 +52,7 @@ def write_html(
         Without the extra ``report`` (Jinja2 and Matplotlib).
     """
     page = _environment().get_template("report.html.j2")
-    facts = scan_facts(report, names=names, source=source, repair=repair)
+    facts = scan_facts(report, names=names, source=source, repair=repair, attack=attack, warnings=warnings)
     classes = _easiest(facts["classes"], MAX_ROWS)
     text = page.render(
         facts=facts,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from .._text import printable
 from ..detection import Verdict
+from ..stability import Stability
 
 # Longer names would push everything else out of a picture.
 MAX_NAME = 24
@@ -22,11 +23,25 @@ def class_label(names: Mapping[int, str], k: int) -> str:
     return f"{k} ({printable(names[k])})" if k in names else str(k)
 
 
+def stability_sentence(verdict: Verdict, stability: Stability) -> str:
+    """Say what the runs without a block of samples came to; of nothing found, that their agreement shows nothing."""
+    runs = f"{len(stability.runs)} runs, each without another block of the samples"
+    if verdict.label == "nothing_found":
+        return f"{runs}, find nothing either, which is no evidence of a clean model: they miss the same backdoors"
+    counts = ", ".join(f"{label.replace('_', ' ')} in {count}" for label, count in stability.labels.items())
+    return f"{runs}: {counts}"
+
+
 def headline(verdict: Verdict, names: Mapping[int, str]) -> str:
     """Say the verdict in one line."""
     if verdict.label == "suspicious":
         flagged = ", ".join(class_label(names, k) for k in verdict.classes)
         return f"Suspicious: class {flagged} is far easier to reach than the others"
+    if verdict.label == "borderline":
+        easiest = class_label(names, verdict.easiest)
+        if verdict.classes:
+            return f"Borderline: class {easiest} is far easier to reach than the others, but not in every run"
+        return f"Borderline: class {easiest} is easier to reach than the others, but not by enough to be suspicious"
     if verdict.label == "nothing_found":
         return "Nothing found: no class is far easier to reach than the others"
     return "Inconclusive: the rule cannot be applied to these norms"

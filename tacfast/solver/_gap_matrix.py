@@ -162,8 +162,9 @@ class GapMatrix:
         """Split the samples among ``count`` accumulators that merge to this one again.
 
         To the same bits, unless samples came in several precisions. Each gets the same number of samples of each
-        class, to within one, where the class of a sample is that of its largest logit. The parts share memory with
-        this matrix: nothing is kept twice.
+        class, to within one, where the class of a sample is that of its largest logit. Which ones is drawn at random
+        from a fixed seed, and does not depend on the order in which they came. The parts share memory with this
+        matrix: nothing is kept twice.
 
         Raises
         ------
@@ -173,9 +174,7 @@ class GapMatrix:
         count = _checks.check_integer("count", count, 1)
         parts = [self.empty() for _ in range(count)]
         kept = self._kept("deal")
-        answers = torch.cat([chunk.argmax(1) for chunk in kept]) if kept else self._W.new_empty(0, dtype=torch.int64)
-        places = torch.empty_like(answers)
-        places[answers.argsort(stable=True)] = torch.arange(len(answers), device=answers.device) % count
+        places = _random_places(kept, count) if kept else self._W.new_empty(0, dtype=torch.int64)
         for i, to in enumerate(torch.split(places, [len(chunk) for chunk in kept])):
             # The order of the rows says nothing, and rows that lie together can be handed out without a copy.
             kept[i] = kept[i][to.argsort(stable=True)]
@@ -327,3 +326,17 @@ class GapMatrix:
         self._kind = kind_of(given)
         hand_back(given)
         return self
+
+
+def _random_places(logits: Sequence[Tensor], count: int) -> Tensor:
+    """Draw one of ``count`` places for each sample, so that each class is spread evenly over them; (n,) int64."""
+    values = torch.cat([chunk.amax(1) for chunk in logits])
+    answers = torch.cat([chunk.argmax(1) for chunk in logits])
+    n, device = len(answers), answers.device
+    # Sorted by a value of their own before they are shuffled: the order in which they came no longer matters.
+    drawn = torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(device)
+    order = values.argsort(stable=True)[drawn]
+    order = order[answers[order].argsort(stable=True)]
+    places = torch.empty_like(answers)
+    places[order] = torch.arange(n, device=device) % count
+    return places

@@ -1,5 +1,7 @@
 """`tacfast scan` and `tacfast repair` from outside: files in, exit status, files and lines out."""
 
+import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -25,6 +27,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 MODEL = ("--arch", "small_preact_resnet", "--arch-args", '{"in_channels": 1}', "--num-classes", "10")
 PIXELS = ("--mean", "0", "--std", "1")
+# A repair that leaves the backdoor as it was.
+TOO_LITTLE = ("--epochs", "2", "--lr", "0.001", "--max-drop", "0.5")
 
 
 def draw(folder, data, names=str):
@@ -77,15 +81,39 @@ def test_scan_finds_the_class_and_writes_reports(suspect, trial, tmp_path, capsy
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scan.html", "scan.json"]
 
 
-def test_a_clean_network_is_status_zero(trial, tmp_path, capsys):
-    model = make_trial(seed=0, clean=True).model
-    torch.save(
-        {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "model.pth"
-    )
+def test_a_clean_network_is_status_zero(tmp_path, capsys):
+    trial = make_trial(seed=5, clean=True)
+    weights = {f"module.{k}": v for k, v in trial.model.state_dict().items()}
+    torch.save({"epoch": 3, "state_dict": weights}, tmp_path / "model.pth")
     draw(tmp_path / "images", trial.clean)
     status, out, _ = scan(capsys, tmp_path)
     assert status == 0
     assert "no proof" in out
+    assert "no evidence of a clean model" in out
+    assert "10 of 10" not in out
+
+
+@pytest.mark.parametrize(("named", "words"), [(False, "easier to reach than"), (True, "but not in every run")])
+def test_borderline_is_status_four(suspect, trial, tmp_path, capsys, monkeypatch, named, words):
+    from tacfast.commands import scan as command
+
+    real = command.scan_model
+
+    def borderline(*args, **kwargs):
+        report = real(*args, **kwargs)
+        classes = report.verdict.classes if named else ()
+        return dataclasses.replace(
+            report, verdict=dataclasses.replace(report.verdict, label="borderline", classes=classes)
+        )
+
+    monkeypatch.setattr(command, "scan_model", borderline)
+    status, out, _ = scan(capsys, suspect)
+    assert status == 4
+    assert re.search(rf"Borderline: class {trial.attack.target} is .*{words}", out)
+    # A class that is named can be repaired; where none is, nothing is written.
+    out = tmp_path / "x.pt"
+    status, _, _ = repair(capsys, suspect, out, "--epochs", "1", "--lr", "0.001", "--max-drop", "0.9")
+    assert (status, out.exists()) == ((5, True) if named else (4, False))
 
 
 def test_few_images_are_inconclusive_and_labels_are_not_needed(suspect, tmp_path, capsys):
@@ -146,9 +174,28 @@ def test_repair_writes_weights_that_say_what_they_are(suspect, trial, tmp_path, 
     facts = json.loads((tmp_path / "repair.json").read_text())["repair"]
     assert facts["mode"] == "latent"
     assert "wrote" in text
-    # The file says all that a scan must know.
-    status, _, _ = run(capsys, "scan", out, "--data", suspect / "images")
-    assert status in (0, 3)
+    assert f"Scanned again: {facts['confirmation']['label']}" in text
+    assert "is weak evidence and no proof" in text
+    assert facts["confirmation"]["doubts"] == checkpoint.metrics["not confirmed"] == []
+    # The file says all that a scan must know, and which images it must not be scanned with.
+    known = checkpoint.provenance["images that trained it"]
+    everything = [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in (suspect / "images").glob("*/*.png")]
+    assert set(known) < set(everything)
+    assert len(known) == len(everything) - facts["samples"]
+    sentence = f"{len(known)} of the {len(everything)} images trained the repair of this model"
+    _, text, _ = run(capsys, "scan", out, "--data", suspect / "images", "--json", tmp_path / "a.json")
+    assert sentence in text
+    assert any(sentence in warning for warning in json.loads((tmp_path / "a.json").read_text())["warnings"])
+    draw(tmp_path / "others", trial.data.subset(trial.splits.test))
+    _, text, _ = run(capsys, "scan", out, "--data", tmp_path / "others")
+    assert "trained the repair" not in text
+    # Neither a second repair nor another name makes it forget.
+    again = tmp_path / "again.safetensors"
+    settings = ("--target", "1", "--epochs", "1", "--lr", "0.001", "--max-drop", "0.9")
+    status, _, err = run(capsys, "repair", out, "--data", tmp_path / "others", "--out", again, *settings)
+    assert status == 5
+    assert "the first scan did not name class 1" in err
+    assert set(known) < set(load_checkpoint(again).provenance["images that trained it"])
 
 
 def test_repair_that_costs_too_much_is_rolled_back(suspect, tmp_path, capsys):
@@ -181,7 +228,7 @@ def test_an_interrupted_repair_goes_on(suspect, tmp_path, capsys, monkeypatch):
     from tacfast.commands import repair as command
 
     settings = ("--target", "4", "--epochs", "3", "--lr", "0.003", "--max-drop", "0.9")
-    assert repair(capsys, suspect, tmp_path / "whole.pt", *settings)[0] == 0
+    assert repair(capsys, suspect, tmp_path / "whole.pt", *settings)[0] in (0, 5)
     run_repair, calls = command.repair_model, []
 
     def interrupted(*args, on_epoch, **kwargs):
@@ -197,7 +244,7 @@ def test_an_interrupted_repair_goes_on(suspect, tmp_path, capsys, monkeypatch):
     state = ("--state", tmp_path / "state")
     assert repair(capsys, suspect, tmp_path / "two.pt", *settings, *state)[0] == 130
     assert sorted(path.name for path in tmp_path.iterdir()) == ["state.lr0.003", "whole.pt"]
-    assert repair(capsys, suspect, tmp_path / "two.pt", *settings, *state)[0] == 0
+    assert repair(capsys, suspect, tmp_path / "two.pt", *settings, *state)[0] in (0, 5)
     assert calls == [1, 2, 3]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["two.pt", "whole.pt"]
     whole, two = (torch.load(tmp_path / name) for name in ("whole.pt", "two.pt"))
@@ -259,9 +306,127 @@ def test_where_a_repair_cannot_go_is_said_before_the_work(
 
 def test_a_result_for_backdoorbench(suspect, tmp_path, capsys):
     out = tmp_path / "defense_result.pt"
-    status, _, _ = repair(capsys, suspect, out, "--epochs", "2", "--lr", "0.001", "--max-drop", "0.5")
-    assert status == 0
+    status, text, err = repair(capsys, suspect, out, *TOO_LITTLE)
+    assert status == 5
+    doubt = "weights written, but the repair could not be confirmed: the second scan says: "
+    assert re.search(doubt + "(Suspicious|Borderline): class 4 ", err)
+    assert "defense_result.pt has no room for a list of the images that trained it" in text
     assert torch.load(out, weights_only=True).keys() == {"model_name", "num_classes", "model"}
+
+
+# ---- a folder of BackdoorBench, with images that have the trigger ---------------------------------------------
+
+
+@pytest.fixture
+def record(suspect, trial, tmp_path):
+    """What BackdoorBench writes about the suspect, with the test images of the other classes that got the trigger."""
+    test = trial.data.subset(trial.splits.test)
+    others = test.subset((test.labels != trial.attack.target).nonzero().flatten())
+    triggered = dataclasses.replace(others, images=trial.attack.trigger(others.images))
+    folder = draw(tmp_path / "record" / "bd_test_dataset", triggered).parent
+    entries = {
+        i: {"path": f"./record/x/bd_test_dataset/{label}/{i}.png", "other_info": [trial.attack.target, label]}
+        for i, label in enumerate(others.labels.tolist())
+    }
+    content = {"model_name": "small_preact_resnet", "num_classes": 10, "model": trial.model.state_dict()}
+    content |= {"clean_data": "mnist", "data_path": "./data", "img_size": [8, 8, 1], "bd_train": {}}
+    content["bd_test"] = {"bd_data_container": {"data_dict": entries}}
+    torch.save(content, folder / "attack_result.pt")
+    return folder
+
+
+def with_record(capsys, command, record, suspect, *arguments):
+    data = ("--data", suspect / "images", "--arch-args", '{"in_channels": 1}', *PIXELS)
+    return run(capsys, command, record / "attack_result.pt", *data, *arguments)
+
+
+def test_the_attack_is_measured_where_there_are_images_with_the_trigger(suspect, trial, record, tmp_path, capsys):
+    files = ("--json", tmp_path / "a.json", "--html", tmp_path / "a.html")
+    status, out, _ = with_record(capsys, "scan", record, suspect, *files)
+    assert status == 3
+    facts = json.loads((tmp_path / "a.json").read_text())
+    found = facts["attack"]["before"]
+    assert found["images"] == len(list(record.glob("*/*/*.png")))
+    assert found["asr"] == pytest.approx(trial.before.asr, abs=0.01)
+    assert found["ra"] == pytest.approx(trial.before.ra, abs=0.01)
+    assert f"attack success (ASR) {100 * found['asr']:.1f} %, robust accuracy (RA) {100 * found['ra']:.1f} %" in out
+    assert "How well the attack works" in (tmp_path / "a.html").read_text()
+    # The verdict is that without them.
+    assert scan(capsys, suspect, "--json", tmp_path / "b.json")[0] == 3
+    without = json.loads((tmp_path / "b.json").read_text())
+    assert without["attack"] is None
+    assert without["verdict"] == facts["verdict"]
+
+
+def test_a_repair_that_the_attack_survives_is_status_five(suspect, trial, record, tmp_path, capsys, monkeypatch):
+    """Although the second scan sees nothing."""
+    from tacfast.commands import repair as command
+
+    out, real = tmp_path / "repaired.safetensors", command.run_scan
+
+    def blind(*args, task="scanning"):
+        report = real(*args, task=task)
+        quiet = dataclasses.replace(report.verdict, label="nothing_found", classes=())
+        return report if task == "scanning" else dataclasses.replace(report, verdict=quiet)
+
+    monkeypatch.setattr(command, "run_scan", blind)
+    files = ("--json", tmp_path / "a.json", "--html", tmp_path / "a.html", "--out", out)
+    status, text, err = with_record(capsys, "repair", record, suspect, *files, *TOO_LITTLE)
+    assert status == 5
+    facts = json.loads((tmp_path / "a.json").read_text())
+    model = build_model("small_preact_resnet", 10, arch_args={"in_channels": 1})
+    load_weights(model, load_checkpoint(out).weights)
+    after = facts["attack"]["after"]["asr"]
+    assert after == pytest.approx(trial.evaluate(model.eval()).asr, abs=0.01)
+    assert f"(ASR) {100 * facts['attack']['before']['asr']:.1f} % → {100 * after:.1f} %" in text
+    doubt = f"the attack still succeeds with {100 * after:.1f} % of the images that have its trigger"
+    assert facts["repair"]["confirmation"]["doubts"] == load_checkpoint(out).metrics["not confirmed"] == [doubt]
+    assert doubt in err
+    assert f"Not confirmed:</strong> {doubt}" in (tmp_path / "a.html").read_text()
+
+
+def test_robust_accuracy_is_that_of_each_image(suspect, trial, record, tmp_path, capsys):
+    """With the trigger taken away, these are clean images, and the network knows their classes."""
+    test = trial.data.subset(trial.splits.test)
+    others = test.subset((test.labels != trial.attack.target).nonzero().flatten())
+    draw(record / "bd_test_dataset", others)
+    assert with_record(capsys, "scan", record, suspect, "--json", tmp_path / "a.json")[0] == 3
+    found = json.loads((tmp_path / "a.json").read_text())["attack"]["before"]
+    with torch.no_grad():
+        answers = trial.model(others.images).argmax(1)
+    assert found["ra"] == pytest.approx(float((answers == others.labels).float().mean()), abs=0.01)
+    assert found["asr"] == pytest.approx(float((answers == trial.attack.target).float().mean()), abs=0.01)
+
+
+def test_many_images_with_the_trigger_are_sampled(suspect, record, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("tacfast.commands.triggered.MAX_IMAGES", 50)
+    for name in ("a.json", "b.json"):
+        assert with_record(capsys, "scan", record, suspect, "--json", tmp_path / name)[0] == 3
+    first, second = (json.loads((tmp_path / name).read_text())["attack"]["before"] for name in ("a.json", "b.json"))
+    assert first == second
+    assert first["images"] == 50
+
+
+def test_images_with_the_trigger_that_cannot_be_read_stop_nothing(suspect, record, capsys):
+    images = sorted(record.glob("*/*/*.png"))
+    images[0].write_bytes(b"no image")
+    status, out, _ = with_record(capsys, "scan", record, suspect)
+    assert status == 3
+    assert f"on {len(images) - 1} images with the trigger" in out
+    assert "Warning: images with the trigger that could not be read: 1; " in out
+    for image in images:
+        image.write_bytes(b"no image")
+    status, out, _ = with_record(capsys, "scan", record, suspect)
+    assert status == 3
+    assert f"could not be read: {len(images)}; " in out
+    assert "ASR" not in out
+    shutil.rmtree(record / "bd_test_dataset")
+    status, out, _ = with_record(capsys, "scan", record, suspect)
+    assert status == 3
+    assert re.search(r"Warning: the attack was not measured: .*: no such folder", out)
+
+
+# ---- when something goes wrong --------------------------------------------------------------------------------
 
 
 def test_scan_goes_on_where_it_was_interrupted(suspect, tmp_path, capsys, monkeypatch):

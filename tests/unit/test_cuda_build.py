@@ -1,7 +1,8 @@
-"""What ptxas says of the CUDA kernels: none may spill registers or keep arrays in (slow, off-chip) local memory."""
+"""When the CUDA kernels are built, and what ptxas says of them: none may spill registers or use (slow) local memory."""
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
 import shutil
@@ -17,6 +18,7 @@ FLAGS = ["-std=c++17", "-O3", "--extended-lambda", "--expt-relaxed-constexpr", "
 # Parts of mangled names of kernels that are not hot, each with the reason why it may have a stack frame. Never spills.
 STACK_ALLOWED: dict[str, str] = {}
 
+needs_cmake = pytest.mark.skipif(shutil.which("cmake") is None, reason="no CMake on the PATH")
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no CUDA compiler (nvcc) on the PATH")
 
 
@@ -154,3 +156,23 @@ def test_a_planted_stack_frame_is_found(tmp_path):
     )
     (line,) = complaints(parse_report(compile_report(source, tmp_path)), {})
     assert "planted" in line
+
+
+# ---- when they are built ------------------------------------------------------------------------
+
+
+@needs_cmake
+@needs_nvcc
+@pytest.mark.parametrize(
+    ("choice", "gpu", "built"),
+    [("AUTO", False, "OFF"), ("AUTO", True, "ON"), ("ON", False, "ON"), ("OFF", True, "OFF")],
+)
+def test_a_compiler_without_a_gpu_is_no_reason_to_build(tmp_path, choice, gpu, built):
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H100 (UUID: GPU-0)'\n" if gpu else "#!/bin/sh\nexit 9\n")
+    smi.chmod(0o755)
+    command = ["cmake", "-S", SOURCES.parent, "-B", tmp_path / "build", "-DTACFAST_CPP_TESTS=ON"]
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CUDAARCHS": "90"}
+    done = subprocess.run([*command, f"-DTACFAST_CUDA={choice}"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert f"tacfast: CUDA backend {built}\n" in done.stdout

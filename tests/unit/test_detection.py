@@ -55,27 +55,36 @@ def test_suspicious_exactly_when_the_smallest_is_below_the_threshold(count, lowe
     rest = np.linspace(4.6, 5.4, count - 1)
     verdict = detect(solution([lowest, *rest]))
     assert (verdict.label == "suspicious") == (min(verdict.norms.values()) < verdict.threshold)
-    assert verdict.label in ("suspicious", "nothing_found")
+    beyond = (verdict.index[0] > MIN_INDEX) + (verdict.norms[0] / verdict.median < MAX_RATIO)
+    assert verdict.label == ("nothing_found", "borderline", "suspicious")[beyond]
 
 
 def test_a_large_index_alone_is_not_enough():
     # Ten nearly equal norms: the index is huge, the ratio 0.95.
     verdict = detect(solution([4.75, 5.0, 5.01, 4.99, 5.02, 4.98, 5.0, 5.01, 4.99, 5.0]))
     assert verdict.index[0] > MIN_INDEX
-    assert verdict.label == "nothing_found"
-    assert verdict.classes == ()
-    assert any("no proof" in reason for reason in verdict.reasons)
+    assert (verdict.label, verdict.classes) == ("borderline", ())
+    assert any("only its index" in reason for reason in verdict.reasons)
 
 
 def test_a_small_ratio_alone_is_not_enough():
     verdict = detect(solution([3.5, 3.8, 4.3, 4.8, 5.2, 5.8, 6.4, 7.0, 7.6, 8.2]))
     assert verdict.norms[0] / verdict.median < MAX_RATIO
     assert verdict.index[0] < MIN_INDEX
-    assert verdict.label == "nothing_found"
+    assert (verdict.label, verdict.classes) == ("borderline", ())
+    assert any("only its ratio" in reason for reason in verdict.reasons)
+
+
+def test_both_limits_missed_is_nothing_found_and_no_proof():
+    verdict = detect(solution([4.6, 4.8, 5.4, 4.7, 5.2, 5.3, 4.9, 5.0, 5.2, 5.1]))
+    assert verdict.index[0] < MIN_INDEX
+    assert verdict.norms[0] / verdict.median > MAX_RATIO
+    assert (verdict.label, verdict.classes) == ("nothing_found", ())
+    assert any("no proof" in reason for reason in verdict.reasons)
 
 
 def test_a_class_far_above_the_others_is_not_suspicious():
-    assert detect(solution([5.0, 5.2, 50.0, 4.9, 5.1, 5.3, 4.8, 5.0, 5.2, 5.1])).label == "nothing_found"
+    assert detect(solution([5.0, 5.2, 50.0, 4.9, 5.1, 5.3, 4.9, 5.0, 5.2, 5.1])).label == "nothing_found"
 
 
 def test_only_the_smallest_is_named():

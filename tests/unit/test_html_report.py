@@ -73,7 +73,7 @@ class Page(HTMLParser):
         start = next(i for i, row in enumerate(self.rows) if row[: len(columns)] == list(columns))
         body = []
         for row in self.rows[start + 1 :]:
-            if row[0] in ("class", "latent"):
+            if row[0] in ("class", "latent", "images with the trigger"):
                 break
             body.append(dict(zip(self.rows[start], (cell.strip() for cell in row), strict=True)))
         return body
@@ -141,7 +141,11 @@ def test_facts_are_those_of_the_report_and_survive_json(tmp_path):
     assert gaps == report.solution.certificate.gap.tolist()
     assert facts["certificate"] == {"statuses": {"OPTIMAL": 10}, "worst": facts["certificate"]["worst"]}
     assert facts["certificate"]["worst"]["gap"] == max(gaps)
-    assert facts["stability"] == {"blocks": 10, "same_verdict": 10, "labels": {"suspicious": 10}}
+    assert facts["stability"] == {
+        "blocks": 10,
+        "labels": {"suspicious": 10},
+        "sentence": "10 runs, each without another block of the samples: suspicious in 10",
+    }
     assert facts["timings"] == dict(report.timings)
     assert (facts["scan"]["samples"], facts["scan"]["classes"], facts["scan"]["latents"]) == (200, 10, 11)
     assert facts["scan"]["head"] == "1"
@@ -248,7 +252,7 @@ def test_every_fact_is_shown(page):
         assert facts["installation"][name] in found.text
     for stage in facts["timings"]:
         assert re.search(rf"\b{stage} [\d.]+ m?s\b", found.text)
-    assert "10 of 10 runs came to the same verdict (suspicious: 10)" in found.text
+    assert facts["stability"]["sentence"] in found.text
     assert "jackknife ranges, no confidence intervals" in found.text
     (shift,) = facts["latents"]
     assert f"carried by {shift['half']} of 11 latents, 90 % by {shift['most']}" in found.text
@@ -339,7 +343,7 @@ def test_two_hundred_classes_stay_readable(page):
 
 
 def test_nothing_found_is_no_proof(page):
-    report = scan(make_model(gain=0.0), make_data().loader(64))
+    report = scan(make_model(gain=0.0), make_data(per_class=40).loader(64))
     assert report.verdict.label == "nothing_found"
     found = page("nothing", report)
     assert "Nothing found is no proof" in found.text
@@ -347,6 +351,27 @@ def test_nothing_found_is_no_proof(page):
     assert "▲" not in found.text
     for sentence in re.findall(r"[^.:]*\bis clean\b[^.:]*", found.text):
         assert "no proof" in sentence
+
+
+def test_that_all_runs_miss_the_same_is_not_called_stable(page):
+    report = scan(make_model(gain=0.0), make_data(per_class=40).loader(64))
+    assert report.stability.labels == {"nothing_found": 10}
+    found = page("nothing", report)
+    assert "find nothing either, which is no evidence of a clean model" in found.text
+    assert not re.search(r"10 of 10 runs|nothing found in 10|same verdict", found.text)
+
+
+def test_borderline_is_said_in_words(page):
+    report = suspicious()
+    unnamed = dataclasses.replace(report.verdict, label="borderline", classes=())
+    found = page("borderline", dataclasses.replace(report, verdict=unnamed))
+    assert f"Borderline: class {TARGET} is easier to reach than the others, but not by enough" in found.text
+    assert "neither an alarm nor nothing found" in found.text
+    assert "▲" not in found.text
+    named = dataclasses.replace(report.verdict, label="borderline")
+    found = page("borderline-named", dataclasses.replace(report, verdict=named))
+    assert f"Borderline: class {TARGET} is far easier to reach than the others, but not in every run" in found.text
+    assert found.table("class", "norm", "index", "rank", "accuracy")[TARGET]["remark"] == "△ borderline"
 
 
 def test_inconclusive_says_why(page):
@@ -428,6 +453,43 @@ def test_a_repair_is_told(page):
     assert rows[9]["change"] == "−13.0"
     assert len(found.pictures) == 6
     assert any("epoch 2, chosen" in svg for svg in found.pictures)
+
+
+CONFIRMATION = {
+    "label": "borderline",
+    "classes": [3],
+    "headline": "Borderline: class 3",
+    "doubts": ["a <doubt>", "another"],
+    "notes": ["a note"],
+}
+
+
+def test_a_second_scan_and_its_doubts_are_told(page):
+    result = make_result([0.9] * 10, [0.8] * 10, mode="latent", epoch=2, targets=(3,))
+    facts = repair_facts(result, CONFIRMATION)
+    assert facts["confirmation"] == CONFIRMATION
+    found = page("confirmation", suspicious(), repair=facts)
+    for text in ("Scanned again: borderline", "Borderline: class 3.", "Not confirmed: a <doubt>.", "a note"):
+        assert text in found.text
+    assert repair_facts(result)["confirmation"] is None
+
+
+def test_what_was_measured_of_the_attack_and_warnings_are_told(page):
+    before, after = {"asr": 0.987, "ra": 0.012, "images": 800}, {"asr": 0.021, "ra": 0.9, "images": 800}
+    attack = {"before": before, "after": None}
+    found = page("attack", suspicious(), attack=attack, warnings=["<b>mind</b>", "the gap"])
+    assert found.table("images with the trigger", "before") == [
+        {"images with the trigger": "sent to the attacker's class (ASR)", "before": "98.7 %"},
+        {"images with the trigger": "classified correctly (RA)", "before": "1.2 %"},
+    ]
+    assert "holds 800 test images with the trigger: they had no part in the verdict." in found.text
+    assert "Warning: <b>mind</b>. Warning: the gap." in found.text
+    repair = repair_facts(make_result([0.9] * 10, [0.8] * 10, mode="latent", epoch=2, targets=(3,)))
+    found = page("attack-after", suspicious(), attack=attack | {"after": after}, repair=repair)
+    rows = found.table("images with the trigger", "before", "after the repair")
+    assert [row["after the repair"] for row in rows] == ["2.1 %", "90.0 %"]
+    assert scan_facts(suspicious())["attack"] is None
+    assert scan_facts(suspicious())["warnings"] == []
 
 
 def test_a_repair_that_was_rolled_back_and_one_of_many_classes(page):

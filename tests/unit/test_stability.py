@@ -1,5 +1,6 @@
 """Leaving out blocks of samples: how they are dealt, what each run solves, and what the ranges are."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ from independent import gap_matrix, trimmed_gap_matrix
 
 from tacfast import GapMatrix, scan
 from tacfast.detection import RULE_TRIM, Verdict, detect
-from tacfast.stability import MAX_UNASKED_WORK, Range, Stability, leave_blocks_out, ranks
+from tacfast.stability import MAX_UNASKED_WORK, Range, Stability, leave_blocks_out, ranks, weigh
 
 C, DIM = 7, 12
 
@@ -87,6 +88,34 @@ def test_classes_that_come_in_turn_are_dealt_to_all_parts_too():
     assert bool((counts > 0).all())
 
 
+def test_blocks_do_not_depend_on_the_order_of_the_samples():
+    """Sorted by class, as folders are, reversed, or shuffled: the same samples lie together."""
+    logits = make_logits(333)
+    orders = (np.arange(333), np.arange(333)[::-1], np.random.default_rng(5).permutation(333))
+    dealt = [
+        [
+            {row.tobytes() for chunk in part._logits for row in chunk.numpy()}
+            for part in matrix_of([logits[order]]).deal(10)
+        ]
+        for order in orders
+    ]
+    assert dealt[0] == dealt[1] == dealt[2]
+    assert len(set().union(*dealt[0])) == 333
+    verdicts = [leave_blocks_out(matrix_of(np.array_split(logits[order], 3))).runs for order in orders]
+    assert verdicts[0] == verdicts[1] == verdicts[2]
+
+
+def test_blocks_are_a_random_choice():
+    """Not the samples that the model is most sure of together, nor every tenth of them in that order."""
+    logits = make_logits(1000, classes=C)
+    part = matrix_of([logits]).deal(2)[0]
+    chosen = {row.tobytes() for chunk in part._logits for row in chunk.numpy()}
+    own = logits[logits.argmax(1) == 0]
+    taken = np.array([row.tobytes() in chosen for row in own[own.max(1).argsort()]])
+    changes = (taken[1:] != taken[:-1]).mean()
+    assert 0.3 < changes < 0.7  # half of a coin, nearly none of halves, all of every second
+
+
 def test_parts_share_memory_with_the_whole():
     whole = matrix_of([make_logits(100), make_logits(60)])
     parts = whole.deal(4)
@@ -120,11 +149,12 @@ def test_dealing_needs_logits_and_a_number_of_parts():
 def test_every_run_is_a_solve_without_that_block():
     logits = make_logits(280)
     found = leave_blocks_out(matrix_of(np.array_split(logits, 3)), blocks=4)
-    # The rule of dealing once more, by a loop: the samples of each class in their order, dealt round and round.
+    # The rule of dealing once more, by a loop: the samples of each class, shuffled, dealt round and round.
     answers = logits.argmax(1)
+    shuffled = logits.max(1).argsort()[torch.randperm(280, generator=torch.Generator().manual_seed(0)).numpy()]
     block, turn = np.empty(280, int), 0
     for k in range(C):
-        for i in np.flatnonzero(answers == k):
+        for i in shuffled[answers[shuffled] == k]:
             block[i], turn = turn % 4, turn + 1
     assert len(found.runs) == 4
     for left_out, run in enumerate(found.runs):
@@ -204,6 +234,42 @@ def test_ranks_share_the_better_place():
     assert ranks({4: 2.0, 7: 1.0, 2: 2.0, 9: math.nan, 1: math.inf}) == {7: 1, 4: 2, 2: 2, 9: 4, 1: 4}
 
 
+@pytest.mark.parametrize(
+    ("label", "classes", "runs", "expected", "words"),
+    [
+        ("nothing_found", (), ["nothing_found"] * 3, "nothing_found", None),
+        ("suspicious", (1,), ["suspicious 1"] * 3, "suspicious", None),
+        (
+            "suspicious",
+            (1,),
+            ["suspicious 1", "nothing_found", "suspicious 0"],
+            "borderline",
+            "suspicious (class 1), but",
+        ),
+        (
+            "nothing_found",
+            (),
+            ["nothing_found", "suspicious 2", "nothing_found"],
+            "borderline",
+            "1 suspicious (class 2)",
+        ),
+        ("nothing_found", (), ["borderline", "borderline", "borderline"], "borderline", "3 disagree (3 borderline)"),
+        ("borderline", (), ["nothing_found"] * 3, "borderline", None),
+        ("inconclusive", (), ["suspicious 1"] * 3, "inconclusive", None),
+    ],
+)
+def test_runs_that_disagree_make_it_borderline(label, classes, runs, expected, words):
+    parsed = [run.split() for run in runs]
+    runs = [verdict([3.0, 1.0, 2.0], None, tuple(map(int, named)), name) for name, *named in parsed]
+    before = verdict([3.0, 1.0, 2.0], None, classes, label)
+    found = weigh(before, Stability(tuple(runs)))
+    assert (found.label, found.classes) == (expected, classes)  # what was named can still be repaired
+    assert (found.norms, found.index, found.threshold) == (before.norms, before.index, before.threshold)
+    assert len(found.reasons) == (words is not None)
+    assert words is None or words in found.reasons[0]
+    assert weigh(before, None) is before
+
+
 # ---- scan ----------------------------------------------------------------------------------------------------
 
 
@@ -217,6 +283,20 @@ def test_scan_brings_stability_and_its_verdict_is_the_same_without():
     assert report.stability.named == {TARGET: 10}
     assert all(report.stability.ranks[k].low > 1 for k in range(10) if k != TARGET)
     assert len(scan(model, data.loader(), blocks=3).stability.runs) == 3
+
+
+def test_scan_is_borderline_where_runs_disagree(monkeypatch):
+    model, data = make_model(), make_data()
+    real = leave_blocks_out
+
+    def one_disagrees(*args):
+        first, *others = real(*args).runs
+        return Stability((dataclasses.replace(first, label="nothing_found", classes=()), *others))
+
+    monkeypatch.setattr("tacfast.scanning.leave_blocks_out", one_disagrees)
+    report = scan(model, data.loader(32))
+    assert (report.verdict.label, report.verdict.classes) == ("borderline", (TARGET,))
+    assert report.stability.labels == {"nothing_found": 1, "suspicious": 9}
 
 
 def test_scan_counts_accuracy_per_class():

@@ -1,0 +1,58 @@
+"""When a repair is in doubt: what a second scan says, and what was measured of the attack."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from tacfast.detection import Verdict
+
+pytest.importorskip("typer")
+
+from tacfast.commands.confirm import confirm
+
+
+def scanned(label, classes=(), easiest=3):
+    norms = dict.fromkeys(range(10), 5.0) | {easiest: 3.0}
+    return SimpleNamespace(verdict=Verdict(label, classes, norms, norms, 5.0, 4.0, ()))
+
+
+FOUND = scanned("suspicious", (3,))
+QUIET = scanned("nothing_found")
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "targets", "asr", "doubts"),
+    [
+        (FOUND, QUIET, (3,), None, []),
+        (FOUND, QUIET, (3,), 0.1, []),
+        (FOUND, QUIET, (3,), 0.59, ["the attack still succeeds with 59.0 %"]),
+        (FOUND, FOUND, (3,), None, ["the second scan says: Suspicious: class 3"]),
+        (FOUND, FOUND, (3,), 0.0, ["the second scan says: Suspicious: class 3"]),
+        (FOUND, scanned("suspicious", (7,), 7), (3,), None, ["the second scan says: Suspicious: class 7"]),
+        (FOUND, scanned("borderline", (7,), 7), (3,), None, ["the second scan says: Borderline: class 7"]),
+        (FOUND, scanned("borderline", (), 3), (3,), None, ["the second scan says: Borderline: class 3"]),
+        (FOUND, scanned("borderline", (), 7), (3,), None, []),  # as of many clean networks
+        (FOUND, scanned("inconclusive"), (3,), None, ["the second scan says: Inconclusive"]),
+        (QUIET, QUIET, (3,), None, ["the first scan did not name class 3 (cat)"]),
+        (FOUND, QUIET, (3, 5), None, ["the first scan did not name class 5"]),
+        (QUIET, QUIET, (3,), 0.02, []),  # measured rather than scanned
+        (FOUND, FOUND, (3,), 0.59, ["the second scan says", "the attack still succeeds"]),
+    ],
+)
+def test_doubts(first, again, targets, asr, doubts):
+    attack = None if asr is None else {"asr": asr, "ra": 0.5, "images": 10}
+    found = confirm(first, again, targets, attack, {3: "cat"})
+    assert len(found["doubts"]) == len(doubts)
+    for sentence, beginning in zip(found["doubts"], doubts, strict=True):
+        assert sentence.startswith(beginning)
+    assert (found["label"], found["classes"]) == (again.verdict.label, list(again.verdict.classes))
+    # Whatever came out, it is no proof.
+    assert any("no proof" in note for note in found["notes"])
+    assert any("only be measured by whoever has it" in note for note in found["notes"]) == (asr is None)
+
+
+@pytest.mark.parametrize("label", ["nothing_found", "borderline", "inconclusive"])
+def test_a_repair_without_an_alarm_is_said_to_be_one(label):
+    found = confirm(scanned(label, (3,)), QUIET, (3,), None, {})
+    assert any(f"no clear alarm ({label.replace('_', ' ')})" in note for note in found["notes"])
+    assert not any("no clear alarm" in note for note in confirm(FOUND, QUIET, (3,), None, {})["notes"])
