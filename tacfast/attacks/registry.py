@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from .badnets import BadNets
 from .base import Attack
+from .input_aware import InputAware
+from .lira import LIRA
 from .trojannn import TrojanNN
 
 # name → (target, number of classes, image shape, seed) → attack, with the published settings for that size.
@@ -23,9 +25,19 @@ def _trojannn(target: int, num_classes: int, image_shape: tuple[int, int, int], 
     return TrojanNN(target, size=max(2, round(math.sqrt(0.07) * min(image_shape[1:]))))
 
 
+def _input_aware(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
+    return InputAware(target, image_shape, seed)
+
+
+def _lira(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
+    return LIRA(target, image_shape, seed)
+
+
 ATTACKS: dict[str, Factory] = {
     "badnets": _badnets,
     "trojannn": _trojannn,
+    "input-aware": _input_aware,
+    "lira": _lira,
 }
 
 
