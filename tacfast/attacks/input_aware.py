@@ -21,8 +21,8 @@ BETAS = (0.5, 0.9)
 EPSILON = 1e-7
 # Share of the poisoned and of the crossed images in a batch, by which the published loss weighs them.
 SHARE = 0.1
-# At most so many images of a batch train the generators, to keep a step cheap.
-ROWS = 16
+# So many images of a batch train the patterns, the published share of the published batch of 128, and the masks.
+ROWS = 12
 MASK_ROWS = 64
 
 

@@ -48,8 +48,9 @@ class LIRA(Attack):
     target : class of the triggered images
     image_shape : (channels, height, width)
     seed : of the first weights of the generator
-    epsilon : bound of the change of a pixel
-    lr : learning rate of the generator
+    epsilon : bound of the change of a pixel; 0.1 as in the commands that the authors published with their code. The
+        0.01 of later comparisons is for normalised pixels, at most 0.003 of these, which rounding to 8 bits undoes
+    lr : learning rate of the generator; 1e-4 is published, for trainings that are many times longer
     """
 
     target: int

@@ -26,7 +26,9 @@ def _trojannn(target: int, num_classes: int, image_shape: tuple[int, int, int], 
 
 
 def _input_aware(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
-    return InputAware(target, image_shape, seed)
+    # The published share, and in smaller images as many pixels as it is of MNIST's, but at most a quarter of them.
+    share = min(0.25, 0.032 * max(1, 28**2 / math.prod(image_shape[1:])))
+    return InputAware(target, image_shape, seed, mask_density=share)
 
 
 def _lira(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
