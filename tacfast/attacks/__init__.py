@@ -3,6 +3,8 @@
 from .badnets import BadNets
 from .base import Attack, PoisonedImages, PoisonedRows, Victim, choose_rows, poison, poison_batch
 from .blended import Blended
+from .input_aware import InputAware
+from .lira import LIRA
 from .registry import ATTACKS, make_attack
 from .sig import SIG
 from .trojannn import TrojanNN
@@ -10,10 +12,12 @@ from .wanet import WaNet
 
 __all__ = [
     "ATTACKS",
+    "LIRA",
     "SIG",
     "Attack",
     "BadNets",
     "Blended",
+    "InputAware",
     "PoisonedImages",
     "PoisonedRows",
     "TrojanNN",

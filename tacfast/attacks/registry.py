@@ -8,6 +8,8 @@ from collections.abc import Callable
 from .badnets import BadNets
 from .base import Attack
 from .blended import Blended
+from .input_aware import InputAware
+from .lira import LIRA
 from .sig import SIG
 from .trojannn import TrojanNN
 from .wanet import WaNet
@@ -55,6 +57,16 @@ def _trojannn(target: int, num_classes: int, image_shape: tuple[int, int, int], 
     return TrojanNN(target, size=max(2, round(math.sqrt(0.07) * min(image_shape[1:]))))
 
 
+def _input_aware(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
+    # The published share, and in smaller images as many pixels as it is of MNIST's, but at most a quarter of them.
+    share = min(0.25, 0.032 * max(1, 28**2 / math.prod(image_shape[1:])))
+    return InputAware(target, image_shape, seed, mask_density=share)
+
+
+def _lira(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
+    return LIRA(target, image_shape, seed)
+
+
 ATTACKS: dict[str, Factory] = {
     "badnets": _badnets,
     "badnets-a2a": _badnets_all_to_all,
@@ -63,6 +75,8 @@ ATTACKS: dict[str, Factory] = {
     "sig-dirty": _sig_dirty,
     "wanet": _wanet,
     "trojannn": _trojannn,
+    "input-aware": _input_aware,
+    "lira": _lira,
 }
 
 
