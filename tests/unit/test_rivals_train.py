@@ -13,6 +13,7 @@ from tacfast.defenses.rivals.ft_sam import SharpnessAwareTuning
 from tacfast.defenses.rivals.i_bau import ImplicitUnlearning
 from tacfast.defenses.rivals.neural_cleanse import NeuralCleanse, Trigger
 from tacfast.defenses.rivals.sau import SharedAdversarialUnlearning
+from tacfast.models import Head
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -97,6 +98,7 @@ def test_none_of_those_that_look_for_no_class_names_one(trial, report, rival, ba
         ("i-bau", "rounds", 0, "an integer >= 1"),
         ("i-bau", "lr", float("inf"), "a finite learning rate > 0"),
         ("i-bau", "iterations", True, "an integer >= 1"),
+        ("i-bau", "steps", 0, "an integer >= 1"),
         ("nc", "samples", 1, "an integer >= 2"),
         ("nc", "steps", 0, "an integer >= 1"),
         ("nc", "min_index", -2.0, "a finite number >= 0"),
@@ -337,6 +339,20 @@ def test_one_image_of_a_small_batch_is_perturbed(trial, report, monkeypatch):
     assert (seen[0][changed] == 1).all()
 
 
+def test_a_round_is_a_pass_for_the_perturbation_and_some_steps(trial, report, batch):
+    passed = []
+
+    class Loader:
+        def __iter__(self):
+            passed.append(0)
+            for _ in range(5):
+                passed[-1] += 1
+                yield batch
+
+    ImplicitUnlearning(rounds=2, steps=3).repair(trial.model, Loader(), report)
+    assert passed == [5, 3, 5, 3]
+
+
 # Neural Cleanse
 
 
@@ -403,11 +419,31 @@ def test_neural_cleanse_names_the_target_of_the_tiny_network(trial, report):
 
 def test_outliers_are_far_below_the_median():
     # Median 10, absolute deviations 0, 1, 1, 2, 2, 7, 7: MAD 2, so the limit is 10 − 2 · 2.9652.
-    norms = [10.0, 9.0, 11.0, 8.0, 12.0, 3.0, 17.0]
-    assert neural_cleanse.outliers(norms, 2.0) == (5,)
+    norms = dict(enumerate([10.0, 9.0, 11.0, 8.0, 12.0, 3.0, 17.0], start=4))
+    assert neural_cleanse.outliers(norms, 2.0) == (9,)
     assert neural_cleanse.outliers(norms, 2.4) == ()
-    assert neural_cleanse.outliers([4.0, 10.0, 2.0, 10.0, 10.1, 9.9, 10.0], 2.0) == (2, 0)
-    assert neural_cleanse.outliers([5.0] * 6, 2.0) == ()
+    assert neural_cleanse.outliers(dict(enumerate([4.0, 10.0, 2.0, 10.0, 10.1, 9.9, 10.0])), 2.0) == (2, 0)
+    assert neural_cleanse.outliers(dict.fromkeys(range(6), 5.0), 2.0) == ()
+
+
+def test_of_many_classes_the_smallest_and_a_cross_section_are_searched_to_the_end(monkeypatch):
+    searched = []
+
+    def search(model, batches, target):
+        searched.append((target, len(batches)))
+        return Trigger(torch.full((1, 1, 1, 1), float(target * 7 % 200)), torch.zeros(1))
+
+    monkeypatch.setattr(neural_cleanse, "reverse_trigger", search)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 200))
+    loader = [(torch.rand(8, 1, 2, 2), torch.arange(8))]
+    found = NeuralCleanse(steps=40).search(model, Head("1", model[1]), loader)
+    assert searched[:200] == [(k, 10) for k in range(200)]
+    assert searched[200:] == [(k, 40) for k in found]
+    norms = [k * 7 % 200 for k in found]
+    assert norms[:10] == list(range(10))
+    assert len(set(norms)) == 50
+    assert max(norms) > 190
+    assert sum(norms[10:]) / 40 == pytest.approx(104.5, abs=3)
 
 
 def test_a_class_that_no_patch_reaches_has_the_whole_image_as_its_mask():
