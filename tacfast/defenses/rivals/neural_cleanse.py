@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,6 +22,9 @@ from .fine_tuning import FineTuning
 # weight grows (doubles in five rounds) or falls; a round was a pass over the clean samples, and is a step here.
 FLIPPED, FIRST_COST, GROWTH, DECAY = 0.98, 1e-3, 2 ** (1 / 5), 2 ** (-1.5 / 5)
 MASK_RATE, MASK_BETAS = 0.1, (0.5, 0.9)
+# Of more classes than this all are searched for a share of the steps, and only so many to the end: a fifth of these has
+# the smallest masks so far, and the others are spread evenly over the rest.
+MANY, BRIEF = 50, 0.25
 # Images in a step, and steps that the share is measured over.
 BATCH, WINDOW = 32, 4
 # Steps without a mask smaller by one per cent after which a search ends.
@@ -38,7 +41,9 @@ class NeuralCleanse(FineTuning):
     class is named it stays as it is. Images must be pixels in [0, 1].
 
     The settings are those of BackdoorBench, scaled down: there a search is up to 80 passes over all clean samples (in
-    batches of 256), which is hours for 43 classes on a CPU, and fine-tuning takes 100 epochs.
+    batches of 256), which is hours for 43 classes on a CPU, and fine-tuning takes 100 epochs. Of more than 50 classes
+    all are searched briefly, and only 50 to the end, among which the named ones are: the ten with the smallest masks
+    and 40 others to compare them with.
 
     Parameters
     ----------
@@ -67,18 +72,23 @@ class NeuralCleanse(FineTuning):
     ) -> tuple[int, ...]:
         """Unlearn in place the triggers of the classes that are returned."""
         triggers = self.search(model, head, loader)
-        named = outliers([trigger.norm for trigger in triggers], self.min_index)
+        named = outliers({k: trigger.norm for k, trigger in triggers.items()}, self.min_index)
         if named:
             self._unlearn([triggers[k] for k in named], model, head, loader, tell)
         return named
 
-    def search(self, model: nn.Module, head: Head, loader: Iterable[Any]) -> list[Trigger]:
-        """Find the trigger of each of the C classes; the model is left as it was."""
+    def search(self, model: nn.Module, head: Head, loader: Iterable[Any]) -> dict[int, Trigger]:
+        """Find the triggers by class; the model is left as it was."""
         pool = torch.cat(list(_some(trainable_batches(loader, head), self.samples)))[: self.samples]
         # The same for all classes, so that their masks can be compared.
         batches = [pool[torch.randint(len(pool), (BATCH,), device=pool.device)] for _ in range(self.steps)]
+        classes: Sequence[int] = range(head.num_classes)
         with evaluation_mode(model):
-            return [reverse_trigger(model, batches, target) for target in range(head.num_classes)]
+            if len(classes) > MANY:
+                brief = batches[: max(1, round(BRIEF * self.steps))]
+                rough = {k: reverse_trigger(model, brief, k).norm for k in classes}
+                classes = spread(sorted(classes, key=rough.__getitem__))
+            return {target: reverse_trigger(model, batches, target) for target in classes}
 
     def _unlearn(self, triggers: Sequence[Trigger], model: nn.Module, head: Head, loader: Any, tell: Tell) -> None:
         optimizer, schedule = self.descent(model)
@@ -160,12 +170,20 @@ def reverse_trigger(model: nn.Module, batches: Sequence[Tensor], target: int) ->
     return best
 
 
-def outliers(norms: Sequence[float], min_index: float) -> tuple[int, ...]:
-    """Positions of the norms that are below the median by more than ``min_index`` · 1.4826 · MAD, smallest first."""
-    values = torch.tensor(norms, dtype=torch.float64)
+def spread(ranking: Sequence[int]) -> list[int]:
+    """Take ``MANY`` of a longer ranking: the first fifth of them from its top, the others evenly from the rest."""
+    top, rest = ranking[: MANY // 5], ranking[MANY // 5 :]
+    count = MANY - len(top)
+    return [*top, *(rest[i * len(rest) // count] for i in range(count))]
+
+
+def outliers(norms: Mapping[int, float], min_index: float) -> tuple[int, ...]:
+    """Classes whose norm is below the median by more than ``min_index`` · 1.4826 · MAD, smallest first."""
+    values = torch.tensor(list(norms.values()), dtype=torch.float64)
     below = values.quantile(0.5) - values
     far = below > min_index * 1.4826 * below.abs().quantile(0.5)
-    return tuple(k for k in values.argsort().tolist() if far[k])
+    named = [k for k, is_far in zip(norms, far.tolist(), strict=True) if is_far]
+    return tuple(sorted(named, key=norms.__getitem__))
 
 
 def _some(batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Iterable[Tensor]:
