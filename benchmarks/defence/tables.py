@@ -72,7 +72,9 @@ def _facts(row: Row) -> str:
     said = []
     for network in row.networks:
         scan, target = network["scan"], network["target"]
-        poisoned = "no poisoned class" if row.attack == CLEAN else f"poisoned class {'all' if target is None else target}"
+        poisoned = (
+            "no poisoned class" if row.attack == CLEAN else f"poisoned class {'all' if target is None else target}"
+        )
         named = f" {', '.join(map(str, scan['classes']))}" if scan["classes"] else ""
         ceiling, change = network["ceiling"], network["reconstruction"]
         said.append(

@@ -11,8 +11,8 @@ from .fst import FeatureShiftTuning
 from .ft_sam import SharpnessAwareTuning
 from .i_bau import ImplicitUnlearning
 from .neural_cleanse import NeuralCleanse
-from .sau import SharedAdversarialUnlearning
 from .rnp import ReconstructiveNeuronPruning
+from .sau import SharedAdversarialUnlearning
 from .tsbd import TwoStageDefense
 
 RIVALS: dict[str, type[Rival]] = {
