@@ -100,7 +100,12 @@ class Suspects:
         )
 
     def _path(self, network: Network) -> Path:
-        return self.models / f"{network.name}.safetensors"
+        return model_path(self.models, network)
+
+
+def model_path(models: Path, network: Network) -> Path:
+    """The weights of a network in the folder of models; a ``.json`` beside it says that it is complete."""
+    return models / f"{network.name}.safetensors"
 
 
 @dataclass(frozen=True, eq=False)

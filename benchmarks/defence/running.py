@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .cells import NETWORK_CELL, cells_of, identity
-from .networks import Suspects
+from .networks import Say, Suspects, model_path
 from .profiles import PROFILES, Network, Profile
 from .store import Store, try_lock
 
@@ -57,61 +57,76 @@ class Grid:
         store, profile = Store(self.results), self.settings
         return [name for name in self.cells if not store.has(network.name, name, identity(profile, network, name))]
 
-    def run(self, network: Network, names: Sequence[str], say: Callable[[str], None]) -> Iterator[tuple[str, Any]]:
+    def run(self, network: Network, names: Sequence[str], say: Say) -> Iterator[tuple[str, Any]]:
         """Make cells of one network, after training it where that is needed."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         suspects = Suspects(self.settings, self.models, self.root, say, device)
         yield from cells_of(suspects.get(network), self.settings, names)
 
 
-def work(grid: Grid, say: Callable[[str], None]) -> None:
-    """Make whatever is missing and nobody else is making, until nothing is; returns when the grid is complete."""
+def work(grid: Grid, say: Say) -> None:
+    """Make whatever is missing and nobody else is making, until nothing is; returns when the grid is complete.
+
+    Raises
+    ------
+    RuntimeError
+        At the end, naming the networks that could not be trained or measured; the others are complete.
+    """
     torch.set_num_threads(1)
-    store = Store(grid.results)
-    while left := [network for network in grid.networks if grid.missing(network)]:
-        if not any([_take(grid, store, network, say) for network in left]):
+    failed: set[Network] = set()
+    while left := [network for network in grid.networks if network not in failed and grid.missing(network)]:
+        busy = True
+        for network in left:
+            try:
+                busy &= not _take(grid, network, say)
+            except (ValueError, RuntimeError) as error:
+                say(f"{network.name}: failed: {error}")
+                failed.add(network)
+        if busy:
             time.sleep(PATIENCE)
+    if failed:
+        raise RuntimeError(f"networks: {len(failed)} failed: {', '.join(sorted(network.name for network in failed))}")
 
 
-def _take(grid: Grid, store: Store, network: Network, say: Callable[[str], None]) -> bool:
-    """Make the missing cells of one network; False if that is somebody else's, or has to wait."""
-    clean = network.clean
-    if network.attack in NEEDS_CLEAN and not Suspects(grid.settings, grid.models, None, say, _CPU).is_trained(clean):
-        if clean in grid.networks:
-            return False
+def _take(grid: Grid, network: Network, say: Say) -> bool:
+    """Make the missing cells of one network; False if that is somebody else's, or has to wait for its clean one."""
+    waits = network.attack in NEEDS_CLEAN and network.clean in grid.networks
+    if waits and not model_path(grid.models, network.clean).with_suffix(".json").is_file():
+        return False
     with try_lock(grid.models / "locks" / network.name) as ours:
-        if not ours:
-            return False
-        for name, cell in grid.run(network, grid.missing(network), say):
-            store.write(network.name, name, cell)
+        missing = grid.missing(network) if ours else []
+        for name, cell in grid.run(network, missing, say) if missing else ():
+            Store(grid.results).write(network.name, name, cell)
             say(f"{network.name}: {name} done")
-    return True
-
-
-_CPU = torch.device("cpu")
+    return bool(missing)
 
 
 def _worker(grid: Grid, log: Any) -> None:
-    work(grid, log.put)
+    try:
+        work(grid, log.put)
+    except (OSError, RuntimeError) as error:
+        log.put(str(error))
+        sys.exit(1)
 
 
-def run_local(grid: Grid, workers: int, say: Callable[[str], None]) -> None:
+def run_local(grid: Grid, workers: int, say: Say) -> None:
     """Work in several processes, each with one thread.
 
     Raises
     ------
     RuntimeError
-        If one of them fails.
+        If one of them fails; what it said went to ``say``.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     log = context.Queue()
     processes = [context.Process(target=_worker, args=(grid, log), daemon=True) for _ in range(workers)]
     for process in processes:
         process.start()
-    while any(process.is_alive() for process in processes) or not log.empty():
-        try:
-            say(log.get(timeout=0.5))
-        except Exception:  # queue.Empty
-            continue
+    alive = True
+    while alive:
+        alive = any(process.is_alive() for process in processes)
+        with suppress(queue.Empty):
+            while True:
+                say(log.get(timeout=0.5))
     if failed := [process.exitcode for process in processes if process.exitcode]:
-        raise RuntimeError(f"workers: {len(failed)} of {workers} failed with exit status {failed[0]}")
+        raise RuntimeError(f"workers: {len(failed)} of {workers} failed, the first with exit status {failed[0]}")
