@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import queue
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
