@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
+import os
 import queue
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -105,11 +108,20 @@ def _take(grid: Grid, network: Network, say: Say) -> bool:
 
 
 def _worker(grid: Grid, log: Any) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         work(grid, log.put)
     except (OSError, RuntimeError) as error:
         log.put(str(error))
         sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is killed: nobody would know that it goes on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def run_local(grid: Grid, workers: int, say: Say) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import demo, info, repair, scan, show
+from . import demo, info, repair, scan, show, train
 
 __all__ = ["app"]
 
@@ -15,5 +15,5 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (scan.scan, repair.repair, demo.demo, show.show, info.info):
+for command in (scan.scan, repair.repair, train.train, show.show, demo.demo, info.info):
     app.command()(command)

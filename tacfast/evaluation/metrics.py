@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ class Metrics:
     ra: float
 
 
-def evaluate(model: nn.Module, loader: Iterable[Any], attack: Attack) -> Metrics:
+def evaluate(model: nn.Module, loader: Iterable[Any], attack: Attack | None) -> Metrics:
     """Measure a model on a test set, with and without the trigger.
 
     The model runs in evaluation mode without gradients and is left as it was.
@@ -39,7 +40,8 @@ def evaluate(model: nn.Module, loader: Iterable[Any], attack: Attack) -> Metrics
     ----------
     model : maps images to logits (n, C)
     loader : yields (images, labels) of the clean test set, labels integers of shape (n,)
-    attack : its trigger is applied to every image that it sends to another class than its own
+    attack : its trigger is applied to every image that it sends to another class than its own; None to measure clean
+        accuracy alone, so that the other figures are NaN
 
     Raises
     ------
@@ -56,13 +58,16 @@ def evaluate(model: nn.Module, loader: Iterable[Any], attack: Attack) -> Metrics
             images, labels = images.to(device), labels.to(device)
             correct += int((model(images).argmax(1) == labels).sum())
             total += len(labels)
-            victims = attacked_rows(attack, labels)
-            if victims.any():
+            if attack is not None and (victims := attacked_rows(attack, labels)).any():
                 truth = labels[victims]
                 answers = model(attack.trigger(images[victims])).argmax(1)
                 hits += int((answers == attack.relabel(truth)).sum())
                 recovered += int((answers == truth).sum())
                 attacked += int(victims.sum())
+    if total == 0:
+        raise ValueError("loader: expected at least one batch, got none")
+    if attack is None:
+        return Metrics(acc=correct / total, asr=math.nan, ra=math.nan)
     if attacked == 0:
         raise ValueError(f"loader: expected images of other classes than the target {attack.target}, got none")
     return Metrics(acc=correct / total, asr=hits / attacked, ra=recovered / attacked)
