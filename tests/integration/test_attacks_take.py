@@ -57,7 +57,7 @@ def metrics(name, ratio, epochs, faint):
         ("blended", 0.1, 40, False),
         ("sig", 0.05, 25, True),
         ("sig-dirty", 0.1, 40, False),
-        # Warps of a fifth of a pixel, which the noise mode sets apart from similar ones: hard to learn from 1500 images.
+        # Warps of a fifth of a pixel, to be told from others like them: hard to learn from 1100 images.
         ("wanet", 0.2, 100, False),
     ],
 )
