@@ -33,7 +33,7 @@ class Victim:
 
 
 class Attack(ABC):
-    """A backdoor attack. Unless it overrides something: all-to-one, with wrong labels and a trigger that is not trained.
+    """A backdoor attack: all-to-one, with wrong labels and a trigger that is not trained, unless it overrides that.
 
     Images are floating point (n, channels, h, w) with pixels in [0, 1], labels int64 (n,). An attack with a trigger
     that is trained along with the model keeps it in modules of its own, and overrides `prepare`, `train_step`,
@@ -76,10 +76,10 @@ class Attack(ABC):
         """Copy of ``images`` with a trigger that must not work, so that only the true one does."""
         raise NotImplementedError(f"{type(self).__name__} has no decoys")
 
-    def prepare(self, victim: Victim) -> None:
+    def prepare(self, victim: Victim) -> None:  # noqa: B027
         """Make whatever the trigger needs before the model trains; draws from torch's global generator."""
 
-    def train_step(self, model: nn.Module, images: Tensor, labels: Tensor, progress: float) -> None:
+    def train_step(self, model: nn.Module, images: Tensor, labels: Tensor, progress: float) -> None:  # noqa: B027
         """Train the trigger for a step, before each step of the model; leaves the model as it was.
 
         ``images`` and ``labels`` are those of the batch that will be poisoned, clean; ``progress`` in [0, 1) is the
@@ -90,7 +90,7 @@ class Attack(ABC):
         """What was made by `prepare` and trained by `train_step`, optimisers included, as plain values and tensors."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
         """Take up what `state_dict` gave; `prepare` need not be called then."""
 
 
@@ -150,7 +150,7 @@ def choose_rows(labels: Tensor, attack: Attack, ratio: float, *, seed: int = 0) 
 def poison_batch(
     attack: Attack, images: Tensor, labels: Tensor, poisoned: Tensor, decoys: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Poison the rows of a batch that `choose_rows` drew; returns new images and labels, the given ones are not changed.
+    """Poison the rows of a batch that `choose_rows` drew; returns new images and labels, and leaves the given ones.
 
     Parameters
     ----------
