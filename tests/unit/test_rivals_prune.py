@@ -401,14 +401,26 @@ def test_rnp_prunes_in_the_given_network_what_recovers_the_unlearned_one(model, 
     assert (new[1].weight == 0).tolist() == [False, False, False, True]
 
 
+def test_only_masks_are_trained_and_kept_between_0_and_1(model):
+    before, data = state(model), make_data()
+    masked, signs = channels.MaskedChannels(model), torch.tensor([1.0, -1.0, 0.0, 1.0])
+
+    def step(inputs, labels):
+        return (signs * masked.masks["1"]).sum(), masked.run(inputs)
+
+    masks = masked.fit(Head("5", model[5]), loader_of(data), 2, 0.5, step, lambda record: None)
+    assert masks["1"].tolist() == [0, 1, 1, 0]
+    assert not changed(before, state(model))
+
+
 def test_channels_are_pruned_up_to_each_threshold(model):
     thresholds, before = [], model[1].bias.detach().clone()
     for threshold in channels.prune_by_masks(model, {"1": torch.tensor([0.0, 0.52, 1.0, 0.07])}):
         thresholds.append((threshold, (model[1].weight == 0).tolist()))
     assert thresholds == [
         (0.0, [True, False, False, False]),
-        (0.1, [True, False, False, True]),
-        (0.55, [True, True, False, True]),
+        (pytest.approx(0.07), [True, False, False, True]),
+        (pytest.approx(0.52), [True, True, False, True]),
     ]
     assert torch.equal(model[1].bias, before)
 
