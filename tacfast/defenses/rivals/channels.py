@@ -13,8 +13,8 @@ from ...models.head import Head, unwrapped
 from ..selection import cloned_weights
 from .base import Tell, train_epochs
 
-# Masks at which to prune, in the published code of ANP and RNP; each step takes all channels up to one of them.
-THRESHOLDS = tuple(i / 20 for i in range(19))
+# How many steps pruning takes at most; each takes a fixed factor more channels, so that the first ones are single.
+STEPS = 48
 
 
 def batch_norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
@@ -92,18 +92,19 @@ class MaskedChannels:
 def prune_by_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[float]:
     """Zero the scale of all channels whose mask is at most the threshold, in place, at rising thresholds.
 
+    The published thresholds, 0 to 0.9, are for masks that were trained for long. Here they are masks that occur, of the
+    smallest and on to the largest below 1, so that the order of the channels counts and not how far masks have come.
+
     Yields
     ------
     float
-        Each of `THRESHOLDS` that prunes a channel more than the one before.
+        The threshold, at which at least one channel more is pruned than before.
     """
-    layers, before = batch_norms(model), 0
-    for threshold in THRESHOLDS:
-        below = {name: mask <= threshold for name, mask in masks.items()}
-        count = sum(int(channels.sum()) for channels in below.values())
-        if count > before:
-            before = count
+    layers, ranked = batch_norms(model), torch.cat(list(masks.values())).sort().values
+    ranks = sorted({round(len(ranked) ** (i / STEPS)) for i in range(STEPS + 1)})
+    for threshold in sorted({float(ranked[rank - 1]) for rank in ranks}):
+        if threshold < 1:
             with torch.no_grad():
-                for name, channels in below.items():
-                    layers[name].weight[channels] = 0
+                for name, mask in masks.items():
+                    layers[name].weight[mask <= threshold] = 0
             yield threshold

@@ -47,7 +47,7 @@ class TwoStageDefense(Rival):
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 0.0
-    unlearning_epochs: int = 5
+    unlearning_epochs: int = 10
     unlearning_lr: float = 1e-3
     floor: float = 0.1
     neurons: float = 0.15
