@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -19,7 +18,14 @@ from tacfast.training.trained import Trained, load_trained, plan_as_dict, save_t
 
 from .profiles import CLEAN, Network, Profile
 
-Say = Callable[[str], None]
+
+class Say(Protocol):
+    """Told what is being done."""
+
+    def __call__(self, text: str, cells: int = 0) -> None:
+        """A line of text, and how many cells were finished with it."""
+
+
 # Latents for the true change come from at most so many test images.
 MAX_CHANGE_IMAGES = 2000
 
