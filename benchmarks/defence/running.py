@@ -82,17 +82,20 @@ def work(grid: Grid, say: Say) -> None:
     torch.set_num_threads(1)
     failed: set[Network] = set()
     while left := [network for network in grid.networks if network not in failed and grid.missing(network)]:
-        busy = True
-        for network in left:
-            try:
-                busy &= not _take(grid, network, say)
-            except (ValueError, RuntimeError) as error:
-                say(f"{network.name}: failed: {error}")
-                failed.add(network)
-        if busy:
+        # From the first one again after each: what was somebody else's, or had to wait, may be free now.
+        if not any(_attempt(grid, network, say, failed) for network in left):
             time.sleep(PATIENCE)
     if failed:
         raise RuntimeError(f"networks: {len(failed)} failed: {', '.join(sorted(network.name for network in failed))}")
+
+
+def _attempt(grid: Grid, network: Network, say: Say, failed: set[Network]) -> bool:
+    try:
+        return _take(grid, network, say)
+    except (ValueError, RuntimeError) as error:
+        say(f"{network.name}: failed: {error}")
+        failed.add(network)
+        return True
 
 
 def _take(grid: Grid, network: Network, say: Say) -> bool:
