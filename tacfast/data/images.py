@@ -39,6 +39,12 @@ class LabelledImages(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
     def subset(self, indices: Tensor) -> LabelledImages:
         """Copy of the rows ``indices`` (int64)."""
         return LabelledImages(self.images[indices], self.labels[indices])

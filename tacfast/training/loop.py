@@ -190,7 +190,7 @@ class _Training:
             attack.prepare(
                 Victim(
                     loader=self._data.data.subset(rows).loader(recipe.batch_size, shuffle=True),
-                    image_shape=tuple(self._data.data.images.shape[1:]),
+                    image_shape=self._data.data.image_shape,
                     num_classes=int(self._data.data.labels.max()) + 1,
                     clean_model=self._clean_model or no_model,
                 )
@@ -222,7 +222,7 @@ class _Training:
     def _order(self) -> Iterator[Tensor]:
         size = self._recipe.batch_size
         order = torch.randperm(len(self._data.rows))[: self._batches * size]
-        yield from order.split(size)
+        yield from torch.split(order, size)
 
     def _next_batch(self, chosen: Tensor, progress: float) -> tuple[Tensor, Tensor]:
         attack = self._data.attack
