@@ -95,6 +95,10 @@ class PreActResNet18(nn.Module):
         super().__init__()
         kernel = max(3, stem_stride + 1 - stem_stride % 2)
         self.conv1 = nn.Conv2d(in_channels, width, kernel, stem_stride, kernel // 2, bias=False)
+        self.layer1: nn.Module
+        self.layer2: nn.Module
+        self.layer3: nn.Module
+        self.layer4: nn.Module
         for stage in range(4):
             before, channels = width * 2 ** max(stage - 1, 0), width * 2**stage
             blocks = SharedPreActBlock(before, channels, 1 + (stage > 0)), SharedPreActBlock(channels, channels, 1)
