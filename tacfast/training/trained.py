@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 from .. import __version__
+from .._text import excerpt
 from ..attacks import Attack, choose_rows, make_attack
 from ..data.datasets import ImageDataset
 from ..data.randomness import isolated_randomness
 from ..data.splits import Splits
 from ..models.checkpoint import Checkpoint, load_checkpoint, restore_model, save_checkpoint
 from ..models.normalised import Normalised
-from ..models.registry import build_model
+from ..models.registry import OWN, TIMM, build_model
 from ..models.weights import CheckpointError, shown_path
 from ..solver._files import write_atomically
 from .loop import TrainedEpoch, TrainingData, train
@@ -78,13 +79,11 @@ class Plan:
         return Normalised(network, dataset.mean, dataset.std)
 
     def arch_args_for(self, dataset: ImageDataset) -> dict[str, Any]:
-        """``arch_args``, with the colour channels of the data where they are not three."""
+        """``arch_args``, with the colour channels of the data; other libraries' networks take three unless told so."""
         channels = dataset.image_shape[0]
-        return {**({} if channels == 3 else {_channels_argument(self.arch): channels}), **self.arch_args}
-
-
-def _channels_argument(arch: str) -> str:
-    return "in_chans" if arch.startswith("timm:") else "in_channels"
+        name = "in_chans" if self.arch.startswith(TIMM) else "in_channels"
+        given = self.arch in OWN or channels != 3
+        return {**({name: channels} if given else {}), **self.arch_args}
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,10 +170,13 @@ def plan_from_dict(fields: Mapping[str, Any]) -> Plan:
 
     Raises
     ------
-    TypeError, ValueError
+    ValueError
         If it is something else.
     """
-    return Plan(**{**fields, "recipe": Recipe(**fields["recipe"])})
+    try:
+        return Plan(**{**fields, "recipe": Recipe(**fields["recipe"])})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"plan: expected what `plan_as_dict` gives, got {excerpt(repr(fields))}") from error
 
 
 def save_trained(trained: Trained, path: Path, *, half: bool = False) -> None:
