@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from ..data.datasets import DATASETS, ROOT_VARIABLE
+
 
 class Numbers(tuple[float, ...]):
     """Numbers given in one argument; Typer takes a plain tuple for several arguments."""
@@ -54,12 +56,34 @@ Checkpoint = Annotated[
         show_default=False,
     ),
 ]
+# Of a data set, the images to take.
+SPLITS = ("clean", "held-out", "test", "train", "all")
+
 Data = Annotated[
-    Path,
+    str,
     typer.Option(
-        help="Folder of clean images that the model was not trained on: one folder per class, or all together.",
+        metavar="FOLDER|NAME",
+        help="Folder of clean images that the model was not trained on: one folder per class, or all together. Or the "
+        f"name of a data set: {', '.join(DATASETS)}; a folder that is called so is ./NAME.",
         rich_help_panel=DATA,
         show_default=False,
+    ),
+]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help=f"Where the data sets are; {ROOT_VARIABLE}, else the current folder.",
+        rich_help_panel=DATA,
+    ),
+]
+Split = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Images of the data set to take, one of {', '.join(SPLITS)}. A network of tacfast train says which "
+        "these are, and clean is the default. For others, train and test are those of the data set, and test is the "
+        "default.",
+        rich_help_panel=DATA,
     ),
 ]
 Arch = Annotated[

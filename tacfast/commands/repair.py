@@ -22,13 +22,15 @@ from ..scanning import ScanReport
 from . import options, screen
 from .confirm import UNCONFIRMED, confirm
 from .scan import EXIT_STATUS, describe, run_scan, show_scan, write_reports
-from .suspect import TRAINED_BY, Suspect, check_files, digests, open_loader, open_suspect
+from .suspect import TRAINED_BY, Suspect, check_files, open_loader, open_suspect
 from .triggered import Triggered
 
 REPAIR = "The repair"
 # Higher rates remove more of a backdoor, and which one a network survives differs by a factor of a hundred. The first
 # that keeps held-out clean accuracy is taken, so that no trigger is needed to choose.
 RATES = (0.1, 0.03, 0.01, 0.003)
+# Of where the weights come from, what a scan of the repaired ones must know, too.
+KEPT = ("data", "splits")
 # Under this name BackdoorBench looks for the result of a defence, and gets it in its format.
 DEFENSE_RESULT = "defense_result.pt"
 
@@ -54,6 +56,8 @@ def repair(
     std: options.Std = None,
     image_size: options.ImageSize = None,
     class_names: options.ClassNames = None,
+    data_root: options.DataRoot = None,
+    split: options.Split = None,
     skip_unreadable: options.SkipUnreadable = False,
     mode: Annotated[str, typer.Option(help=f"One of {', '.join(MODES)}.", rich_help_panel=REPAIR)] = "latent",
     target: Annotated[
@@ -118,6 +122,8 @@ def repair(
     suspect = open_suspect(
         checkpoint,
         data,
+        data_root=data_root,
+        split=split,
         arch=arch,
         arch_args=arch_args,
         num_classes=num_classes,
@@ -178,7 +184,7 @@ def repair(
     again = run_scan(console, repaired, everything, report.head.name, task="scanning again")
     after = triggered.measure(result.model)
     facts = repair_facts(result, confirm(report, again, result.targets, after, suspect.names))
-    _write_weights(suspect, result, facts, out, digests(suspect.images.paths[i] for i in trained))
+    _write_weights(suspect, result, facts, out, suspect.images.subset(trained).digests())
     about |= {"repair": facts, "attack": after and about["attack"] | {"after": after}}
     write_reports(report, about, json=json, html=html)
     _show_repair(console, about, out)
@@ -235,6 +241,7 @@ def _write_weights(
         weights=result.model.state_dict(),
         class_names=suspect.images.class_names,
         provenance={
+            **{name: value for name, value in (suspect.checkpoint.provenance or {}).items() if name in KEPT},
             "tool": f"tacfast {__version__}",
             "repaired from": str(suspect.path),
             "mode": result.mode,

@@ -31,6 +31,8 @@ def scan(
     std: options.Std = None,
     image_size: options.ImageSize = None,
     class_names: options.ClassNames = None,
+    data_root: options.DataRoot = None,
+    split: options.Split = None,
     skip_unreadable: options.SkipUnreadable = False,
     batch_size: options.BatchSize = 128,
     workers: options.Workers = None,
@@ -56,6 +58,8 @@ def scan(
     suspect = open_suspect(
         checkpoint,
         data,
+        data_root=data_root,
+        split=split,
         arch=arch,
         arch_args=arch_args,
         num_classes=num_classes,

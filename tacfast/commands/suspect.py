@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +12,14 @@ import torch
 import typer
 from torch import nn
 
-from ..data import FolderLoader, ImageFolder, Preprocessing, find_images
+from ..data import FolderLoader, ImageFolder, ImageRows
 from ..data.folders import listed, some
 from ..models import Checkpoint, Head, HeadError, find_head, load_checkpoint, restore_model
 from ..models.checkpoint import SAFETENSORS, sidecar_of
 from ..models.latents import split_batch
 from ..report import check_writable
 from ..scanning import ScanReport
+from .images import Images, open_images
 from .options import Numbers
 
 # Below this, starting processes takes longer than reading the images.
@@ -29,8 +27,6 @@ MANY_IMAGES = 2000
 MAX_WORKERS = 8
 # In the provenance of repaired weights.
 TRAINED_BY = "images that trained it"
-# Of SHA-256, in hexadecimal: enough to tell images apart, and short enough to list them all.
-DIGITS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +38,18 @@ class Suspect:
     path : of the checkpoint
     model : on the device where it will run
     checkpoint : its weights, and all that is known of them, from the file or the command line
-    images : clean images
+    data : where its clean images are from
     """
 
     path: Path
     model: nn.Module
     checkpoint: Checkpoint
-    images: ImageFolder
+    data: Images
+
+    @property
+    def images(self) -> ImageFolder | ImageRows:
+        """The clean images."""
+        return self.data.listed
 
     @property
     def names(self) -> dict[int, str]:
@@ -63,6 +64,7 @@ class Suspect:
             "architecture": f"{self.checkpoint.arch}, {arguments}" if arguments else self.checkpoint.arch,
             "normalised by": f"mean {listed(made.mean)}; standard deviation {listed(made.std)}",
             "image size": "as it is" if made.image_size is None else "{}×{}".format(*made.image_size),
+            "images": self.data.source,
             "images found": len(self.images),
             "images that could not be read": len(loader.unreadable),
             "classes without an image": some(self._missing(report)) or "none",
@@ -71,6 +73,11 @@ class Suspect:
     def warnings(self, report: ScanReport, loader: FolderLoader) -> list[str]:
         """Sentences on images that are missing, or that the model knows already."""
         found = []
+        if self.data.trained:
+            found.append(
+                f"{self.data.trained} of the {len(self.images)} images trained this model: images that it "
+                "has not seen tell more"
+            )
         if known := self._known():
             found.append(
                 f"{known} of the {len(self.images)} images trained the repair of this model, which hides what a scan "
@@ -84,13 +91,13 @@ class Suspect:
 
     @property
     def trained_by(self) -> list[str]:
-        """Digests of the images that trained a repair of these weights, as `digests` gives them."""
+        """Digests of the images that trained a repair of these weights, as their ``digests`` gives them."""
         found = (self.checkpoint.provenance or {}).get(TRAINED_BY)
         return [each for each in found if isinstance(each, str)] if isinstance(found, list) else []
 
     def _known(self) -> int:
         recorded = set(self.trained_by)
-        return sum(each in recorded for each in digests(self.images.paths)) if recorded else 0
+        return sum(each in recorded for each in self.images.digests()) if recorded else 0
 
     def _missing(self, report: ScanReport) -> list[str]:
         """Names of the classes of which no image was read; none where there are no labels."""
@@ -103,8 +110,10 @@ class Suspect:
 
 def open_suspect(
     path: Path,
-    data: Path,
+    data: str,
     *,
+    data_root: Path | None,
+    split: str | None,
     arch: str | None,
     arch_args: dict[str, Any] | None,
     num_classes: int | None,
@@ -144,24 +153,7 @@ def open_suspect(
         raise typer.BadParameter(f"give {options}: {path} does not say it, and a guess would spoil the answer")
     checkpoint = replace(checkpoint, **given)
     model = restore_model(checkpoint).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Suspect(path, model, checkpoint, _find_images(checkpoint, data))
-
-
-def _find_images(checkpoint: Checkpoint, folder: Path) -> ImageFolder:
-    assert checkpoint.mean is not None
-    assert checkpoint.std is not None
-    assert checkpoint.num_classes is not None
-    preprocessing = Preprocessing(checkpoint.mean, checkpoint.std, checkpoint.image_size)
-    return find_images(folder, preprocessing, checkpoint.num_classes, class_names=checkpoint.class_names)
-
-
-def digests(paths: Iterable[Path]) -> list[str]:
-    """The beginning of the SHA-256 of each file that can be read."""
-    found = []
-    for path in paths:
-        with suppress(OSError):
-            found.append(hashlib.sha256(path.read_bytes()).hexdigest()[:DIGITS])
-    return found
+    return Suspect(path, model, checkpoint, open_images(checkpoint, data, data_root, split))
 
 
 def read_names(path: Path) -> tuple[str, ...]:
@@ -177,11 +169,16 @@ def read_names(path: Path) -> tuple[str, ...]:
 
 
 def open_loader(
-    images: ImageFolder, batch_size: int, *, workers: int | None, shuffle: bool = False, skip_unreadable: bool = False
+    images: ImageFolder | ImageRows,
+    batch_size: int,
+    *,
+    workers: int | None,
+    shuffle: bool = False,
+    skip_unreadable: bool = False,
 ) -> FolderLoader:
-    """Batches of images, read by as many processes as pay off."""
+    """Batches of images, read by as many processes as pay off: none for those that are decoded already."""
     if workers is None:
-        workers = MAX_WORKERS if len(images) >= MANY_IMAGES else 0
+        workers = MAX_WORKERS if len(images) >= MANY_IMAGES and isinstance(images, ImageFolder) else 0
     workers = min(workers, os.cpu_count() or 1)
     return FolderLoader(images, batch_size, shuffle=shuffle, skip_unreadable=skip_unreadable, workers=workers)
 

@@ -4,6 +4,7 @@ from .datasets import DATASETS, ImageDataset, MissingDataError, load_dataset
 from .digits import load_digits
 from .folders import FolderLoader, ImageFolder, Preprocessing, find_images
 from .images import LabelledImages
+from .rows import ImageRows
 from .splits import Splits, hold_out, split_indices
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "FolderLoader",
     "ImageDataset",
     "ImageFolder",
+    "ImageRows",
     "LabelledImages",
     "MissingDataError",
     "Preprocessing",

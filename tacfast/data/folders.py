@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+if TYPE_CHECKING:
+    from .rows import ImageRows
 
 MODES = {1: "L", 3: "RGB"}
 # Pixels of more than eight bits: PIL clips them to white when it converts them.
@@ -29,6 +34,8 @@ SUFFIXES = (
 # fmt: on
 # At most so many names in a message.
 MAX_NAMED = 5
+# Of SHA-256, in hexadecimal: enough to tell images apart, and short enough to list them all.
+DIGEST_DIGITS = 16
 
 
 @dataclass(frozen=True)
@@ -101,9 +108,11 @@ class Preprocessing:
         return picture.resize((w, h), bilinear, box=(left, top, left + scale * w, top + scale * h))
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Map uint8 pixels (n, channels, h, w) to float32 inputs of the same shape."""
+        """Map pixels (n, channels, h, w), uint8 or floating point in [0, 1], to float32 inputs of the same shape."""
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        return (pixels.float() / 255 - mean) / std
+        # In place, but for the copy that `to` makes: memory that was never used is slower than all the arithmetic.
+        scaled = pixels.to(torch.float32, copy=True)
+        return (scaled if pixels.is_floating_point() else scaled.div_(255)).sub_(mean).div_(std)
 
 
 def pillow() -> Any:
@@ -152,6 +161,14 @@ class ImageFolder(Dataset[tuple[Tensor | None, int, str]]):
         """Only the images of these numbers."""
         labels = None if self.labels is None else tuple(self.labels[i] for i in numbers)
         return ImageFolder(tuple(self.paths[i] for i in numbers), labels, self.class_names, self.preprocessing)
+
+    def digests(self) -> list[str]:
+        """The beginning of the SHA-256 of each file that can be read."""
+        found = []
+        for path in self.paths:
+            with suppress(OSError):
+                found.append(hashlib.sha256(path.read_bytes()).hexdigest()[:DIGEST_DIGITS])
+        return found
 
 
 def find_images(
@@ -273,11 +290,13 @@ def _different(one: Sequence[int], other: Sequence[int]) -> str:
 
 
 class FolderLoader(DataLoader[Any]):
-    """Batches of an `ImageFolder`, ready for the network: inputs, or (inputs, labels) where there are labels.
+    """Batches of an `ImageFolder` or of `ImageRows`, ready for the network.
+
+    It yields inputs, or (inputs, labels) where there are labels.
 
     Parameters
     ----------
-    images : from `find_images`
+    images : from `find_images`, or rows of a data set
     batch_size : images per batch
     shuffle : for training: a new order every time, and an incomplete last batch is left out
     skip_unreadable : leave out files that cannot be read, and count them in ``unreadable``; otherwise the first is a
@@ -291,7 +310,7 @@ class FolderLoader(DataLoader[Any]):
 
     def __init__(
         self,
-        images: ImageFolder,
+        images: ImageFolder | ImageRows,
         batch_size: int,
         *,
         shuffle: bool = False,

@@ -204,6 +204,21 @@ def trigger_of(path: Path) -> Path:
     return path.with_suffix(".trigger.pt")
 
 
+def splits_of(checkpoint: Checkpoint, dataset: ImageDataset) -> Splits | None:
+    """The splits of the data set that a network was trained on; None where its file does not say.
+
+    Raises
+    ------
+    ValueError
+        If it says something else than splits of this data set.
+    """
+    provenance = checkpoint.provenance or {}
+    stored = provenance.get("splits")
+    if provenance.get("data") != dataset.name or not isinstance(stored, dict):
+        return None
+    return Splits.from_dict(stored, len(dataset.data))
+
+
 def load_trained(path: Path, dataset: ImageDataset) -> Trained:
     """Read what `save_trained` wrote.
 
@@ -213,8 +228,8 @@ def load_trained(path: Path, dataset: ImageDataset) -> Trained:
         If there is no such network, a file is damaged, or it is of another data set.
     """
     checkpoint = load_checkpoint(path)
-    provenance = checkpoint.provenance or {}
-    if provenance.get("data") != dataset.name or "plan" not in provenance:
+    provenance, splits = checkpoint.provenance or {}, splits_of(checkpoint, dataset)
+    if splits is None or "plan" not in provenance:
         raise ValueError(f"path: expected a network trained by tacfast on {dataset.name}, got {path}")
     plan = plan_from_dict(provenance["plan"])
     attack = plan.make_attack(dataset)
@@ -222,7 +237,7 @@ def load_trained(path: Path, dataset: ImageDataset) -> Trained:
         _load_trigger(attack, trigger_of(path), provenance.get(TRIGGER_SHA256))
     model = Normalised(restore_model(checkpoint).float(), dataset.mean, dataset.std).eval()
     model.to(memory_format=torch.channels_last)  # as it was trained, so that logits are the same to the last bit
-    return Trained(model, attack, Splits.from_dict(provenance["splits"], len(dataset.data)), checkpoint)
+    return Trained(model, attack, splits, checkpoint)
 
 
 def _load_trigger(attack: Attack, path: Path, sha256: str | None) -> None:
