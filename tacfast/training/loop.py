@@ -185,7 +185,6 @@ class _Training:
         if attack is None:
             return
 
-
         def no_model() -> nn.Module:
             raise ValueError(f"clean_model: expected one, which {type(attack).__name__} needs")
 
