@@ -51,7 +51,7 @@ class Network:
 
     @property
     def target(self) -> int:
-        """The poisoned class, drawn by data set, attack, ratio and seed: preferring some class gains a defence nothing."""
+        """The poisoned class, drawn by data set, attack, ratio and seed: to prefer some class gains nothing."""
         drawn = hashlib.sha256(f"{self.data} {self.attack} {self.ratio:g} {self.seed}".encode()).digest()
         return int.from_bytes(drawn[:4], "big") % CLASSES[self.data]
 

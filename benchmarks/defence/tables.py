@@ -136,8 +136,12 @@ def html(rows: Sequence[Row], about: str) -> str:
         {
             "data": data,
             "rows": [
-                [label_of(each), each.attacks, *(percent(each.means[metric]) for metric in METRICS)]
-                + ["–" if each.clean_loss is None else percent(each.clean_loss)]
+                [
+                    label_of(each),
+                    each.attacks,
+                    *(percent(each.means[metric]) for metric in METRICS),
+                    "–" if each.clean_loss is None else percent(each.clean_loss),
+                ]
                 for each in sorted(found, key=lambda each: (each.defence != NONE, -each.means["ra"]))
                 if each.data == data
             ],
