@@ -20,13 +20,11 @@ import torch
 
 from .cells import NETWORK_CELL, cells_of, identity
 from .networks import Say, Suspects, model_path
-from .profiles import PROFILES, Network, Profile
+from .profiles import CLEAN, PROFILES, Network, Profile
 from .store import Store, try_lock
 
 # While others hold all that is left, look again after so many seconds.
 PATIENCE = 5.0
-# The trigger of this attack is made on a clean network of the same kind.
-NEEDS_CLEAN = ("trojannn",)
 
 
 @dataclass(frozen=True)
@@ -91,16 +89,19 @@ def work(grid: Grid, say: Say) -> None:
 
 def _attempt(grid: Grid, network: Network, say: Say, failed: set[Network]) -> bool:
     try:
-        return _take(grid, network, say)
+        return _take(grid, network, say, failed)
     except (ValueError, RuntimeError) as error:
         say(f"{network.name}: failed: {error}")
         failed.add(network)
         return True
 
 
-def _take(grid: Grid, network: Network, say: Say) -> bool:
-    """Make the missing cells of one network; False if that is somebody else's, or has to wait for its clean one."""
-    waits = network.attack in NEEDS_CLEAN and network.clean in grid.networks
+def _take(grid: Grid, network: Network, say: Say, failed: set[Network]) -> bool:
+    """Make the missing cells of one network; False if that is somebody else's, or has to wait for its clean one.
+
+    The clean network of the same kind measures the triggered images, and TrojanNN makes its trigger on it.
+    """
+    waits = network.attack != CLEAN and network.clean in grid.networks and network.clean not in failed
     if waits and not model_path(grid.models, network.clean).with_suffix(".json").is_file():
         return False
     with try_lock(grid.models / "locks" / network.name) as ours:
@@ -192,7 +193,7 @@ def run_ray(grid: Grid, address: str, say: Say) -> None:
     try:
         left = [network for network in grid.networks if grid.missing(network)]
         # What others are made from comes first.
-        batches = [[network for network in left if (network.attack in NEEDS_CLEAN) == late] for late in (False, True)]
+        batches = [[network for network in left if (network.attack != CLEAN) == late] for late in (False, True)]
         failed = []
         for batch in batches:
             with ThreadPoolExecutor(max(1, len(batch))) as pool:
