@@ -173,7 +173,7 @@ _PAPER = tuple(
 )
 PROFILES: dict[str, Profile] = {
     "quick": Profile(
-        _networks("digits", "small-preact-resnet", attacks=(CLEAN, "badnets", "blended", "wanet", "badnets-a2a")),
+        _networks("digits", "small-preact-resnet", attacks=(CLEAN, "badnets", "blended", "badnets-a2a")),
         {"digits": Recipe(epochs=40, batch_size=64, precision="float32")},
         {"digits": (0.2, 0.1)},
     ),
