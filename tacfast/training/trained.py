@@ -225,6 +225,15 @@ def load_trained(path: Path, dataset: ImageDataset) -> Trained:
     plan = plan_from_dict(provenance["plan"])
     attack = plan.make_attack(dataset)
     if attack is not None and attack.trained:
-        attack.load_state_dict(torch.load(trigger_of(path), map_location="cpu", weights_only=True))
+        _load_trigger(attack, trigger_of(path))
     model = Normalised(restore_model(checkpoint).float(), dataset.mean, dataset.std).eval()
     return Trained(model, attack, splits, checkpoint)
+
+
+def _load_trigger(attack: Attack, path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"path: expected the trained trigger beside the network, in {path}, which is not there")
+    try:
+        attack.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # torch raises all sorts on damaged files
+        raise ValueError(f"path: expected the trigger of a trained {type(attack).__name__}, got {path}") from error
