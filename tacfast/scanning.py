@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,9 @@ class ScanReport:
     head : the layer whose inputs were taken as latents
     fingerprint : of the weights of the head, by which `tacfast.repair` knows the model again
     accuracy : share of the samples that the model classifies as labelled; None without labels
-    timings : seconds for ``"latents"`` (running the model), ``"solve"``, ``"stability"`` and ``"total"``
+    timings : seconds for ``"latents"`` (streaming), ``"solve"``, ``"stability"`` and ``"total"``. Parts of the first
+        are ``"reading"`` (waiting for the loader) and ``"folding"`` (adding what the model gave to the gap matrix);
+        the model runs for the rest
     class_accuracy : the same share for each class, (C,) float64, NaN where no sample is labelled so; None without
         labels
     stability : how much of this survives leaving out blocks of samples; None if that was not asked for
@@ -93,6 +95,8 @@ def scan(
     """
     check_blocks(blocks)
     start = time.perf_counter()
+    loader = reading = _Waiting(loader)
+    folding = 0.0
     found, loader = resolve_head(model, loader, head)
     tally = Tally(found)
     file = None if resume is None else ResumeFile(resume, tally)
@@ -100,7 +104,9 @@ def scan(
         loader = file.restore(model, loader, found)
     with latent_batches(model, loader, found, skip=tally.gaps.n_samples) as batches:
         for batch in batches if file is None else file.keep(batches):
+            came = time.perf_counter()
             tally.update(batch)
+            folding += time.perf_counter() - came
             if on_batch is not None:
                 on_batch(tally.gaps.n_samples)
     if tally.gaps.n_samples == 0:
@@ -122,6 +128,8 @@ def scan(
         accuracy=int(tally.correct.sum()) / int(tally.labelled.sum()) if any_labels else None,
         timings={
             "latents": streamed - start,
+            "reading": reading.seconds,
+            "folding": folding,
             "solve": solved - streamed,
             "stability": end - solved,
             "total": end - start,
@@ -129,3 +137,18 @@ def scan(
         class_accuracy=tally.correct.cpu().double() / tally.labelled.cpu() if any_labels else None,
         stability=stability,
     )
+
+
+class _Waiting:
+    """A loader that adds up the seconds that are spent waiting for its batches."""
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self.seconds = 0.0
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        start = time.perf_counter()
+        for batch in self._loader:
+            self.seconds += time.perf_counter() - start
+            yield batch
+            start = time.perf_counter()

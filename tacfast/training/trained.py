@@ -242,6 +242,8 @@ def load_trained(path: Path, dataset: ImageDataset) -> Trained:
 
 def _load_trigger(attack: Attack, path: Path, sha256: str | None) -> None:
     """Give the attack its trained trigger; CheckpointError if the file is not the one that was saved."""
+    if not path.is_file():
+        raise FileNotFoundError(f"path: expected the trained trigger beside the network, in {path}, which is not there")
     content = path.read_bytes()
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise CheckpointError(f"{shown_path(path)}: its content differs from what was saved with the weights")

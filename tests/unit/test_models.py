@@ -338,7 +338,7 @@ def test_scan_reports_accuracy_timings_and_the_same_norms_as_one_batch():
     assert report.accuracy == pytest.approx(float((model(inputs).argmax(1) == labels).float().mean()))
     assert torch.allclose(report.solution.norms, scan(model, [inputs]).solution.norms, rtol=1e-4)
     assert scan(model, [inputs]).accuracy is None
-    assert set(report.timings) == {"latents", "solve", "stability", "total"}
+    assert set(report.timings) == {"latents", "reading", "folding", "solve", "stability", "total"}
     assert report.verdict.label == "inconclusive"  # four classes are too few
 
 

@@ -128,7 +128,8 @@ def test_a_trained_trigger_cannot_be_shown_before_it_is_trained(drawn, tmp_path,
     status, _, error = run(capsys, "lira-like", "--out", tmp_path / "a.png")
     assert status == 1
     assert error == (
-        "tacfast: error: attack: the trigger of lira-like is trained along with a network, and there is none to show\n"
+        "tacfast: error: attack: the trigger of lira-like is trained along with a network; "
+        "--checkpoint names one of tacfast train\n"
     )
     assert drawn == []
 
