@@ -15,6 +15,7 @@ pytest.importorskip("torchvision")
 from PIL import Image
 
 from tacfast import cli
+from tacfast.attacks import ATTACKS, TrojanNN
 from tacfast.data.datasets import load_dataset
 from tacfast.evaluation import evaluate
 from tacfast.training.trained import load_trained
@@ -111,6 +112,12 @@ def test_under_attack_asr_is_said_and_half_is_half(tmp_path, capsys):
     assert dtypes == {torch.float16, torch.int64}
 
 
+@pytest.fixture
+def quick_trojan(monkeypatch):
+    monkeypatch.setitem(ATTACKS, "trojannn", lambda target, *_: TrojanNN(target, size=2, steps=4))
+
+
+@pytest.mark.usefixtures("quick_trojan")
 def test_trojannn_trains_its_clean_network_first(tmp_path, capsys):
     status, text, err = train(capsys, tmp_path / "net.safetensors", "--epochs", "2", "--attack", "trojannn")
     assert (status, err) == (0, "")
@@ -118,6 +125,7 @@ def test_trojannn_trains_its_clean_network_first(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.json", "net.safetensors", "net.trigger.pt"]
 
 
+@pytest.mark.usefixtures("quick_trojan")
 def test_trojannn_takes_a_clean_network(tmp_path, capsys):
     clean = tmp_path / "clean.safetensors"
     assert train(capsys, clean, "--epochs", "1")[0] == 0
