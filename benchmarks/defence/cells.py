@@ -44,7 +44,7 @@ def identity(profile: Profile, network: Network, name: str) -> dict[str, Any]:
         return found
     chosen = contender(name)
     oracle = {"oracle": True} if chosen.oracle else {}
-    return {**found, "settings": chosen.settings_for(network), "batch_size": BATCH_SIZE, **oracle}
+    return {**found, "settings": chosen.settings_for(network), "batch_size": BATCH_SIZE, "augmented": True, **oracle}
 
 
 def network_cell(suspect: Suspect, profile: Profile) -> dict[str, Any]:
@@ -106,9 +106,10 @@ def _run_oracle(suspect: Suspect, chosen: Contender) -> dict[str, Any]:
     assert isinstance(mode, PruningRival)
     start = time.perf_counter()
     given, report = copy.deepcopy((trial.model, trial.report))
+    loader = trial.clean.loader(BATCH_SIZE, shuffle=True, transform=trial.augment)
     best: tuple[float, float, dict[str, Tensor]] | None = None
     last: PruningStep | None = None
-    for last in mode.steps(given, trial.clean.loader(BATCH_SIZE, shuffle=True), report):
+    for last in mode.steps(given, loader, report):
         der = defense_effectiveness(trial.before, trial.evaluate(last.model))
         if best is None or der > best[0]:
             best = der, last.threshold, cloned_weights(last.model)

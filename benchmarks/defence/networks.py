@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -15,11 +14,19 @@ from torch import nn
 from tacfast.attacks import Attack, make_attack
 from tacfast.data.datasets import ImageDataset, load_dataset
 from tacfast.evaluation import Trial, closed_form, evaluate, true_change
+from tacfast.training.augment import augment
 from tacfast.training.trained import Trained, load_trained, plan_as_dict, save_trained, train_plan
 
 from .profiles import CLEAN, Network, Profile
 
-Say = Callable[[str], None]
+
+class Say(Protocol):
+    """Told what is being done."""
+
+    def __call__(self, text: str, cells: int = 0) -> None:
+        """A line of text, and how many cells were finished with it."""
+
+
 # Latents for the true change come from at most so many test images.
 MAX_CHANGE_IMAGES = 2000
 
@@ -131,7 +138,8 @@ class Suspect:
     def trial(self) -> Trial:
         """The network with its splits and its attack."""
         model = self.trained.model.to(self.suspects.device)
-        return Trial(model, self.dataset.data, self.trained.splits, self.attack)
+        augmented = partial(augment, padding=self.dataset.padding, flip=self.dataset.flip)
+        return Trial(model, self.dataset.data, self.trained.splits, self.attack, augmented)
 
     def facts(self) -> dict[str, Any]:
         """Everything about it before any defence, for its JSON."""

@@ -51,7 +51,7 @@ class Network:
 
     @property
     def target(self) -> int:
-        """The poisoned class, drawn by data set, attack, ratio and seed: preferring some class gains a defence nothing."""
+        """The poisoned class, drawn anew for each attack, ratio and seed: to prefer some class gains nothing."""
         drawn = hashlib.sha256(f"{self.data} {self.attack} {self.ratio:g} {self.seed}".encode()).digest()
         return int.from_bytes(drawn[:4], "big") % CLASSES[self.data]
 
@@ -86,8 +86,9 @@ class Contender:
         return {**self.settings, **self.by_data.get(network.data, {}), "seed": network.seed, **told}
 
 
-# Ours with a learning rate that a batch-normalised network of this size survives.
-_OURS = {"epochs": 20, "lr": 0.01, "max_drop": 0.02}
+# Ours with the larger of the rates .01 and .003 at which the clean CIFAR-10 network of seed 0 kept its held-out accuracy
+# within four points; with the default of one point both are rolled back there.
+_OURS = {"epochs": 10, "lr": 0.003, "max_drop": 0.04}
 _TINY = "tinyimagenet"
 DEFENCES: dict[str, Contender] = {
     "latent": Contender(LatentRepair, _OURS, waits=True),
@@ -172,7 +173,7 @@ _PAPER = tuple(
 )
 PROFILES: dict[str, Profile] = {
     "quick": Profile(
-        _networks("digits", "small-preact-resnet", attacks=(CLEAN, "badnets", "blended", "wanet", "badnets-a2a")),
+        _networks("digits", "small-preact-resnet", attacks=(CLEAN, "badnets", "blended", "badnets-a2a")),
         {"digits": Recipe(epochs=40, batch_size=64, precision="float32")},
         {"digits": (0.2, 0.1)},
     ),

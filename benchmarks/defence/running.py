@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +20,11 @@ import torch
 
 from .cells import NETWORK_CELL, cells_of, identity
 from .networks import Say, Suspects, model_path
-from .profiles import PROFILES, Network, Profile
+from .profiles import CLEAN, PROFILES, Network, Profile
 from .store import Store, try_lock
 
 # While others hold all that is left, look again after so many seconds.
 PATIENCE = 5.0
-# The trigger of this attack is made on a clean network of the same kind.
-NEEDS_CLEAN = ("trojannn",)
 
 
 @dataclass(frozen=True)
@@ -81,38 +80,48 @@ def work(grid: Grid, say: Say) -> None:
     torch.set_num_threads(1)
     failed: set[Network] = set()
     while left := [network for network in grid.networks if network not in failed and grid.missing(network)]:
-        busy = True
-        for network in left:
-            try:
-                busy &= not _take(grid, network, say)
-            except (ValueError, RuntimeError) as error:
-                say(f"{network.name}: failed: {error}")
-                failed.add(network)
-        if busy:
+        # From the first one again after each: what was somebody else's, or had to wait, may be free now.
+        if not any(_attempt(grid, network, say, failed) for network in left):
             time.sleep(PATIENCE)
     if failed:
         raise RuntimeError(f"networks: {len(failed)} failed: {', '.join(sorted(network.name for network in failed))}")
 
 
-def _take(grid: Grid, network: Network, say: Say) -> bool:
-    """Make the missing cells of one network; False if that is somebody else's, or has to wait for its clean one."""
-    waits = network.attack in NEEDS_CLEAN and network.clean in grid.networks
+def _attempt(grid: Grid, network: Network, say: Say, failed: set[Network]) -> bool:
+    try:
+        return _take(grid, network, say, failed)
+    except (ValueError, RuntimeError) as error:
+        say(f"{network.name}: failed: {error}")
+        failed.add(network)
+        return True
+
+
+def _take(grid: Grid, network: Network, say: Say, failed: set[Network]) -> bool:
+    """Make the missing cells of one network; False if that is somebody else's, or has to wait for its clean one.
+
+    The clean network of the same kind measures the triggered images, and TrojanNN makes its trigger on it.
+    """
+    waits = network.attack != CLEAN and network.clean in grid.networks and network.clean not in failed
     if waits and not model_path(grid.models, network.clean).with_suffix(".json").is_file():
         return False
     with try_lock(grid.models / "locks" / network.name) as ours:
         missing = grid.missing(network) if ours else []
         for name, cell in grid.run(network, missing, say) if missing else ():
             Store(grid.results).write(network.name, name, cell)
-            say(f"{network.name}: {name} done")
+            say(f"{network.name}: {name} done", 1)
     return bool(missing)
 
 
 def _worker(grid: Grid, log: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def say(text: str, cells: int = 0) -> None:
+        log.put((text, cells))
+
     try:
-        work(grid, log.put)
+        work(grid, say)
     except (OSError, RuntimeError) as error:
-        log.put(str(error))
+        say(str(error))
         sys.exit(1)
 
 
@@ -142,6 +151,63 @@ def run_local(grid: Grid, workers: int, say: Say) -> None:
         alive = any(process.is_alive() for process in processes)
         with suppress(queue.Empty):
             while True:
-                say(log.get(timeout=0.5))
+                say(*log.get(timeout=0.5))
     if failed := [process.exitcode for process in processes if process.exitcode]:
         raise RuntimeError(f"workers: {len(failed)} of {workers} failed, the first with exit status {failed[0]}")
+
+
+def run_ray(grid: Grid, address: str, say: Say) -> None:
+    """Let the workers of a Ray cluster work, one network per task; this process writes the cells as they come.
+
+    Workers need this package, the data sets (``root``, or their own ``TACFAST_DATA``) and a folder of models, which
+    need not be shared: a network that a worker does not find there it trains.
+
+    Raises
+    ------
+    ImportError
+        Without Ray: pip install 'tacfast[ray]'.
+    RuntimeError
+        If networks failed, naming them.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("--ray needs Ray: pip install 'tacfast[ray]'") from error
+    here = str(Path(__file__).parents[2])
+    ray.init(address=address, runtime_env={"env_vars": {"PYTHONPATH": here}}, log_to_driver=False)
+    gpus = min(1.0, ray.cluster_resources().get("GPU", 0))
+    cells = ray.remote(num_cpus=1, num_gpus=gpus, num_returns="streaming", max_retries=3)(_remote_cells)
+
+    def follow(network: Network) -> str | None:
+        try:
+            for found in cells.remote(grid, network, grid.missing(network)):
+                name, cell = ray.get(found)
+                Store(grid.results).write(network.name, name, cell)
+                say(f"{network.name}: {name} done", 1)
+        except ray.exceptions.RayError as error:
+            reason = str(getattr(error, "cause", error)).strip().splitlines()[-1]
+            say(f"{network.name}: failed: {reason}")
+            return network.name
+        return None
+
+    try:
+        left = [network for network in grid.networks if grid.missing(network)]
+        # What others are made from comes first.
+        batches = [[network for network in left if (network.attack != CLEAN) == late] for late in (False, True)]
+        failed = []
+        for batch in batches:
+            with ThreadPoolExecutor(max(1, len(batch))) as pool:
+                failed += [name for name in pool.map(follow, batch) if name is not None]
+    finally:
+        ray.shutdown()
+    if failed:
+        raise RuntimeError(f"networks: {len(failed)} failed: {', '.join(failed)}")
+
+
+def _remote_cells(grid: Grid, network: Network, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    torch.set_num_threads(1)
+
+    def say(text: str, cells: int = 0) -> None:
+        print(text, flush=True)
+
+    yield from grid.run(network, names, say)

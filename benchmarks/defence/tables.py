@@ -98,6 +98,11 @@ def label_of(average: Average) -> str:
     return f"{average.defence} (threshold by the test set)" if average.oracle else average.defence
 
 
+def _summary_cells(average: Average) -> list[str]:
+    loss = "–" if average.clean_loss is None else percent(average.clean_loss)
+    return [*(percent(average.means[metric]) for metric in METRICS), loss]
+
+
 def markdown_summary(rows: Sequence[Row]) -> str:
     """One table per data set: every defence averaged over the attacks that took."""
     parts = []
@@ -109,9 +114,7 @@ def markdown_summary(rows: Sequence[Row]) -> str:
             "|---|---|---|---|---|---|",
         ]
         for average in sorted(own, key=lambda each: (each.defence != NONE, -each.means["ra"])):
-            values = [percent(average.means[metric]) for metric in METRICS]
-            loss = "–" if average.clean_loss is None else percent(average.clean_loss)
-            lines.append(f"| {label_of(average)} | {' | '.join(values)} | {loss} |")
+            lines.append(f"| {label_of(average)} | {' | '.join(_summary_cells(average))} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -136,8 +139,7 @@ def html(rows: Sequence[Row], about: str) -> str:
         {
             "data": data,
             "rows": [
-                [label_of(each), each.attacks, *(percent(each.means[metric]) for metric in METRICS)]
-                + ["–" if each.clean_loss is None else percent(each.clean_loss)]
+                [label_of(each), each.attacks, *_summary_cells(each)]
                 for each in sorted(found, key=lambda each: (each.defence != NONE, -each.means["ra"]))
                 if each.data == data
             ],

@@ -50,8 +50,7 @@ class ImageDataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width)."""
-        channels, height, width = self.data.images.shape[1:]
-        return channels, height, width
+        return self.data.image_shape
 
     def split(self, *, clean: float = 0.05, held_out: float = 0.02, test: float = 0.25, seed: int = 0) -> Splits:
         """Split at random into training, the defender's clean and held-out images, and test images.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +40,12 @@ class LabelledImages(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
     def subset(self, indices: Tensor) -> LabelledImages:
         """Copy of the rows ``indices`` (int64)."""
         return LabelledImages(self.images[indices], self.labels[indices])
@@ -57,15 +64,23 @@ class LabelledImages(Dataset[Any]):
         """Let torch's DataLoader fetch a whole batch at once."""
         return self.batch(torch.as_tensor(indices))
 
-    def loader(self, batch_size: int = 256, *, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
-        """Iterate over (images, labels) in batches.
+    def loader(
+        self,
+        batch_size: int = 256,
+        *,
+        shuffle: bool = False,
+        transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> DataLoader[tuple[Tensor, ...]]:
+        """Iterate over (images, labels) in batches, the images after ``transform``, such as an augmentation.
 
         ``shuffle`` is for training: it draws from torch's global generator and leaves out an incomplete last
         batch, because BatchNorm's running statistics do not recover from a batch of two or three.
         """
         drop_last = shuffle and len(self) >= batch_size
-        return DataLoader(self, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, collate_fn=_as_it_is)
+        collate = partial(_transformed, transform)
+        return DataLoader(self, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, collate_fn=collate)
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
+def _transformed(transform: Callable[[Tensor], Tensor] | None, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    images, labels = batch
+    return (images if transform is None else transform(images)), labels

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..attacks.base import Attack
 from ..data.images import LabelledImages
@@ -27,12 +28,14 @@ class Trial:
     data : the whole clean data set
     splits : disjoint shares of it
     attack : what the model was attacked with, or, of a clean model, what it is measured against
+    augment : random crops and the like, which a defence trains on as the model did; None for the images as they are
     """
 
     model: nn.Module
     data: LabelledImages
     splits: Splits
     attack: Attack
+    augment: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         largest = max(int(share.max()) for share in (self.splits.train, self.splits.clean, self.splits.test))
@@ -112,7 +115,7 @@ def run_defense(defense: Defense, trial: Trial, *, batch_size: int = 32, held_ou
     # In one go, so that the head in the report is that of the copied model.
     suspect, report = copy.deepcopy((trial.model, trial.report))
     given, kept = (trial.clean, trial.held_out) if held_out is None else trial.split_clean(held_out)
-    loader = given.loader(batch_size, shuffle=True)
+    loader = given.loader(batch_size, shuffle=True, transform=trial.augment)
     if len(kept) == 0:
         result = defense(suspect, loader, report)
     else:

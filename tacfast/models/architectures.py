@@ -95,16 +95,20 @@ class PreActResNet18(nn.Module):
         super().__init__()
         kernel = max(3, stem_stride + 1 - stem_stride % 2)
         self.conv1 = nn.Conv2d(in_channels, width, kernel, stem_stride, kernel // 2, bias=False)
-        for stage in range(4):
-            before, channels = width * 2 ** max(stage - 1, 0), width * 2**stage
-            blocks = SharedPreActBlock(before, channels, 1 + (stage > 0)), SharedPreActBlock(channels, channels, 1)
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.layer1 = _stage(width, width, 1)
+        self.layer2 = _stage(width, 2 * width, 2)
+        self.layer3 = _stage(2 * width, 4 * width, 2)
+        self.layer4 = _stage(4 * width, 8 * width, 2)
         self.linear = nn.Linear(8 * width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (n, in_channels, h, w) to logits (n, C)."""
         y = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
         return cast(Tensor, self.linear(F.adaptive_avg_pool2d(y, 1).flatten(1)))
+
+
+def _stage(before: int, channels: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(SharedPreActBlock(before, channels, stride), SharedPreActBlock(channels, channels, 1))
 
 
 class SmallVggBn(nn.Module):

@@ -72,8 +72,8 @@ class StateFile:
         if differing:
             name = differing[0]
             raise ValueError(
-                f"state_file: expected the state of this {self._work} with {name} {self._identity[name]!r}, got one with "
-                f"{identity.get(name)!r} in {self._path}; remove the file to start anew"
+                f"state_file: expected the state of this {self._work} with {name} {self._identity[name]!r}, got one "
+                f"with {identity.get(name)!r} in {self._path}; remove the file to start anew"
             )
         return dict(state)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +19,7 @@ from ..attacks.base import Attack, PoisonedRows, Victim, poison_batch
 from ..data.images import LabelledImages
 from ..data.randomness import isolated_randomness
 from ..models.precision import bfloat16_autocast, native_bfloat16
-from ..models.state_file import DamagedStateError, StateFile, named_weights
+from ..models.state_file import DamagedStateError, StateFile, fingerprint, named_weights
 from .augment import augment
 from .recipe import Recipe
 
@@ -107,8 +109,8 @@ def train(
     recipe : of the training
     clean_model : for attacks that need a clean model of this kind first, see `Victim`
     state_file : path of a file that holds the state after every epoch. If it exists the training goes on from there,
-        on the CPU to the very weights that it would have had without the interruption. A damaged one is not used. It
-        is left where it is at the end: delete it when the result is safe
+        on the CPU to the very weights that it would have had without the interruption. A damaged one is not used, with
+        a warning. It is left where it is at the end: delete it when the result is safe
     on_epoch : called after each epoch; may run the model in evaluation mode
     on_step : called with the number of steps that are done, of all epochs together, and their total
 
@@ -190,7 +192,7 @@ class _Training:
             attack.prepare(
                 Victim(
                     loader=self._data.data.subset(rows).loader(recipe.batch_size, shuffle=True),
-                    image_shape=tuple(self._data.data.images.shape[1:]),
+                    image_shape=self._data.data.image_shape,
                     num_classes=int(self._data.data.labels.max()) + 1,
                     clean_model=self._clean_model or no_model,
                 )
@@ -222,7 +224,7 @@ class _Training:
     def _order(self) -> Iterator[Tensor]:
         size = self._recipe.batch_size
         order = torch.randperm(len(self._data.rows))[: self._batches * size]
-        yield from order.split(size)
+        yield from torch.split(order, size)
 
     def _next_batch(self, chosen: Tensor, progress: float) -> tuple[Tensor, Tensor]:
         attack = self._data.attack
@@ -234,14 +236,16 @@ class _Training:
 
     def _identity(self) -> dict[str, Any]:
         """All that the outcome depends on, as plain values."""
-        attack, rows = self._data.attack, self._data.poisoned
+        data, poisoned = self._data, self._data.poisoned
         return {
             **asdict(self._recipe),
             "bfloat16": self._bfloat16,
-            "images": len(self._data.rows),
-            "attack": None if attack is None else type(attack).__name__,
-            "poisoned images": 0 if rows is None else int(rows.poisoned.sum()),
-            "tensors": len(list(named_weights(self._model))),
+            "padding": data.padding,
+            "flip": data.flip,
+            "attack": None if data.attack is None else repr(data.attack),
+            "images": _digest(data.rows, data.data.labels[data.rows]),
+            "poisoned images": None if poisoned is None else _digest(poisoned.poisoned, poisoned.decoys),
+            "first weights": fingerprint(self._model),
         }
 
     def _state(self) -> dict[str, Any]:
@@ -257,7 +261,8 @@ class _Training:
         """Take up the state of an interrupted training; False if there is none that can be used."""
         try:
             state = None if self._store is None else self._store.read()
-        except DamagedStateError:
+        except DamagedStateError as error:
+            warnings.warn(f"{error}; trained from the beginning", stacklevel=4)
             return False  # it is overwritten after the next epoch
         if state is None:
             return False
@@ -274,3 +279,10 @@ class _Training:
         if self._data.attack is not None:
             self._data.attack.load_state_dict(state["attack"])
         self._history = [TrainedEpoch(**epoch) for epoch in state["history"]]
+
+
+def _digest(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -18,7 +18,8 @@ class Recipe:
     epochs : passes over the training images
     batch_size : images per step; an incomplete last batch is left out
     lr : peak learning rate
-    schedule : ``"one-cycle"`` (rises over the first 30 %, then falls to almost zero) or ``"cosine"`` (falls from ``lr``)
+    schedule : ``"one-cycle"``, which rises over the first 30 % and then falls to almost zero, or ``"cosine"``, which
+        falls from ``lr``
     momentum, weight_decay : of SGD
     precision : of the forward and backward passes: ``"auto"`` is bfloat16 where the processor computes in it natively
     seed : of initialisation, order, augmentation and poisoning

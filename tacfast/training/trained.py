@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,16 +14,21 @@ import torch
 from torch import nn
 
 from .. import __version__
+from .._text import excerpt
 from ..attacks import Attack, choose_rows, make_attack
 from ..data.datasets import ImageDataset
 from ..data.randomness import isolated_randomness
 from ..data.splits import Splits
 from ..models.checkpoint import Checkpoint, load_checkpoint, restore_model, save_checkpoint
 from ..models.normalised import Normalised
-from ..models.registry import build_model
+from ..models.registry import OWN, TIMM, build_model
+from ..models.weights import CheckpointError, shown_path
 from ..solver._files import write_atomically
 from .loop import TrainedEpoch, TrainingData, train
 from .recipe import Recipe
+
+# Where the provenance of a checkpoint says what the file with the trigger holds.
+TRIGGER_SHA256 = "trigger_sha256"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +79,11 @@ class Plan:
         return Normalised(network, dataset.mean, dataset.std)
 
     def arch_args_for(self, dataset: ImageDataset) -> dict[str, Any]:
-        """``arch_args``, with the colour channels of the data where they are not three."""
+        """``arch_args``, with the colour channels of the data; other libraries' networks take three unless told so."""
         channels = dataset.image_shape[0]
-        return {**({} if channels == 3 else {_channels_argument(self.arch): channels}), **self.arch_args}
-
-
-def _channels_argument(arch: str) -> str:
-    return "in_chans" if arch.startswith("timm:") else "in_channels"
+        name = "in_chans" if self.arch.startswith(TIMM) else "in_channels"
+        given = self.arch in OWN or channels != 3
+        return {**({name: channels} if given else {}), **self.arch_args}
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,10 +170,13 @@ def plan_from_dict(fields: Mapping[str, Any]) -> Plan:
 
     Raises
     ------
-    TypeError, ValueError
+    ValueError
         If it is something else.
     """
-    return Plan(**{**fields, "recipe": Recipe(**fields["recipe"])})
+    try:
+        return Plan(**{**fields, "recipe": Recipe(**fields["recipe"])})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"plan: expected what `plan_as_dict` gives, got {excerpt(repr(fields))}") from error
 
 
 def save_trained(trained: Trained, path: Path, *, half: bool = False) -> None:
@@ -180,14 +188,15 @@ def save_trained(trained: Trained, path: Path, *, half: bool = False) -> None:
     path : ``NAME.safetensors``; its ``.json`` is written last, so that a network that has one is complete
     half : weights in half precision (float16), at half the size; they are widened when they are loaded
     """
-    weights = trained.checkpoint.weights
+    weights, provenance = trained.checkpoint.weights, trained.checkpoint.provenance
     if half:
         weights = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
     if trained.attack is not None and trained.attack.trained:
         content = io.BytesIO()
         torch.save(trained.attack.state_dict(), content)
         write_atomically(trigger_of(path), content.getvalue())
-    save_checkpoint(replace(trained.checkpoint, weights=weights), path)
+        provenance = {**(provenance or {}), TRIGGER_SHA256: hashlib.sha256(content.getvalue()).hexdigest()}
+    save_checkpoint(replace(trained.checkpoint, weights=weights, provenance=provenance), path)
 
 
 def trigger_of(path: Path) -> Path:
@@ -225,15 +234,21 @@ def load_trained(path: Path, dataset: ImageDataset) -> Trained:
     plan = plan_from_dict(provenance["plan"])
     attack = plan.make_attack(dataset)
     if attack is not None and attack.trained:
-        _load_trigger(attack, trigger_of(path))
+        _load_trigger(attack, trigger_of(path), provenance.get(TRIGGER_SHA256))
     model = Normalised(restore_model(checkpoint).float(), dataset.mean, dataset.std).eval()
+    model.to(memory_format=torch.channels_last)  # as it was trained, so that logits are the same to the last bit
     return Trained(model, attack, splits, checkpoint)
 
 
-def _load_trigger(attack: Attack, path: Path) -> None:
+def _load_trigger(attack: Attack, path: Path, sha256: str | None) -> None:
+    """Give the attack its trained trigger; CheckpointError if the file is not the one that was saved."""
     if not path.is_file():
         raise FileNotFoundError(f"path: expected the trained trigger beside the network, in {path}, which is not there")
+    content = path.read_bytes()
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise CheckpointError(f"{shown_path(path)}: its content differs from what was saved with the weights")
     try:
-        attack.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # torch raises all sorts on damaged files
-        raise ValueError(f"path: expected the trigger of a trained {type(attack).__name__}, got {path}") from error
+        attack.load_state_dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+    except (EOFError, KeyError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        kind = type(attack).__name__
+        raise CheckpointError(f"{shown_path(path)}: expected the trigger of {kind}: {error}") from error

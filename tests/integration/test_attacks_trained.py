@@ -8,6 +8,7 @@ from tacfast.attacks import Victim, choose_rows, make_attack, poison_batch
 from tacfast.data import load_digits, split_indices
 from tacfast.data.randomness import isolated_randomness
 from tacfast.models.architectures import SmallPreActResNet
+from tacfast.training.augment import random_crop
 
 pytest.importorskip("sklearn")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(1200)]
@@ -27,6 +28,7 @@ def train(data, attack=None, ratio=0.1):
                 batches = iter(torch.randperm(len(data)).split(BATCH_SIZE))
             chosen = next(batches)
             images, labels = data.batch(chosen)
+            images = random_crop(images)
             if attack:
                 attack.train_step(model, images, labels, step / steps)
                 images, labels = poison_batch(attack, images, labels, rows.poisoned[chosen], rows.decoys[chosen])

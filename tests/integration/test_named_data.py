@@ -231,5 +231,8 @@ def test_show_says_in_one_line_what_is_wrong_with_the_network(network, lira, tmp
     assert "expected the trained trigger beside the network, in lira.trigger.pt, which is not there" in error
     (tmp_path / "lira.trigger.pt").write_bytes(lira.with_suffix(".trigger.pt").read_bytes()[:2000])
     status, _, error = run(capsys, "show", "lira", "--checkpoint", "lira.safetensors")
-    assert (status, error) == (1, "tacfast: error: path: expected the trigger of a trained LIRA, got lira.trigger.pt")
+    assert (status, error) == (
+        1,
+        "tacfast: error: lira.trigger.pt: its content differs from what was saved with the weights",
+    )
     assert not (tmp_path / "lira.png").exists()

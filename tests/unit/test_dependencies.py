@@ -23,7 +23,7 @@ ALLOWED = {
     "scanning": LOW | {STABILITY},
     "defenses": LOW | {"scanning"},
     "_info": {SOLVER},
-    "training": LOW | {"attacks"},
+    "training": LOW | {"attacks", "_text"},
     "evaluation": LOW | {"scanning", "attacks", "defenses"},
     "report": LOW | {STABILITY, "_info", "_text", "scanning", "attacks", "defenses", "evaluation"},
 }

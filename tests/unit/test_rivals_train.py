@@ -328,6 +328,16 @@ def test_the_perturbation_makes_the_network_err(trial):
     assert (answers[0] != answers[1]).float().mean() > 0.6
 
 
+def test_the_perturbation_starts_up_the_cross_entropy(trial):
+    """From zero, where the penalty is flat, at the published rate of 10."""
+    images = trial.clean.images[:48].clamp(0.01, 0.99)
+    shared = torch.zeros(1, 1, 4, 4, requires_grad=True)
+    logits = trial.model(images + shared)
+    (slope,) = torch.autograd.grad(F.cross_entropy(logits, logits.argmax(1)), shared)
+    perturbation, _ = i_bau.perturb_all(trial.model, [(images, trial.clean.labels[:48])])
+    assert torch.allclose(perturbation, 10 * slope, atol=1e-5)
+
+
 def test_one_image_of_a_small_batch_is_perturbed(trial, report, monkeypatch):
     seen, images = [], trial.clean.images[:48].clamp(0, 1)
     monkeypatch.setattr(i_bau, "perturb_all", lambda *_: (torch.ones(1, 1, 4, 4).requires_grad_(), images))

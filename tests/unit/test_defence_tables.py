@@ -1,0 +1,135 @@
+"""Tables of the grid of attacks and defences, and the README's summary of it."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+pytest.importorskip("typer")
+pytest.importorskip("jinja2")
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))  # the benchmarks are not installed
+
+from benchmarks.defence import readme, tables  # noqa: E402
+from benchmarks.defence.__main__ import RESULTS  # noqa: E402
+from benchmarks.defence.profiles import DEFENCES, ORACLES, PROFILES, Network  # noqa: E402
+from benchmarks.defence.store import Store  # noqa: E402
+from benchmarks.defence.summary import Share, averages, rows_of  # noqa: E402
+
+NETWORKS = [Network("digits", "small-preact-resnet", "badnets", 0.1, seed) for seed in range(2)]
+WEAK = Network("digits", "small-preact-resnet", "wanet", 0.1, 0)
+CLEAN = Network("digits", "small-preact-resnet", "clean", 0.0, 0)
+
+
+def suspect(asr, target=3, label="suspicious", classes=(3,)):
+    return {
+        "target": target,
+        "before": {"acc": 0.9, "asr": asr, "ra": 0.05},
+        "attacked_images": 90,
+        "test_images": 100,
+        "ceiling": None,
+        "reconstruction": None,
+        "scan": {"label": label, "classes": list(classes)},
+        "relearning": [{"poisoned_images": n, "asr": 0.5, "acc": 0.9} for n in (5, 50, 500)],
+        "seconds": {"training": 1.0},
+    }
+
+
+def cell(acc, asr, ra, relearning=None, **more):
+    return {
+        "after": {"acc": acc, "asr": asr, "ra": ra},
+        "der": (max(0, 0.95 - asr) - max(0, 0.9 - acc) + 1) / 2,
+        "relearning": relearning,
+        "error": None,
+        "reason": None,
+        "seconds": {"defence": 7.0},
+        **more,
+    }
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = Store(tmp_path)
+    for network, acc in zip(NETWORKS, (0.8, 0.9), strict=True):
+        made.write(network.name, "network", suspect(0.95))
+        made.write(network.name, "ft", cell(acc, 0.2, 0.7))
+    made.write(WEAK.name, "network", suspect(0.89, label="nothing_found", classes=()))
+    made.write(WEAK.name, "ft", cell(0.9, 0.1, 0.8, error="ValueError: <broken>"))
+    made.write(CLEAN.name, "network", suspect(0.01))
+    made.write(CLEAN.name, "ft", cell(0.87, 0.01, 0.8))
+    return made
+
+
+def rows(store):
+    return rows_of(store, [*NETWORKS, WEAK, CLEAN], ("ft", "fp"))
+
+
+def test_seeds_are_grouped_with_mean_spread_and_wilson_interval(store):
+    row = next(row for row in rows(store) if row.attack == "badnets" and row.defence == "ft")
+    assert row.mean("acc") == pytest.approx(0.85)
+    assert row.spread("acc") == pytest.approx(0.1 / math.sqrt(2))
+    share, expected = row.interval("acc"), stats.binomtest(170, 200).proportion_ci(method="wilson")
+    assert (share.low, share.high) == pytest.approx((expected.low, expected.high))
+    # What was not repaired stands where relearning of the suspect stands.
+    assert row.values("relearn-50") == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (3, 7), (500, 9000)])
+def test_wilson_intervals_are_scipys(k, n):
+    share, expected = Share.of(k / n, n), stats.binomtest(k, n).proportion_ci(method="wilson")
+    assert (share.low, share.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_attacks_that_did_not_take_are_apart_and_in_no_average(store):
+    found = averages(rows(store))
+    assert {each.defence: each.attacks for each in found} == {"none": 1, "ft": 1}
+    after = next(each for each in found if each.defence == "ft")
+    assert after.means["ra"] == pytest.approx(0.7)
+    assert after.clean_loss == pytest.approx(0.03)
+    titles = [section["title"] for section in tables.sections(rows(store))]
+    assert "wanet" in titles[-1]
+    assert tables.sections(rows(store))[-1]["weak"]
+
+
+def test_both_tables_hold_every_cell_and_escape_what_is_in_it(store, tmp_path):
+    md, html = (path.read_text() for path in tables.write_tables(tmp_path, "grid", rows(store), "About."))
+    for text in (md, html):
+        assert text.count("wanet") >= 1
+        assert "ASR below 0.9" in text
+        assert "85.0" in text
+    assert "<broken>" not in html
+    assert "&lt;broken&gt;" in html
+
+
+def test_the_summary_goes_between_its_marks_and_nowhere_else():
+    text = f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n"
+    new = readme.with_summary(text, "new")
+    assert new == f"before\n{readme.BEGIN}\n\nnew\n\n{readme.END}\nafter\n"
+    with pytest.raises(ValueError, match="two marks"):
+        readme.with_summary("nothing", "new")
+
+
+def test_the_readme_says_what_the_committed_cells_say():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.with_summary(text, readme.readme_summary(Store(RESULTS))) == text, (
+        "run python -m benchmarks.defence --profile paper-small --tables"
+    )
+
+
+def test_the_committed_tables_say_what_the_committed_cells_say():
+    names = tuple(DEFENCES | ORACLES)
+    for path in RESULTS.glob("*.md"):
+        found = rows_of(Store(RESULTS), PROFILES[path.stem].networks, names)
+        text = path.read_text(encoding="utf-8")
+        about = text.split("\n\n")[1]
+        assert tables.markdown(found, about) == text, f"run python -m benchmarks.defence --profile {path.stem} --tables"
+
+
+def test_every_committed_cell_is_sound():
+    for path in RESULTS.glob("*/*.json"):
+        assert Store(RESULTS).read(path.parent.name, path.stem) is not None, path
+        assert json.loads(path.read_text())["network"] == path.parent.name
