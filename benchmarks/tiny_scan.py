@@ -189,7 +189,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
 
     checkpoint, training = args.checkpoint or args.work / "trained.safetensors", None
-    if not checkpoint.exists():
+    if args.checkpoint is None and not checkpoint.exists():
         training = train(checkpoint, args.data)
         print(f"trained in {training:.0f} s")
     path = args.work / "scanned.safetensors"
