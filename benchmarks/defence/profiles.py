@@ -86,8 +86,8 @@ class Contender:
         return {**self.settings, **self.by_data.get(network.data, {}), "seed": network.seed, **told}
 
 
-# Ours with the larger of the rates .01 and .003 at which the clean CIFAR-10 network of seed 0 kept its held-out accuracy
-# within four points; with the default of one point both are rolled back there.
+# Ours with the larger of the rates .01 and .003 at which the clean CIFAR-10 network of seed 0 kept its held-out
+# accuracy within four points; with the default of one point both are rolled back there.
 _OURS = {"epochs": 10, "lr": 0.003, "max_drop": 0.04}
 _TINY = "tinyimagenet"
 DEFENCES: dict[str, Contender] = {
