@@ -14,10 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .networks import Say
 from .profiles import DEFENCES, ORACLES, PROFILES
-from .readme import update_readme
+from .readme import rows_in_profile, update_readme
 from .running import Grid, run_local, run_ray, work
 from .store import Store
-from .summary import rows_of
 from .tables import markdown_summary, write_tables
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +65,7 @@ def main(
                 run_local(grid, workers, say)
             else:
                 work(grid, say)
-    rows = rows_of(Store(results), PROFILES[profile].networks, tuple(DEFENCES | ORACLES))
+    rows = rows_in_profile(Store(results), profile, tuple(DEFENCES | ORACLES))
     about = f"Made by `python -m benchmarks.defence --profile {profile}`; what is missing has not been run."
     written = write_tables(results, profile, rows, about)
     console.print(markdown_summary(rows), markup=False, highlight=False, soft_wrap=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tacfast import __version__
 from tacfast.data.randomness import isolated_randomness
+from tacfast.defenses import DivergedError
 from tacfast.defenses.rivals import PruningRival
 from tacfast.defenses.rivals.base import PruningStep
 from tacfast.defenses.selection import cloned_weights, load_weights
@@ -28,6 +29,8 @@ from .profiles import DEFENCES, ORACLES, Contender, Network, Profile
 
 NETWORK_CELL = "network"
 BATCH_SIZE = 64
+# Of the cell of a network: raised when what is measured there changes.
+MEASUREMENT = 2
 # Relearning is measured on so many test images, and has so many poisoned ones at hand.
 RELEARN_TEST_IMAGES, RELEARN_POISONED_IMAGES = 1000, 2000
 
@@ -41,10 +44,11 @@ def identity(profile: Profile, network: Network, name: str) -> dict[str, Any]:
     """All that the outcome of a cell depends on."""
     found = {"network": plan_as_dict(profile.plan(network))}
     if name == NETWORK_CELL:
-        return found
+        return {**found, "measurement": MEASUREMENT}
     chosen = contender(name)
     oracle = {"oracle": True} if chosen.oracle else {}
-    return {**found, "settings": chosen.settings_for(network), "batch_size": BATCH_SIZE, "augmented": True, **oracle}
+    settings = asdict(chosen.make(**chosen.settings_for(network)))  # those left at their defaults, too
+    return {**found, "settings": settings, "batch_size": BATCH_SIZE, "augmented": True, **oracle}
 
 
 def network_cell(suspect: Suspect, profile: Profile) -> dict[str, Any]:
@@ -63,12 +67,14 @@ def defence_cell(suspect: Suspect, profile: Profile, name: str) -> dict[str, Any
     chosen, trial = contender(name), suspect.trial
     about, verdict = _about(profile, suspect.network, name), trial.report.verdict  # the scan, in full precision
     with _precision(suspect):
+        if chosen.told and suspect.attack.target is None:
+            return {**about, **_unrepaired(suspect, reason="the attack has no single class to tell")}
         if chosen.waits and not verdict.classes:
             return {**about, **_unrepaired(suspect, reason=f"the scan says {verdict.label}")}
         start = time.perf_counter()
         try:
             found = _run_oracle(suspect, chosen) if chosen.oracle else _run(suspect, chosen)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, DivergedError) as error:  # what a defence itself says; anything else is tried again
             reason = f"{type(error).__name__}: {error}"
             return {**about, **_unrepaired(suspect, error=reason, seconds=time.perf_counter() - start)}
         return {**about, **found}
@@ -152,14 +158,13 @@ def _figures(suspect: Suspect, model: nn.Module, after: Metrics, seconds: dict[s
 
 def _relearned(suspect: Suspect, model: nn.Module) -> list[dict[str, Any]]:
     trial, splits = suspect.trial, suspect.trial.splits
-    order = torch.randperm(len(splits.test), generator=torch.Generator().manual_seed(0))
     return [
         asdict(step)
         for step in relearn(
             model,
             trial.clean,
             trial.data.subset(splits.train[:RELEARN_POISONED_IMAGES]),
-            trial.data.subset(splits.test[order[:RELEARN_TEST_IMAGES]]),
+            trial.data.subset(suspect.some_test_rows(RELEARN_TEST_IMAGES)),
             suspect.attack,
         )
     ]

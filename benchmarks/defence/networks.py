@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tacfast.attacks import Attack, make_attack
 from tacfast.data.datasets import ImageDataset, load_dataset
@@ -154,6 +154,7 @@ class Suspect:
             "target": self.attack.target,
             "before": asdict(before),
             "attacked_images": self.attacked,
+            "poisoned_images": (self.trained.checkpoint.provenance or {})["poisoned images"],
             "test_images": len(trial.splits.test),
             "clean_images": len(trial.splits.clean),
             "held_out_images": len(trial.splits.held_out),
@@ -175,6 +176,11 @@ class Suspect:
             },
         }
 
+    def some_test_rows(self, count: int) -> Tensor:
+        """Some test images, always the same, of all classes: as they come they may be sorted by class."""
+        test = self.trained.splits.test
+        return test[torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:count]]
+
     @cached_property
     def attacked(self) -> int:
         """How many test images the attack is measured on."""
@@ -195,8 +201,9 @@ class Suspect:
         target = self.attack.target
         assert target is not None
         report, head = self.trial.report, self.trial.report.head
-        images = self.dataset.data.subset(self.trained.splits.test[:MAX_CHANGE_IMAGES])
-        change = true_change(self.trial.model, head, images.loader(), self.attack)
+        images = self.dataset.data.subset(self.some_test_rows(MAX_CHANGE_IMAGES))
+        with torch.autocast(self.suspects.device.type, enabled=False):  # as precisely as the shift
+            change = true_change(self.trial.model, head, images.loader(), self.attack)
         shift = torch.as_tensor(report.solution.perturbations)[target]
         return {
             "shift": asdict(change.compare(shift)),

@@ -87,8 +87,10 @@ class Contender:
 
 
 # Ours with the larger of the rates .01 and .003 at which the clean CIFAR-10 network of seed 0 kept its held-out
-# accuracy within four points; with the default of one point both are rolled back there.
-_OURS = {"epochs": 10, "lr": 0.003, "max_drop": 0.04}
+# accuracy within four points; with the default of one point both are rolled back there. ANP and RNP may lose as much;
+# FP has the ten points that are published for it.
+_BUDGET = 0.04
+_OURS = {"epochs": 10, "lr": 0.003, "max_drop": _BUDGET}
 _TINY = "tinyimagenet"
 DEFENCES: dict[str, Contender] = {
     "latent": Contender(LatentRepair, _OURS, waits=True),
@@ -100,8 +102,8 @@ DEFENCES: dict[str, Contender] = {
 _PUBLISHED: dict[str, dict[str, Any]] = {
     "fp": {},
     "clp": {"by_data": {_TINY: {"u": 5.0}}},
-    "anp": {},
-    "rnp": {},
+    "anp": {"settings": {"max_drop": _BUDGET}},
+    "rnp": {"settings": {"max_drop": _BUDGET}},
     "tsbd": {},
     "fst": {},
     "ft-sam": {"by_data": {_TINY: {"rho": 8.0}}},

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tacfast.solver._files import write_atomically
 
-from .profiles import CLEAN, DEFENCES, PROFILES
+from .cells import identity
+from .profiles import CLEAN, DEFENCES, PROFILES, Network
 from .store import Store
-from .summary import averages, rows_of
+from .summary import Row, averages, rows_of
 from .tables import markdown_summary
 
 BEGIN, END = "<!-- defence: begin, made by python -m benchmarks.defence --tables -->", "<!-- defence: end -->"
 PROFILE = "paper-small"
 
 
+def rows_in_profile(store: Store, profile: str, defences: Sequence[str]) -> list[Row]:
+    """Rows of the cells of a profile that were made with its present settings."""
+    settings = PROFILES[profile]
+
+    def sound(network: Network, name: str) -> bool:
+        return store.has(network.name, name, identity(settings, network, name))
+
+    return rows_of(store, settings.networks, defences, sound)
+
+
 def readme_summary(store: Store) -> str:
     """What stands between the marks in the README."""
-    rows = rows_of(store, PROFILES[PROFILE].networks, tuple(DEFENCES))
+    rows = rows_in_profile(store, PROFILE, tuple(DEFENCES))
     done = {(row.data, row.attack, row.ratio) for row in rows}
     networks = len({network["network"] for row in rows for network in row.networks})
     clean = sum(attack == CLEAN for _, attack, _ in done)
@@ -36,9 +48,9 @@ def _verdicts(store: Store) -> str:
         cell = store.read(network.name, "network")
         if cell is None:
             continue
-        named, suspicious = cell["scan"]["classes"], cell["scan"]["label"] == "suspicious"
+        named = cell["scan"]["classes"]
         if network.attack == CLEAN:
-            clean, alarms = clean + 1, alarms + suspicious
+            clean, alarms = clean + 1, alarms + bool(named)
         elif named == [cell["target"]]:
             right += 1
         elif named:
@@ -47,7 +59,7 @@ def _verdicts(store: Store) -> str:
             silent += 1
     return (
         f"The scan named the poisoned class of {right} of {right + wrong + silent} backdoored networks, a wrong one of "
-        f"{wrong}, and called {alarms} of {clean} clean ones suspicious."
+        f"{wrong}, and a class of {alarms} of {clean} clean ones."
     )
 
 

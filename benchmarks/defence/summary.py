@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,14 +99,26 @@ class Row:
         return list(dict.fromkeys(note for cell in self.cells for note in (cell["error"], cell["reason"]) if note))
 
 
-def rows_of(store: Store, networks: Iterable[Network], defences: Sequence[str]) -> list[Row]:
-    """Rows of all cells that are there, grouped over seeds; those that are missing or damaged are left out."""
+Sound = Callable[[Network, str], bool]
+
+
+def rows_of(
+    store: Store, networks: Iterable[Network], defences: Sequence[str], sound: Sound | None = None
+) -> list[Row]:
+    """Rows of all cells that are there, grouped over seeds.
+
+    Those that are missing or damaged are left out, and those that are not ``sound``: made with other settings.
+    """
+
+    def read(network: Network, name: str) -> dict[str, Any] | None:
+        return store.read(network.name, name) if sound is None or sound(network, name) else None
+
     groups: dict[tuple[str, str, str, float], list[dict[str, dict[str, Any]]]] = {}
     for network in networks:
-        suspect = store.read(network.name, NETWORK_CELL)
+        suspect = read(network, NETWORK_CELL)
         if suspect is None:
             continue
-        found = {name: cell for name in defences if (cell := store.read(network.name, name)) is not None}
+        found = {name: cell for name in defences if (cell := read(network, name)) is not None}
         key = (network.data, network.arch, network.attack, network.ratio)
         groups.setdefault(key, []).append({NETWORK_CELL: suspect, **found})
     rows = []

@@ -100,7 +100,7 @@ def label_of(average: Average) -> str:
 
 def _summary_cells(average: Average) -> list[str]:
     loss = "–" if average.clean_loss is None else percent(average.clean_loss)
-    return [*(percent(average.means[metric]) for metric in METRICS), loss]
+    return [str(average.attacks), *(percent(average.means[metric]) for metric in METRICS), loss]
 
 
 def markdown_summary(rows: Sequence[Row]) -> str:
@@ -110,8 +110,8 @@ def markdown_summary(rows: Sequence[Row]) -> str:
     for data in dict.fromkeys(average.data for average in found):
         own = [average for average in found if average.data == data]
         lines = [
-            f"| {data}, mean of {own[0].attacks} attacks | ACC | ASR | RA | DER | loss of ACC on clean networks |",
-            "|---|---|---|---|---|---|",
+            f"| {data} | attacks | ACC | ASR | RA | DER | loss of ACC on clean networks |",
+            "|---|---|---|---|---|---|---|",
         ]
         for average in sorted(own, key=lambda each: (each.defence != NONE, -each.means["ra"])):
             lines.append(f"| {label_of(average)} | {' | '.join(_summary_cells(average))} |")
@@ -139,7 +139,7 @@ def html(rows: Sequence[Row], about: str) -> str:
         {
             "data": data,
             "rows": [
-                [label_of(each), each.attacks, *_summary_cells(each)]
+                [label_of(each), *_summary_cells(each)]
                 for each in sorted(found, key=lambda each: (each.defence != NONE, -each.means["ra"]))
                 if each.data == data
             ],

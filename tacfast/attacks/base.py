@@ -130,8 +130,8 @@ def choose_rows(labels: Tensor, attack: Attack, ratio: float, *, seed: int = 0) 
     ----------
     labels : (n,) int64, of the clean training set
     attack : says which images it may poison
-    ratio : share of the n images to poison, in (0, 1]; round(ratio · n) of them, at least one, but no more than the
-        attack may poison
+    ratio : share of the n images to poison, in (0, 1]; round(ratio · n) of them, at least one, but at most half of
+        those that the attack may poison, where these are not all: a class must keep images without the trigger
     seed : of the generator used here; torch's global one is not touched
     """
     if not 0 < ratio <= 1:
@@ -139,7 +139,8 @@ def choose_rows(labels: Tensor, attack: Attack, ratio: float, *, seed: int = 0) 
     n = len(labels)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     allowed = attack.may_poison(labels)[order]
-    chosen = order[allowed][: max(1, round(ratio * n))]
+    most = n if allowed.all() else int(allowed.sum()) // 2
+    chosen = order[allowed][: max(1, min(round(ratio * n), most))]
     poisoned, decoys = torch.zeros(2, n, dtype=torch.bool)
     poisoned[chosen] = True
     others = order[~poisoned[order]]

@@ -12,6 +12,8 @@ from ..scanning import ScanReport
 UNCONFIRMED = 5
 # A clean model, too, sends some images with a trigger to the attacker's class.
 MAX_ASR = 0.1
+# A trigger also hides a part of some images; what loses more than this is still led astray by it.
+MAX_RA_LOSS = 0.3
 
 
 def confirm(
@@ -20,6 +22,9 @@ def confirm(
     targets: Sequence[int],
     attack: Mapping[str, Any] | None,
     names: Mapping[int, str],
+    *,
+    before: Mapping[str, Any] | None = None,
+    accuracy: float | None = None,
 ) -> dict[str, Any]:
     """Compare a repaired model with the suspect, for `tacfast.report.repair_facts`.
 
@@ -29,6 +34,8 @@ def confirm(
     targets : the classes that were repaired
     attack : what `Triggered.measure` found of the repaired model; None where there are no such images
     names : of the classes
+    before : what it found of the suspect: images whose trigger did not work there can show nothing here
+    accuracy : clean accuracy of the repaired model on held-out images; None where it was not measured
 
     Returns
     -------
@@ -41,7 +48,13 @@ def confirm(
     borderline = verdict.label == "borderline" and not verdict.classes
     if verdict.label != "nothing_found" and not (borderline and verdict.easiest not in targets):
         doubts.append(f"the second scan says: {headline(verdict, names)}")
-    if attack is None:
+    blind = attack is not None and before is not None and before["asr"] <= MAX_ASR
+    if blind:
+        doubts.append(
+            "the images with the trigger did not work on the suspect either, so they cannot show that it is repaired: "
+            "check the normalisation and the image size"
+        )
+    if attack is None or blind:
         unseen = [class_label(names, k) for k in targets if k not in report.verdict.classes]
         if unseen:
             doubts.append(
@@ -50,6 +63,11 @@ def confirm(
         notes.append("whether the trigger still works can only be measured by whoever has it")
     elif attack["asr"] > MAX_ASR:
         doubts.append(f"the attack still succeeds with {100 * attack['asr']:.1f} % of the images that have its trigger")
+    elif accuracy is not None and attack["ra"] < accuracy - MAX_RA_LOSS:
+        doubts.append(
+            f"the trigger still takes effect: {100 * attack['ra']:.1f} % of the images that have it are classified "
+            f"correctly, of clean ones {100 * accuracy:.1f} %"
+        )
     if report.verdict.label != "suspicious":
         label = report.verdict.label.replace("_", " ")
         notes.append(f"the first scan was no clear alarm ({label}): there may have been no backdoor, or another one")

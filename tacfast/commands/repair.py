@@ -183,7 +183,9 @@ def repair(
     repaired = replace(suspect, model=result.model)
     again = run_scan(console, repaired, everything, report.head.name, task="scanning again")
     after = triggered.measure(result.model)
-    facts = repair_facts(result, confirm(report, again, result.targets, after, suspect.names))
+    kept = None if result.after is None else result.after.overall
+    doubts = confirm(report, again, result.targets, after, suspect.names, before=about["attack"], accuracy=kept)
+    facts = repair_facts(result, doubts)
     _write_weights(suspect, result, facts, out, suspect.images.subset(trained).digests())
     about |= {"repair": facts, "attack": after and about["attack"] | {"after": after}}
     write_reports(report, about, json=json, html=html)

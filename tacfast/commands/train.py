@@ -156,7 +156,8 @@ def _run(
     clean_model: Callable[[], nn.Module],
 ) -> Trained:
     """Train with a progress bar, and a line with ACC and ASR after each epoch."""
-    glance = plan.split(dataset).test[:GLANCE]
+    test = plan.split(dataset).test  # sorted by class, as some data sets come
+    glance = test[torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:GLANCE]]
     with _bar(console, "training" if plan.attack is None else f"training, {plan.attack}") as (advance, show):
 
         def look(epoch: TrainedEpoch, model: nn.Module, attack: Attack | None) -> None:

@@ -56,3 +56,19 @@ def test_a_repair_without_an_alarm_is_said_to_be_one(label):
     found = confirm(scanned(label, (3,)), QUIET, (3,), None, {})
     assert any(f"no clear alarm ({label.replace('_', ' ')})" in note for note in found["notes"])
     assert not any("no clear alarm" in note for note in confirm(FOUND, QUIET, (3,), None, {})["notes"])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "accuracy", "doubt"),
+    [
+        ({"asr": 0.95, "ra": 0.04}, {"asr": 0.02, "ra": 0.85}, 0.9, None),
+        ({"asr": 0.05, "ra": 0.5}, {"asr": 0.02, "ra": 0.5}, 0.5, "did not work on the suspect either"),
+        ({"asr": 0.95, "ra": 0.04}, {"asr": 0.0, "ra": 0.05}, 0.9, "still takes effect: 5.0 %"),
+    ],
+)
+def test_a_trigger_that_never_worked_or_still_misleads_is_a_doubt(before, after, accuracy, doubt):
+    found = confirm(FOUND, QUIET, (3,), after, {}, before=before, accuracy=accuracy)
+    if doubt is None:
+        assert found["doubts"] == []
+    else:
+        assert any(doubt in each for each in found["doubts"])

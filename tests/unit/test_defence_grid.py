@@ -313,14 +313,14 @@ def test_two_workers_never_make_the_same_cell_and_make_the_same_cells(complete, 
 
 def test_a_defence_that_fails_is_a_cell(copied, monkeypatch):
     def fail(self, *args, **kwargs):
-        raise RuntimeError("no convergence")
+        raise ValueError("no convergence")
 
     chosen = ALL_DEFENCES["clp"].make
     monkeypatch.setattr(chosen, "repair", fail)
     Store(copied.results).path(BADNETS.name, "clp").unlink()
     assert made_again(copied) == [f"{BADNETS.name}: clp done"]
     cell, about = (Store(copied.results).read(BADNETS.name, name) for name in ("clp", NETWORK_CELL))
-    assert cell["error"] == "RuntimeError: no convergence"
+    assert cell["error"] == "ValueError: no convergence"
     assert cell["after"] == about["before"]
     assert cell["der"] == 0.5
 

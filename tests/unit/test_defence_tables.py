@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))  # the benchmarks are not installed
 
 from benchmarks.defence import readme, tables  # noqa: E402
 from benchmarks.defence.__main__ import RESULTS  # noqa: E402
-from benchmarks.defence.profiles import DEFENCES, ORACLES, PROFILES, Network  # noqa: E402
+from benchmarks.defence.profiles import DEFENCES, ORACLES, Network  # noqa: E402
 from benchmarks.defence.store import Store  # noqa: E402
 from benchmarks.defence.summary import Share, averages, rows_of  # noqa: E402
 
@@ -123,7 +123,7 @@ def test_the_readme_says_what_the_committed_cells_say():
 def test_the_committed_tables_say_what_the_committed_cells_say():
     names = tuple(DEFENCES | ORACLES)
     for path in RESULTS.glob("*.md"):
-        found = rows_of(Store(RESULTS), PROFILES[path.stem].networks, names)
+        found = readme.rows_in_profile(Store(RESULTS), path.stem, names)
         text = path.read_text(encoding="utf-8")
         about = text.split("\n\n")[1]
         assert tables.markdown(found, about) == text, f"run python -m benchmarks.defence --profile {path.stem} --tables"
