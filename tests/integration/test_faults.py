@@ -169,7 +169,8 @@ def cells_there(folder):
     }
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow  # a minute even for two kills
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("kills", KILLS)
 def test_a_grid_that_is_killed_loses_at_most_the_current_cells(tmp_path, kills, workers):
     draw, grid = random.Random(kills + workers), make_grid(tmp_path)
