@@ -45,7 +45,7 @@ def test_evaluate_leaves_the_model_as_it_was():
 @pytest.mark.parametrize(
     ("loader", "message"),
     [
-        ([], "images of other classes than the target 9, got none"),
+        ([], "loader: expected at least one batch, got none"),
         ([(torch.zeros(2, 1, 2, 2), torch.tensor([9, 9]))], "other classes than the target 9"),
         ([torch.zeros(2, 1, 2, 2)], "got batches without labels"),
     ],
