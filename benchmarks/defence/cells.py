@@ -53,7 +53,7 @@ def identity(profile: Profile, network: Network, name: str) -> dict[str, Any]:
 
 def network_cell(suspect: Suspect, profile: Profile) -> dict[str, Any]:
     """The suspect before any defence, with what relearning does to it as it is."""
-    about, _ = _about(profile, suspect.network, NETWORK_CELL), suspect.trial.report  # the scan, in full precision
+    about, _ = _about(profile, suspect, NETWORK_CELL), suspect.trial.report  # the scan, in full precision
     with _precision(suspect):
         facts = suspect.facts()
         start = time.perf_counter()
@@ -65,7 +65,7 @@ def network_cell(suspect: Suspect, profile: Profile) -> dict[str, Any]:
 def defence_cell(suspect: Suspect, profile: Profile, name: str) -> dict[str, Any]:
     """Run one defence. One that fails is a cell, too: with the error, and the suspect as it was."""
     chosen, trial = contender(name), suspect.trial
-    about, verdict = _about(profile, suspect.network, name), trial.report.verdict  # the scan, in full precision
+    about, verdict = _about(profile, suspect, name), trial.report.verdict  # the scan, in full precision
     with _precision(suspect):
         if chosen.told and suspect.attack.target is None:
             return {**about, **_unrepaired(suspect, reason="the attack has no single class to tell")}
@@ -170,11 +170,12 @@ def _relearned(suspect: Suspect, model: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
-def _about(profile: Profile, network: Network, name: str) -> dict[str, Any]:
+def _about(profile: Profile, suspect: Suspect, name: str) -> dict[str, Any]:
     return {
-        "network": network.name,
+        "network": suspect.network.name,
         "cell": name,
-        "identity": identity(profile, network, name),
+        "identity": identity(profile, suspect.network, name),
+        "weights": suspect.weights,
         "made": time.strftime("%Y-%m-%d"),
         "versions": {"tacfast": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "machine": {"system": platform.platform(), "processor": processor(), "threads": torch.get_num_threads()},

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tacfast.attacks import Attack, make_attack
 from tacfast.data.datasets import ImageDataset, load_dataset
 from tacfast.evaluation import Trial, closed_form, evaluate, true_change
+from tacfast.models.state_file import fingerprint
 from tacfast.training.augment import augment
 from tacfast.training.trained import Trained, load_trained, plan_as_dict, save_trained, train_plan
 
@@ -123,6 +124,11 @@ class Suspect:
     trained: Trained
     dataset: ImageDataset
     suspects: Suspects
+
+    @cached_property
+    def weights(self) -> str:
+        """SHA-256 of the weights: trained again elsewhere, a network may come out differently."""
+        return fingerprint(self.trained.model)
 
     @cached_property
     def attack(self) -> Attack:

@@ -66,7 +66,12 @@ class Grid:
         """Make cells of one network, after training it where that is needed."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         suspects = Suspects(self.settings, self.models, self.root, say, device)
-        yield from cells_of(suspects.get(network), self.settings, names)
+        suspect = suspects.get(network)
+        held = [Store(self.results).read(network.name, name) for name in self.cells]
+        if any(cell is not None and cell.get("weights") != suspect.weights for cell in held):
+            say(f"{network.name}: all cells again: it was trained again, with other weights")
+            names = self.cells
+        yield from cells_of(suspect, self.settings, names)
 
 
 def work(grid: Grid, say: Say) -> None:

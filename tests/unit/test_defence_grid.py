@@ -455,3 +455,13 @@ def test_only_where_it_is_said_is_a_defence_told_the_class():
     for name, contender in ALL_DEFENCES.items():
         told = "targets" in contender.settings_for(BLENDED)
         assert told == contender.told == (name == "latent-told")
+
+
+def test_cells_of_other_weights_are_made_again(copied):
+    store = Store(copied.results)
+    about = store.read(BADNETS.name, NETWORK_CELL)
+    store.write(BADNETS.name, NETWORK_CELL, {**about, "weights": "other"})
+    store.path(BADNETS.name, "clp").unlink()
+    told = made_again(copied)
+    assert [line for line in told if line.endswith("done")] == [f"{BADNETS.name}: {name} done" for name in copied.cells]
+    assert {store.read(BADNETS.name, name)["weights"] for name in copied.cells} == {about["weights"]}
