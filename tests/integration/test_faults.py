@@ -173,12 +173,23 @@ def cells_there(folder):
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("kills", KILLS)
 def test_a_grid_that_is_killed_loses_at_most_the_current_cells(tmp_path, kills, workers):
-    draw, grid = random.Random(kills + workers), make_grid(tmp_path)
-    command, killed, before = [sys.executable, _grid.__file__, tmp_path, workers], 0, set()
-    done = []
-    for _ in range(kills + 1):
-        process = Process(command, tmp_path / "log")
-        if killed < kills and len(before) < len(TINY.networks) * len(grid.cells):
+    draw, killed = random.Random(kills + workers), 0
+    for number in range(kills):
+        if killed < kills:
+            killed += complete_with_kills(tmp_path / str(number), workers, kills - killed, draw)
+    assert killed == kills
+
+
+def complete_with_kills(folder, workers, kills, draw):
+    """Run a grid again and again until it is complete; returns how often it was killed, at most ``kills`` times."""
+    folder.mkdir()
+    grid, command, killed = make_grid(folder), [sys.executable, _grid.__file__, folder, workers], 0
+    before, done = set(), []
+    everything = {(network.name, name) for network in TINY.networks for name in grid.cells}
+    while before != everything:
+        process = Process(command, folder / "log")
+        ended = False
+        if killed < kills:
             if draw.random() < 0.3:
                 ended = process.finish(draw.uniform(0, 6))
             else:
@@ -188,24 +199,23 @@ def test_a_grid_that_is_killed_loses_at_most_the_current_cells(tmp_path, kills, 
                 process.kill()
                 killed += 1
         else:
-            assert process.finish(600)
-            assert process.popen.returncode == 0, process.text
+            ended = process.finish(600)
+        assert process.popen.returncode == (0 if ended else -signal.SIGKILL), process.text
         deadline = time.monotonic() + 60
         while (orphans := alive(process.popen.pid)) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert orphans == []
         said = [tuple(each) for each in re.findall(r"(\S+): (\S+) done", process.text)]
-        there = cells_there(tmp_path)
+        there = cells_there(folder)
         assert before <= there  # nothing that was complete is lost
         assert set(said) <= there
         assert before.isdisjoint(said)  # nor made again
-        # With every kill each worker may lose one message, but no more than that.
-        assert len(there) - len(before) - len(said) <= (workers if process.popen.returncode else 0)
+        assert len(there) - len(before) - len(said) <= (0 if ended else workers)
         done += said
         before = there
-    assert before == {(network.name, name) for network in TINY.networks for name in grid.cells}
     assert len(done) == len(set(done))  # no cell twice
     assert not any(grid.missing(network) for network in TINY.networks)
+    return killed
 
 
 def test_a_full_disk_ends_a_grid_in_one_line(tmp_path):
