@@ -113,7 +113,7 @@ def markdown_summary(rows: Sequence[Row]) -> str:
             f"| {data} | attacks | ACC | ASR | RA | DER | loss of ACC on clean networks |",
             "|---|---|---|---|---|---|---|",
         ]
-        for average in sorted(own, key=lambda each: (each.defence != NONE, -each.means["ra"])):
+        for average in sorted(own, key=lambda each: (each.defence != NONE, -each.attacks, -each.means["ra"])):
             lines.append(f"| {label_of(average)} | {' | '.join(_summary_cells(average))} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
@@ -140,7 +140,7 @@ def html(rows: Sequence[Row], about: str) -> str:
             "data": data,
             "rows": [
                 [label_of(each), *_summary_cells(each)]
-                for each in sorted(found, key=lambda each: (each.defence != NONE, -each.means["ra"]))
+                for each in sorted(found, key=lambda each: (each.defence != NONE, -each.attacks, -each.means["ra"]))
                 if each.data == data
             ],
         }
