@@ -184,7 +184,15 @@ def repair(
     again = run_scan(console, repaired, everything, report.head.name, task="scanning again")
     after = triggered.measure(result.model)
     kept = None if result.after is None else result.after.overall
-    doubts = confirm(report, again, result.targets, after, suspect.names, before=about["attack"], accuracy=kept)
+    doubts = confirm(
+        report,
+        again,
+        result.targets,
+        after,
+        suspect.names,
+        before=about["attack"] and about["attack"]["before"],
+        accuracy=kept,
+    )
     facts = repair_facts(result, doubts)
     _write_weights(suspect, result, facts, out, suspect.images.subset(trained).digests())
     about |= {"repair": facts, "attack": after and about["attack"] | {"after": after}}
