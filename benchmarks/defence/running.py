@@ -57,6 +57,11 @@ class Grid:
         """Names of the cells of each network."""
         return (NETWORK_CELL, *self.defences)
 
+    def suspects(self, say: Say) -> Suspects:
+        """Its networks."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return Suspects(self.settings, self.models, self.root, say, device)
+
     def missing(self, network: Network) -> list[str]:
         """Cells of a network that are not there, are damaged, or were made with other settings."""
         store, profile = Store(self.results), self.settings
@@ -64,9 +69,7 @@ class Grid:
 
     def run(self, network: Network, names: Sequence[str], say: Say) -> Iterator[tuple[str, Any]]:
         """Make cells of one network, after training it where that is needed."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        suspects = Suspects(self.settings, self.models, self.root, say, device)
-        suspect = suspects.get(network)
+        suspect = self.suspects(say).get(network)
         held = [Store(self.results).read(network.name, name) for name in self.cells]
         if any(cell is not None and cell.get("weights") != suspect.weights for cell in held):
             say(f"{network.name}: all cells again: it was trained again, with other weights")
@@ -106,15 +109,27 @@ def _take(grid: Grid, network: Network, say: Say, failed: set[Network]) -> bool:
 
     The clean network of the same kind measures the triggered images, and TrojanNN makes its trigger on it.
     """
-    waits = network.attack != CLEAN and network.clean in grid.networks and network.clean not in failed
-    if waits and not model_path(grid.models, network.clean).with_suffix(".json").is_file():
-        return False
+    first = network.attack != CLEAN and network.clean in grid.networks and network.clean not in failed
+    if first and not model_path(grid.models, network.clean).with_suffix(".json").is_file():
+        return _train_clean(grid, network.clean, say, failed)
     with try_lock(grid.models / "locks" / network.name) as ours:
         missing = grid.missing(network) if ours else []
         for name, cell in grid.run(network, missing, say) if missing else ():
             Store(grid.results).write(network.name, name, cell)
             say(f"{network.name}: {name} done", 1)
     return bool(missing)
+
+
+def _train_clean(grid: Grid, network: Network, say: Say, failed: set[Network]) -> bool:
+    """Train a clean network for others: its own cells may all be there from a run whose models were lost."""
+    with try_lock(grid.models / "locks" / network.name) as ours:
+        if ours:
+            try:
+                grid.suspects(say).get(network)
+            except (ValueError, RuntimeError) as error:
+                say(f"{network.name}: failed: {error}")
+                failed.add(network)
+    return ours
 
 
 def _worker(grid: Grid, log: Any) -> None:

@@ -292,6 +292,17 @@ def test_a_damaged_network_is_trained_again(complete, copied):
     assert all_cells(copied) == all_cells(complete[0])
 
 
+def test_models_that_are_lost_are_made_again_where_a_cell_needs_them(complete, copied):
+    for network in (CLEAN, BADNETS):
+        for path in model_path(copied.models, network).parent.glob(f"{network.name}.*"):
+            path.unlink()
+    Store(copied.results).path(BADNETS.name, "clp").unlink()
+    said = made_again(copied)  # all cells of the clean network are there: nothing else would train it
+    assert [text for text in said if text.endswith("done")] == [f"{BADNETS.name}: clp done"]
+    assert sum(text.startswith(f"{CLEAN.name}: epoch") for text in said) == 4
+    assert all_cells(copied) == all_cells(complete[0])
+
+
 def test_a_network_trained_otherwise_is_trained_again(copied, monkeypatch):
     recipe = dataclasses.replace(TINY.recipes["digits"], epochs=2)
     monkeypatch.setitem(PROFILES, _grid.NAME, dataclasses.replace(TINY, recipes={"digits": recipe}))
