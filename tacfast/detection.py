@@ -24,8 +24,8 @@ MAX_RATIO = 0.86
 # 1 / Φ⁻¹(3/4): makes the median absolute deviation an estimate of a normal's standard deviation.
 MAD_SCALE = 1.4826
 
-# Below these the spread of the norms cannot be told from chance; where samples of some classes are missing, the norms
-# tell which classes the samples are of rather than which class is easy to reach.
+# Below these the spread of the norms cannot be told from chance; the norm of a class that samples are missing of tells
+# that rather than whether it is easy to reach.
 MIN_CLASSES = 5
 MIN_SAMPLES_PER_CLASS = 10
 # More classes than this are counted, not named.
@@ -44,11 +44,12 @@ class Verdict:
     classes : the suspicious classes, worst first; at most one under the present rule. Of a borderline verdict those
         that all samples together call suspicious, if any
     index : anomaly index (median − norm) / (1.4826 · MAD) per solved class: positive below the median, −inf
-        for a class that cannot be reached; NaN where it is undefined
+        for a class that cannot be reached; NaN where it is undefined, and for classes left out
     norms : ‖s_k‖₂ per solved class, +inf for a class that no shift reaches
-    median : of the norms; the mean of the two middle ones if their number is even
+    median : of the norms of the classes that were judged; the mean of the two middle ones if their number is even
     threshold : the norm below which the smallest class is suspicious; NaN where it is undefined
     reasons : why, in sentences
+    left_out : solved classes with too few samples, which were not judged
     """
 
     label: Label
@@ -58,11 +59,13 @@ class Verdict:
     median: float
     threshold: float
     reasons: tuple[str, ...]
+    left_out: tuple[int, ...] = ()
 
     @property
     def easiest(self) -> int:
-        """The class with the smallest norm, the first of several."""
-        return min(self.norms, key=self.norms.__getitem__)
+        """The class with the smallest norm, the first of several; of those that were judged, if any were."""
+        judged = [k for k in self.norms if k not in self.left_out] or list(self.norms)
+        return min(judged, key=self.norms.__getitem__)
 
 
 def detect(solution: TacSolution, samples_per_class: Sequence[int] | Tensor | None = None) -> Verdict:
@@ -73,7 +76,8 @@ def detect(solution: TacSolution, samples_per_class: Sequence[int] | Tensor | No
     et al. 2019: distance from the median over 1.4826 · the median absolute deviation) exceeds ``MIN_INDEX`` =
     2 *and* its norm is less than ``MAX_RATIO`` = 0.86 of the median; if only one of the two holds, the verdict is
     borderline. Both medians take the mean of the two middle values of an even number. A class that no shift reaches
-    (infeasible) counts as +inf on the far side.
+    (infeasible) counts as +inf on the far side. A class to which the model assigns fewer than 10 of the samples is left
+    out, and the reasons say so: it is not judged, and the others are as if it were not there.
 
     Parameters
     ----------
@@ -85,9 +89,9 @@ def detect(solution: TacSolution, samples_per_class: Sequence[int] | Tensor | No
     Returns
     -------
     Verdict
-        ``inconclusive`` for another trim or margin, a class that was not solved, K < 5, fewer than 10 samples
-        that the model assigns to any one of its classes (without ``samples_per_class``: fewer than 10·C or an
-        unknown number in all), an infinite median, or no spread (a MAD that vanishes next to the median).
+        ``inconclusive`` for another trim or margin, a class that was not solved, fewer than 5 solved classes to which
+        the model assigns 10 samples (without ``samples_per_class``: fewer than 10·C samples or an unknown number in
+        all), an infinite median, or no spread (a MAD that vanishes next to the median).
 
     Raises
     ------
@@ -98,13 +102,20 @@ def detect(solution: TacSolution, samples_per_class: Sequence[int] | Tensor | No
         raise TypeError(f"solution: expected a TacSolution (from solve_tac), got {type(solution).__name__}")
     solution = solution.to("cpu")
     classes, norms = solution.classes.tolist(), solution.norms.double()
-    median, spread = _median_and_spread(norms)
+    short = _short_classes(solution, samples_per_class)
+    judged = torch.tensor([k not in short for k in classes], dtype=torch.bool)
+    median, spread = _median_and_spread(norms[judged])
     index = (median - norms) / spread if 0 < spread < math.inf else torch.full_like(norms, math.nan)
+    index[~judged] = math.nan
     threshold = median + min((MAX_RATIO - 1) * median, -MIN_INDEX * spread) if math.isfinite(spread) else math.nan
-    obstacles = [*_shortages(solution, samples_per_class), *_obstacles(solution, len(norms), median, spread)]
+    obstacles = _obstacles(solution, int(judged.sum()), median, spread)
+    if samples_per_class is None:
+        obstacles += _shortage(solution)
     label, found, reasons = (
         ("inconclusive", (), tuple(obstacles)) if obstacles else _apply_rule(classes, norms, index, median)
     )
+    if short:
+        reasons += (_said_of_short(short),)
     if samples_per_class is None:
         reasons += ("how many samples there are of each class was not given, so only their total was checked",)
     return Verdict(
@@ -115,6 +126,7 @@ def detect(solution: TacSolution, samples_per_class: Sequence[int] | Tensor | No
         median=median,
         threshold=threshold,
         reasons=reasons,
+        left_out=tuple(short),
     )
 
 
@@ -135,27 +147,34 @@ def _median_and_spread(norms: Tensor) -> tuple[float, float]:
     return median, MAD_SCALE * _median((norms - median).abs())
 
 
-def _shortages(solution: TacSolution, samples_per_class: Sequence[int] | Tensor | None) -> list[str]:
-    """Where samples are missing, in at most one sentence."""
-    size = len(solution.gaps)
+def _short_classes(solution: TacSolution, samples_per_class: Sequence[int] | Tensor | None) -> dict[int, int]:
+    """The solved classes with too few samples, and how many each has."""
     if samples_per_class is None:
-        needed = MIN_SAMPLES_PER_CLASS * size
-        if solution.n_samples >= needed:
-            return []
-        seen = solution.n_samples or "an unknown number"
-        return [f"at least {needed} samples ({MIN_SAMPLES_PER_CLASS} per class) are needed, got {seen}"]
-    counts = torch.as_tensor(samples_per_class).tolist()
+        return {}
+    size, counts = len(solution.gaps), torch.as_tensor(samples_per_class).tolist()
     if len(counts) != size:
         raise ValueError(f"samples_per_class: expected {size} counts, one per class of the model, got {len(counts)}")
-    short = [f"class {k} ({count})" for k, count in enumerate(counts) if count < MIN_SAMPLES_PER_CLASS]
-    if not short:
+    return {k: counts[k] for k in solution.classes.tolist() if counts[k] < MIN_SAMPLES_PER_CLASS}
+
+
+def _said_of_short(short: Mapping[int, int]) -> str:
+    named = [f"class {k} ({count})" for k, count in short.items()]
+    more = f" and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
+    listed = ", ".join(named[:MAX_NAMED]) + more
+    return f"not judged, because the model assigns fewer than {MIN_SAMPLES_PER_CLASS} samples to them: {listed}"
+
+
+def _shortage(solution: TacSolution) -> list[str]:
+    """Where it is not known how many samples there are of each class: whether their total is too small."""
+    needed = MIN_SAMPLES_PER_CLASS * len(solution.gaps)
+    if solution.n_samples >= needed:
         return []
-    named = ", ".join(short[:MAX_NAMED]) + (f" and {len(short) - MAX_NAMED} more" if len(short) > MAX_NAMED else "")
-    return [f"at least {MIN_SAMPLES_PER_CLASS} samples that the model assigns to each class are needed, got {named}"]
+    seen = solution.n_samples or "an unknown number"
+    return [f"at least {needed} samples ({MIN_SAMPLES_PER_CLASS} per class) are needed, got {seen}"]
 
 
-def _obstacles(solution: TacSolution, solved: int, median: float, spread: float) -> list[str]:
-    """Every reason why the rule cannot be applied to these norms."""
+def _obstacles(solution: TacSolution, judged: int, median: float, spread: float) -> list[str]:
+    """Every reason why the rule cannot be applied to the norms of the classes that have enough samples."""
     found = []
     if solution.trim != RULE_TRIM or solution.margin != RULE_MARGIN:
         found.append(
@@ -169,9 +188,11 @@ def _obstacles(solution: TacSolution, solved: int, median: float, spread: float)
     ]
     if failed:
         found.append(f"not every norm is reliable: the solver failed for {', '.join(failed)}")
-    if solved < MIN_CLASSES:
-        found.append(f"at least {MIN_CLASSES} classes are needed to see an outlier, {solved} were solved")
-    if failed or solved < MIN_CLASSES:
+    solved = len(solution.norms)
+    if judged < MIN_CLASSES:
+        enough = "" if judged == solved else f", {judged} of them with enough samples"
+        found.append(f"at least {MIN_CLASSES} classes are needed to see an outlier, {solved} were solved{enough}")
+    if failed or judged < MIN_CLASSES:
         return found
     if not math.isfinite(median):
         found.append("half of the classes or more cannot be reached by any shift: the median norm is infinite")
@@ -183,6 +204,7 @@ def _obstacles(solution: TacSolution, solved: int, median: float, spread: float)
 def _apply_rule(
     classes: list[int], norms: Tensor, index: Tensor, median: float
 ) -> tuple[Label, tuple[int, ...], tuple[str, ...]]:
+    norms = norms.where(~index.isnan(), math.inf)  # those left out have no index
     smallest = int(norms.argmin())
     k, norm, score = classes[smallest], float(norms[smallest]), float(index[smallest])
     ratio = norm / median

@@ -60,6 +60,8 @@ def confirm(
             doubts.append(
                 f"the first scan did not name class {', '.join(unseen)}, so a second one cannot confirm anything"
             )
+        if short := [class_label(names, k) for k in targets if k in verdict.left_out]:
+            doubts.append(f"the second scan has too few images of class {', '.join(short)} to judge it")
         notes.append("whether the trigger still works can only be measured by whoever has it")
     elif attack["asr"] > MAX_ASR:
         doubts.append(f"the attack still succeeds with {100 * attack['asr']:.1f} % of the images that have its trigger")

@@ -167,9 +167,10 @@ def _stability(report: ScanReport) -> dict[str, Any] | None:
 
 def _worth_a_look(report: ScanReport) -> list[int]:
     """The named classes, or else the one that is the easiest to reach."""
-    norms = report.verdict.norms
-    reachable = [k for k in norms if math.isfinite(norms[k])]
-    return list(report.verdict.classes) or sorted(reachable, key=norms.__getitem__)[:1]
+    verdict = report.verdict
+    if verdict.classes or not math.isfinite(verdict.norms[verdict.easiest]):
+        return list(verdict.classes)
+    return [verdict.easiest]
 
 
 def _latents(solution: TacSolution, k: int) -> dict[str, Any]:

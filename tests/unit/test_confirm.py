@@ -11,9 +11,9 @@ pytest.importorskip("typer")
 from tacfast.commands.confirm import confirm
 
 
-def scanned(label, classes=(), easiest=3):
+def scanned(label, classes=(), easiest=3, left_out=()):
     norms = dict.fromkeys(range(10), 5.0) | {easiest: 3.0}
-    return SimpleNamespace(verdict=Verdict(label, classes, norms, norms, 5.0, 4.0, ()))
+    return SimpleNamespace(verdict=Verdict(label, classes, norms, norms, 5.0, 4.0, (), left_out))
 
 
 FOUND = scanned("suspicious", (3,))
@@ -35,6 +35,15 @@ QUIET = scanned("nothing_found")
         (FOUND, scanned("inconclusive"), (3,), None, ["the second scan says: Inconclusive"]),
         (QUIET, QUIET, (3,), None, ["the first scan did not name class 3 (cat)"]),
         (FOUND, QUIET, (3, 5), None, ["the first scan did not name class 5"]),
+        (
+            FOUND,
+            scanned("nothing_found", (), 4, (3,)),
+            (3,),
+            None,
+            ["the second scan has too few images of class 3 (cat)"],
+        ),
+        (FOUND, scanned("nothing_found", (), 4, (3,)), (3,), 0.02, []),
+        (FOUND, scanned("nothing_found", (), 3, (4,)), (3,), None, []),
         (QUIET, QUIET, (3,), 0.02, []),  # measured rather than scanned
         (FOUND, FOUND, (3,), 0.59, ["the second scan says", "the attack still succeeds"]),
     ],

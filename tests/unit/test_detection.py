@@ -141,15 +141,33 @@ def test_samples_are_counted_against_all_classes_of_the_model():
 NORMS = [5.0, 5.2, 3.0, 4.9, 5.1, 5.3]
 
 
+def test_classes_with_too_few_samples_are_left_out_and_the_others_judged_as_if_they_were_alone():
+    counts = [MIN_SAMPLES_PER_CLASS] * 7
+    whole = detect(solution([*NORMS, 1.0]), counts)
+    assert (whole.classes, whole.left_out) == ((6,), ())
+    verdict, alone = detect(solution([*NORMS, 1.0]), [*counts[:6], 9]), detect(solution(NORMS), counts[:6])
+    assert (verdict.label, verdict.classes, verdict.left_out) == ("suspicious", (2,), (6,))
+    assert (verdict.median, verdict.threshold) == (alone.median, alone.threshold)
+    assert {k: verdict.index[k] for k in range(6)} == alone.index
+    assert math.isnan(verdict.index[6])
+    assert (verdict.norms[6], verdict.easiest) == (1.0, 2)
+    assert verdict.reasons[-1].endswith("fewer than 10 samples to them: class 6 (9)")
+    assert verdict.reasons[:-1] == alone.reasons
+
+
 @pytest.mark.parametrize("kind", [list, torch.tensor, np.array])
-def test_too_few_samples_of_one_class_are_inconclusive(kind):
-    enough = [MIN_SAMPLES_PER_CLASS] * 6
-    assert detect(solution(NORMS), kind(enough)).label == "suspicious"
-    verdict = detect(solution(NORMS), kind([500, *enough[:4], MIN_SAMPLES_PER_CLASS - 1]))
-    assert verdict.label == "inconclusive"
-    assert verdict.classes == ()
-    (reason,) = verdict.reasons
-    assert reason.endswith("got class 5 (9)")
+def test_too_few_classes_with_enough_samples_are_inconclusive(kind):
+    enough = [MIN_SAMPLES_PER_CLASS] * MIN_CLASSES
+    assert detect(solution(NORMS), kind([*enough, 0])).label == "suspicious"
+    verdict = detect(solution(NORMS), kind([500, *enough[2:], 9, 0]))
+    assert (verdict.label, verdict.classes, verdict.left_out) == ("inconclusive", (), (4, 5))
+    assert verdict.reasons[0].endswith("6 were solved, 4 of them with enough samples")
+
+
+def test_only_solved_classes_are_left_out():
+    some = solution([5.0, 5.2, 3.0, 4.9, 5.1], classes=[7, 3, 9, 0, 1], num_classes=10)
+    verdict = detect(some, [99, 99, 0, 99, 0, 0, 0, 99, 0, 99])
+    assert (verdict.label, verdict.classes, verdict.left_out) == ("suspicious", (9,), ())
 
 
 def test_counts_per_class_say_more_than_an_unknown_total():
@@ -159,8 +177,8 @@ def test_counts_per_class_say_more_than_an_unknown_total():
 
 
 def test_many_missing_classes_are_counted_rather_than_named():
-    (reason,) = detect(solution(NORMS + [5.0 + 0.1 * k for k in range(20)]), [0] * 12 + [99] * 14).reasons
-    assert reason.endswith("class 8 (0), class 9 (0) and 2 more")
+    reasons = detect(solution(NORMS + [5.0 + 0.1 * k for k in range(20)]), [0] * 12 + [99] * 14).reasons
+    assert reasons[-1].endswith("class 8 (0), class 9 (0) and 2 more")
 
 
 def test_counts_must_match_the_classes():
