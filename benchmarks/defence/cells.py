@@ -164,7 +164,7 @@ def _relearned(suspect: Suspect, model: nn.Module) -> list[dict[str, Any]]:
             model,
             trial.clean,
             trial.data.subset(splits.train[:RELEARN_POISONED_IMAGES]),
-            trial.data.subset(suspect.some_test_rows(RELEARN_TEST_IMAGES)),
+            trial.data.subset(splits.some_test(RELEARN_TEST_IMAGES)),
             suspect.attack,
         )
     ]

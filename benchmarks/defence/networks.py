@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tacfast.attacks import Attack, make_attack
 from tacfast.data.datasets import ImageDataset, load_dataset
@@ -79,7 +79,7 @@ class Suspects:
         return Suspect(network, trained, dataset, self)
 
     def _train(self, network: Network, dataset: ImageDataset) -> Trained:
-        plan, path = self.profile.plan(network), self._path(network)
+        path = self._path(network)
         path.parent.mkdir(parents=True, exist_ok=True)
         state = path.with_suffix(".state")
         try:
@@ -92,7 +92,6 @@ class Suspects:
             trained = self._run(network, dataset, state)
         save_trained(trained, path)
         state.unlink(missing_ok=True)
-        assert plan.data == dataset.name
         return trained
 
     def _run(self, network: Network, dataset: ImageDataset, state: Path) -> Trained:
@@ -182,11 +181,6 @@ class Suspect:
             },
         }
 
-    def some_test_rows(self, count: int) -> Tensor:
-        """Some test images, always the same, of all classes: as they come they may be sorted by class."""
-        test = self.trained.splits.test
-        return test[torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:count]]
-
     @cached_property
     def attacked(self) -> int:
         """How many test images the attack is measured on."""
@@ -207,7 +201,7 @@ class Suspect:
         target = self.attack.target
         assert target is not None
         report, head = self.trial.report, self.trial.report.head
-        images = self.dataset.data.subset(self.some_test_rows(MAX_CHANGE_IMAGES))
+        images = self.dataset.data.subset(self.trained.splits.some_test(MAX_CHANGE_IMAGES))
         with torch.autocast(self.suspects.device.type, enabled=False):  # as precisely as the shift
             change = true_change(self.trial.model, head, images.loader(), self.attack)
         shift = torch.as_tensor(report.solution.perturbations)[target]

@@ -156,8 +156,7 @@ def _run(
     clean_model: Callable[[], nn.Module],
 ) -> Trained:
     """Train with a progress bar, and a line with ACC and ASR after each epoch."""
-    test = plan.split(dataset).test  # sorted by class, as some data sets come
-    glance = test[torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:GLANCE]]
+    glance = plan.split(dataset).some_test(GLANCE)
     with _bar(console, "training" if plan.attack is None else f"training, {plan.attack}") as (advance, show):
 
         def look(epoch: TrainedEpoch, model: nn.Module, attack: Attack | None) -> None:
@@ -166,15 +165,28 @@ def _run(
                 + _in_words(_measure(model, dataset, glance, attack), attack)
             )
 
-        return train_plan(
-            plan,
-            dataset,
-            device=device,
-            clean_model=clean_model,
-            state_file=_state_of(path),
-            on_epoch=look,
-            on_step=advance,
-        )
+        with _state_blamed(_state_of(path)):
+            return train_plan(
+                plan,
+                dataset,
+                device=device,
+                clean_model=clean_model,
+                state_file=_state_of(path),
+                on_epoch=look,
+                on_step=advance,
+            )
+
+
+@contextmanager
+def _state_blamed(state: Path) -> Iterator[None]:
+    """Blame the file rather than an argument that the command line does not have."""
+    try:
+        yield
+    except ValueError as error:
+        name, colon, message = str(error).partition("state_file: ")
+        if name or not colon:
+            raise
+        raise ValueError(f"{state}: {message}") from error
 
 
 def _measure(model: nn.Module, dataset: ImageDataset, rows: torch.Tensor, attack: Attack | None) -> Metrics:

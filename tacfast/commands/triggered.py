@@ -1,4 +1,4 @@
-"""How well the attack itself works, where a folder of BackdoorBench holds images with its trigger."""
+"""How well the attack itself works, where the folder of the checkpoint tells what its trigger is."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data import FolderLoader, ImageFolder
+from ..attacks import Attack
+from ..data import FolderLoader, ImageFolder, ImageRows
+from ..data.datasets import ImageDataset
+from ..evaluation import evaluate
+from ..evaluation.metrics import attacked_rows
 from ..models import CheckpointError, read_backdoorbench
 from ..models.checkpoint import PICKLES
 from ..models.head import evaluation_mode
+from ..models.normalised import Normalised
+from ..training.trained import attack_of, splits_of
 from .suspect import Suspect, open_loader
 
 # Enough to know a share to within three points.
@@ -18,7 +24,10 @@ MAX_IMAGES = 1000
 
 
 class Triggered:
-    """Test images with the trigger that lie beside an ``attack_result.pt``, or none.
+    """Test images with the trigger, or none.
+
+    They lie beside an ``attack_result.pt``; of a network of `tacfast train` that is scanned with its data set, they are
+    test images that get the trigger here.
 
     What is measured on them is told, and may put a repair in doubt. No verdict and no repair is made from it: whoever
     scans a model has no such images as a rule.
@@ -30,28 +39,45 @@ class Triggered:
 
     def __init__(self, suspect: Suspect, batch_size: int, *, workers: int | None) -> None:
         self.warnings: list[str] = []
-        self._loader: FolderLoader | None = None
-        if not _is_attack(suspect):
-            return
+        self._images: _Listed | _Applied | None = None
         try:
-            listed = read_backdoorbench(suspect.path).poisoned_images()
-        except CheckpointError as error:
+            if _is_attack(suspect):
+                self._images = _Listed(suspect, batch_size, workers)
+            else:
+                self._images = _applied(suspect, batch_size)
+        except (CheckpointError, OSError, ValueError) as error:
             self.warnings.append(f"the attack was not measured: {error}")
-            return
-        chosen = torch.randperm(len(listed), generator=torch.Generator().manual_seed(0))[:MAX_IMAGES].tolist()
-        images = [listed[i] for i in chosen]
+
+    def measure(self, model: nn.Module) -> dict[str, Any] | None:
+        """ASR and RA of a model on at most ``MAX_IMAGES`` of the images, always the same; None without any."""
+        if self._images is None:
+            return None
+        found = self._images.measure(model)
+        self.warnings = self._images.warnings
+        return found
+
+
+class _Listed:
+    """The images that BackdoorBench wrote."""
+
+    def __init__(self, suspect: Suspect, batch_size: int, workers: int | None) -> None:
+        listed = read_backdoorbench(suspect.path).poisoned_images()
+        images = [listed[i] for i in _some(len(listed)).tolist()]
         self._wanted = torch.tensor([image.bd_label for image in images])
         self._true = torch.tensor([image.original_label for image in images])
         # Each image has its number for a label, so that those that cannot be read are told apart.
         folder = ImageFolder(
             tuple(image.path for image in images), tuple(range(len(images))), None, suspect.images.preprocessing
         )
-        self._loader = open_loader(folder, batch_size, workers=workers, skip_unreadable=True)
+        self._loader: FolderLoader = open_loader(folder, batch_size, workers=workers, skip_unreadable=True)
+
+    @property
+    def warnings(self) -> list[str]:
+        if unreadable := list(self._loader.unreadable):
+            return [f"images with the trigger that could not be read: {len(unreadable)}; {unreadable[0]}"]
+        return []
 
     def measure(self, model: nn.Module) -> dict[str, Any] | None:
-        """ASR and RA of a model on at most ``MAX_IMAGES`` of the images, always the same; None without any."""
-        if self._loader is None:
-            return None
         device = next(model.parameters()).device
         hits = recovered = total = 0
         with evaluation_mode(model), torch.no_grad():
@@ -60,9 +86,38 @@ class Triggered:
                 hits += int((answers == self._wanted[numbers]).sum())
                 recovered += int((answers == self._true[numbers]).sum())
                 total += len(numbers)
-        if unreadable := list(self._loader.unreadable):
-            self.warnings = [f"images with the trigger that could not be read: {len(unreadable)}; {unreadable[0]}"]
         return {"asr": hits / total, "ra": recovered / total, "images": total} if total else None
+
+
+class _Applied:
+    """Test images of a data set that get the trigger here."""
+
+    warnings: list[str] = []  # noqa: RUF012  # none of them can be missing
+
+    def __init__(self, suspect: Suspect, dataset: ImageDataset, attack: Attack, rows: torch.Tensor, batch: int) -> None:
+        made = suspect.images.preprocessing
+        self._mean, self._std, self._attack = made.mean, made.std, attack
+        attacked = rows[attacked_rows(attack, dataset.data.labels[rows])]
+        self._images = dataset.data.subset(attacked[_some(len(attacked))])
+        self._batch = batch
+
+    def measure(self, model: nn.Module) -> dict[str, Any]:
+        takes_pixels = Normalised(model, self._mean, self._std).to(next(model.parameters()).device)
+        found = evaluate(takes_pixels, self._images.loader(self._batch), self._attack)
+        return {"asr": found.asr, "ra": found.ra, "images": len(self._images)}
+
+
+def _applied(suspect: Suspect, batch_size: int) -> _Applied | None:
+    """None of a network that was not trained under an attack by `tacfast train`, or that is scanned with a folder."""
+    if not isinstance(suspect.images, ImageRows):
+        return None
+    dataset = suspect.images.dataset
+    splits, attack = splits_of(suspect.checkpoint, dataset), attack_of(suspect.checkpoint, suspect.path, dataset)
+    return None if splits is None or attack is None else _Applied(suspect, dataset, attack, splits.test, batch_size)
+
+
+def _some(n: int) -> torch.Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:MAX_IMAGES]
 
 
 def _is_attack(suspect: Suspect) -> bool:

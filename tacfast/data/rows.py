@@ -26,7 +26,7 @@ class ImageRows(Dataset[tuple[Tensor, int, str]]):
     ----------
     labels : (n,) class of each
     class_names : the name of each class 0 … C − 1
-    preprocessing : as given
+    dataset, preprocessing : as given
 
     Raises
     ------
@@ -46,7 +46,7 @@ class ImageRows(Dataset[tuple[Tensor, int, str]]):
                 f"image_size: the images of {dataset.name} have {size[0]}×{size[1]} pixels, expected no other size, "
                 "got {}×{}; images in a folder are resized".format(*preprocessing.image_size)
             )
-        self._dataset, self._rows, self.preprocessing = dataset, rows.tolist(), preprocessing
+        self.dataset, self._rows, self.preprocessing = dataset, rows.tolist(), preprocessing
         self.labels: tuple[int, ...] = tuple(dataset.data.labels[rows].tolist())
         self.class_names = dataset.class_names
 
@@ -55,13 +55,13 @@ class ImageRows(Dataset[tuple[Tensor, int, str]]):
 
     def __getitem__(self, i: int) -> tuple[Tensor, int, str]:
         """Pixels, uint8 0…255 or floating point in [0, 1]; the label; no words, as nothing is wrong with it."""
-        return self._dataset.data.images[self._rows[i]], self.labels[i], ""
+        return self.dataset.data.images[self._rows[i]], self.labels[i], ""
 
     def subset(self, numbers: Sequence[int]) -> ImageRows:
         """Only the images of these numbers."""
-        return ImageRows(self._dataset, torch.tensor([self._rows[i] for i in numbers]), self.preprocessing)
+        return ImageRows(self.dataset, torch.tensor([self._rows[i] for i in numbers]), self.preprocessing)
 
     def digests(self) -> list[str]:
         """The beginning of the SHA-256 of the pixels of each image."""
-        images = (self._dataset.data.images[row].numpy().tobytes() for row in self._rows)
+        images = (self.dataset.data.images[row].numpy().tobytes() for row in self._rows)
         return [hashlib.sha256(pixels).hexdigest()[:DIGEST_DIGITS] for pixels in images]

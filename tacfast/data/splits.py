@@ -43,6 +43,10 @@ class Splits:
         if len(values) != len(everything):
             raise ValueError(f"splits: expected disjoint indices, got {int(values[counts > 1][0])} more than once")
 
+    def some_test(self, count: int) -> Tensor:
+        """Some test indices, always the same, of all classes: as they come they may be sorted by class."""
+        return self.test[torch.randperm(len(self.test), generator=torch.Generator().manual_seed(0))[:count]]
+
     def as_dict(self) -> dict[str, str]:
         """Text for JSON that `from_dict` reads: per share the differences of its indices, int32, deflated, base64."""
         return {share.name: _packed(getattr(self, share.name)) for share in fields(self)}

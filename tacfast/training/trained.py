@@ -29,6 +29,8 @@ from .recipe import Recipe
 
 # Where the provenance of a checkpoint says what the file with the trigger holds.
 TRIGGER_SHA256 = "trigger_sha256"
+# There it says which settings the name of the attack stood for.
+ATTACK = "attack"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +153,7 @@ def train_plan(
             "tool": f"tacfast {__version__}",
             "data": plan.data,
             "plan": plan_as_dict(plan),
+            ATTACK: None if attack is None else repr(attack),
             "training images": len(splits.train),
             "poisoned images": poisoned,
             "splits": splits.as_dict(),
@@ -231,13 +234,31 @@ def load_trained(path: Path, dataset: ImageDataset) -> Trained:
     provenance, splits = checkpoint.provenance or {}, splits_of(checkpoint, dataset)
     if splits is None or "plan" not in provenance:
         raise ValueError(f"path: expected a network trained by tacfast on {dataset.name}, got {path}")
-    plan = plan_from_dict(provenance["plan"])
-    attack = plan.make_attack(dataset)
-    if attack is not None and attack.trained:
-        _load_trigger(attack, trigger_of(path), provenance.get(TRIGGER_SHA256))
+    attack = attack_of(checkpoint, path, dataset)
     model = Normalised(restore_model(checkpoint).float(), dataset.mean, dataset.std).eval()
     model.to(memory_format=torch.channels_last)  # as it was trained, so that logits are the same to the last bit
     return Trained(model, attack, splits, checkpoint)
+
+
+def attack_of(checkpoint: Checkpoint, path: Path, dataset: ImageDataset) -> Attack | None:
+    """The attack that a network was trained under, with its trigger; None of a clean one, or one of somebody else's.
+
+    Raises
+    ------
+    CheckpointError, OSError, ValueError
+        If its trigger is missing or damaged, or its attack had other settings than the name stands for now.
+    """
+    provenance = checkpoint.provenance or {}
+    if "plan" not in provenance or provenance.get("data") != dataset.name:
+        return None
+    attack = plan_from_dict(provenance["plan"]).make_attack(dataset)
+    if attack is None:
+        return None
+    if provenance.get(ATTACK, repr(attack)) != repr(attack):
+        raise ValueError(f"path: expected a network trained under {attack}, got {excerpt(str(provenance[ATTACK]))}")
+    if attack.trained:
+        _load_trigger(attack, trigger_of(path), provenance.get(TRIGGER_SHA256))
+    return attack
 
 
 def _load_trigger(attack: Attack, path: Path, sha256: str | None) -> None:

@@ -16,6 +16,7 @@ from tacfast import cli, scan
 from tacfast.attacks import LIRA
 from tacfast.commands import show as command
 from tacfast.data import load_dataset
+from tacfast.evaluation import evaluate
 from tacfast.models import Checkpoint, build_model, load_checkpoint, save_checkpoint
 from tacfast.training import Recipe
 from tacfast.training.trained import Plan, load_trained, save_trained, train_plan
@@ -193,6 +194,47 @@ def test_repair_records_the_rows_that_trained_it_and_keeps_the_splits(network, t
     sentence = f"{len(known)} of the {len(clean)} images trained the repair of this model"
     assert sentence in " ".join(facts_of(capsys, tmp_path, out, "--data", "digits")["warnings"])
     assert facts_of(capsys, tmp_path, out, "--data", "digits", "--split", "held-out")["warnings"] == []
+
+
+def test_the_attack_that_a_network_was_trained_under_is_measured(network, trained, digits, tmp_path, capsys):
+    """With the trigger on the test images of other classes, as `evaluate` does; the verdict is that without it."""
+    facts = facts_of(capsys, tmp_path, network, "--data", "digits")
+    test = digits.data.subset(trained.splits.test)
+    before = evaluate(trained.model, test.loader(), trained.attack)
+    assert 0 < before.asr < 1
+    found = facts["attack"]["before"]
+    assert found == {"asr": before.asr, "ra": before.ra, "images": int((test.labels != 4).sum())}
+    stranger = write(tmp_path / "stranger.safetensors", network, provenance={"data": "digits"})
+    other = facts_of(capsys, tmp_path, stranger, "--data", "digits", "--split", "all")
+    assert other["attack"] is None
+    splits = {"data": "digits", "splits": load_checkpoint(network).provenance["splits"]}
+    unknown = facts_of(
+        capsys, tmp_path, write(tmp_path / "b.safetensors", network, provenance=splits), "--data", "digits"
+    )
+    assert unknown["attack"] is None
+    assert unknown["verdict"] == facts["verdict"]
+
+
+def test_a_repair_that_a_known_attack_survives_is_not_confirmed(network, tmp_path, capsys):
+    settings = ("--target", "4", "--epochs", "1", "--lr", "1e-6", "--max-drop", "0.9")
+    status, text, error = run(
+        capsys, "repair", network, "--data", "digits", "--out", tmp_path / "a.safetensors", *settings
+    )
+    assert status == 5
+    assert re.search(r"\(ASR\) (\S+) % → (\S+) %", text)
+    assert "the attack still succeeds with" in error
+
+
+def test_an_attack_with_other_settings_than_now_is_not_measured(network, digits, tmp_path, capsys):
+    known = load_checkpoint(network).provenance
+    assert known["attack"] == "BadNets(target=4, size=2, value=1.0, num_classes=None)"
+    other = write(tmp_path / "o.safetensors", network, provenance=known | {"attack": "BadNets(target=4, size=5)"})
+    facts = facts_of(capsys, tmp_path, other, "--data", "digits")
+    assert facts["attack"] is None
+    sentence = "expected a network trained under BadNets(target=4, size=2, value=1.0, num_classes=None), got BadNets("
+    assert any(text.startswith("the attack was not measured: ") and sentence in text for text in facts["warnings"])
+    with pytest.raises(ValueError, match="got BadNets\\(target=4, size=5\\)"):
+        load_trained(other, digits)
 
 
 # ---- tacfast show --checkpoint --------------------------------------------------------------------------------
