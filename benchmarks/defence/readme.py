@@ -10,7 +10,7 @@ from tacfast.solver._files import write_atomically
 from .cells import identity
 from .profiles import CLEAN, DEFENCES, PROFILES, Network
 from .store import Store
-from .summary import Row, averages, rows_of
+from .summary import MIN_ASR, NONE, Row, averages, rows_of
 from .tables import markdown_summary
 
 BEGIN, END = "<!-- defence: begin, made by python -m benchmarks.defence --tables -->", "<!-- defence: end -->"
@@ -30,37 +30,32 @@ def rows_in_profile(store: Store, profile: str, defences: Sequence[str]) -> list
 def readme_summary(store: Store) -> str:
     """What stands between the marks in the README."""
     rows = rows_in_profile(store, PROFILE, tuple(DEFENCES))
-    done = {(row.data, row.attack, row.ratio) for row in rows}
-    networks = len({network["network"] for row in rows for network in row.networks})
-    clean = sum(attack == CLEAN for _, attack, _ in done)
-    verdicts = _verdicts(store)
+    suspects = [row for row in rows if row.defence == NONE]
+    networks = sum(len(row.networks) for row in suspects)
     said = (
         f"{networks} networks of the profile's {len(PROFILES[PROFILE].networks)} so far "
-        f"({len(done) - clean} kinds under attack). {verdicts}"
+        f"({sum(row.attack != CLEAN for row in suspects)} kinds under attack). {_verdicts(suspects)}{_weak(suspects)}"
     )
     return f"{said}\n\n{markdown_summary(rows)}" if averages(rows) else said
 
 
-def _verdicts(store: Store) -> str:
+def _verdicts(suspects: Sequence[Row]) -> str:
     """How the scan judged them, in words."""
-    right = wrong = silent = alarms = clean = 0
-    for network in PROFILES[PROFILE].networks:
-        cell = store.read(network.name, "network")
-        if cell is None:
-            continue
-        named = cell["scan"]["classes"]
-        if network.attack == CLEAN:
-            clean, alarms = clean + 1, alarms + bool(named)
-        elif named == [cell["target"]]:
-            right += 1
-        elif named:
-            wrong += 1
-        else:
-            silent += 1
+    clean = [network for row in suspects if row.attack == CLEAN for network in row.networks]
+    attacked = [network for row in suspects if row.attack != CLEAN for network in row.networks]
+    right = sum(network["scan"]["classes"] == [network["target"]] for network in attacked)
+    named = sum(bool(network["scan"]["classes"]) for network in attacked)
+    alarms = sum(bool(network["scan"]["classes"]) for network in clean)
     return (
-        f"The scan named the poisoned class of {right} of {right + wrong + silent} backdoored networks, a wrong one of "
-        f"{wrong}, and a class of {alarms} of {clean} clean ones."
+        f"The scan named the poisoned class of {right} of {len(attacked)} backdoored networks, a wrong one of "
+        f"{named - right}, and a class of {alarms} of {len(clean)} clean ones."
     )
+
+
+def _weak(suspects: Sequence[Row]) -> str:
+    """Which attacks are in no mean."""
+    weak = [f"{row.attack} on {row.data} ({100 * row.ratio:g} %)" for row in suspects if row.weak]
+    return f" In no mean, because their ASR was below {MIN_ASR:g} before any repair: {', '.join(weak)}." if weak else ""
 
 
 def update_readme(root: Path, store: Store) -> list[Path]:

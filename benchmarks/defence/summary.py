@@ -134,11 +134,11 @@ def rows_of(
 
 @dataclass(frozen=True)
 class Average:
-    """One defence over the attacks of a data set: the summary.
+    """One defence over the attacks of a data set with one poison ratio: the summary.
 
     Attributes
     ----------
-    data, defence : as in `Row`
+    data, ratio, defence : as in `Row`
     attacks : how many rows of backdoored networks whose attack took
     means : of each metric over those rows
     clean_loss : mean loss of clean accuracy over the clean networks; None without one
@@ -146,6 +146,7 @@ class Average:
     """
 
     data: str
+    ratio: float
     defence: str
     attacks: int
     means: dict[str, float]
@@ -155,30 +156,33 @@ class Average:
 
 
 def averages(rows: Sequence[Row]) -> list[Average]:
-    """Average every defence over the attacks of each data set that took."""
+    """Average every defence over the attacks that took, of each data set and poison ratio; the first in front."""
+    groups: dict[tuple[str, float, str], list[Row]] = {}
+    for row in rows:
+        if row.attack != CLEAN and not row.weak:
+            groups.setdefault((row.data, row.ratio, row.defence), []).append(row)
     found = []
-    for data in dict.fromkeys(row.data for row in rows):
-        of_data = [row for row in rows if row.data == data]
-        for defence in dict.fromkeys(row.defence for row in of_data):
-            own = [row for row in of_data if row.defence == defence]
-            attacked = [row for row in own if row.attack != CLEAN and not row.weak]
-            if not attacked:
-                continue
-            clean = [row for row in own if row.attack == CLEAN and row.cells]
-            losses = [net["before"]["acc"] - cell["after"]["acc"] for row in clean for cell, net in _pairs(row)]
-            chosen = None if defence == NONE else contender(defence)
-            found.append(
-                Average(
-                    data=data,
-                    defence=defence,
-                    attacks=len(attacked),
-                    means={metric: _mean([row.mean(metric) for row in attacked]) for metric in METRICS},
-                    clean_loss=statistics.fmean(losses) if losses else None,
-                    told=chosen is not None and chosen.told,
-                    oracle=chosen is not None and chosen.oracle,
-                )
+    for (data, ratio, defence), attacked in groups.items():
+        chosen = None if defence == NONE else contender(defence)
+        found.append(
+            Average(
+                data=data,
+                ratio=ratio,
+                defence=defence,
+                attacks=len(attacked),
+                means={metric: _mean([row.mean(metric) for row in attacked]) for metric in METRICS},
+                clean_loss=_clean_loss(rows, data, defence),
+                told=chosen is not None and chosen.told,
+                oracle=chosen is not None and chosen.oracle,
             )
-    return found
+        )
+    return sorted(found, key=lambda each: (each.defence != NONE, -each.attacks, -each.means["ra"]))
+
+
+def _clean_loss(rows: Sequence[Row], data: str, defence: str) -> float | None:
+    clean = [row for row in rows if (row.data, row.attack, row.defence) == (data, CLEAN, defence) and row.cells]
+    losses = [net["before"]["acc"] - cell["after"]["acc"] for row in clean for cell, net in _pairs(row)]
+    return statistics.fmean(losses) if losses else None
 
 
 def _pairs(row: Row) -> Iterable[tuple[dict[str, Any], dict[str, Any]]]:

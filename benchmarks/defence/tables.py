@@ -12,10 +12,11 @@ from jinja2 import Environment, FileSystemLoader
 from tacfast.solver._files import write_atomically
 
 from .profiles import CLEAN
-from .summary import METRICS, NONE, Average, Row, averages
+from .summary import METRICS, Average, Row, averages
 
 TEMPLATES = Path(__file__).parent
 HEAD = ("ACC", "ASR", "RA", "DER", "ASR relearned 5", "50", "500", "s")
+SUMMARY_HEAD = ("attacks", "ACC", "ASR", "RA", "DER", "loss of ACC on clean networks")
 RELEARNED = ("relearn-5", "relearn-50", "relearn-500")
 
 
@@ -98,24 +99,33 @@ def label_of(average: Average) -> str:
     return f"{average.defence} (threshold by the test set)" if average.oracle else average.defence
 
 
+def summaries(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """One table per data set and poison ratio: every defence averaged over the attacks that took."""
+    groups: dict[tuple[str, float], list[Average]] = {}
+    for average in averages(rows):
+        groups.setdefault((average.data, average.ratio), []).append(average)
+    order = list(dict.fromkeys((row.data, row.ratio) for row in rows))
+    return [
+        {
+            "title": f"{data}, {100 * ratio:g} % poisoned",
+            "lines": [[label_of(each), *_summary_cells(each)] for each in groups[data, ratio]],
+        }
+        for data, ratio in sorted(groups, key=order.index)
+    ]
+
+
 def _summary_cells(average: Average) -> list[str]:
     loss = "–" if average.clean_loss is None else percent(average.clean_loss)
     return [str(average.attacks), *(percent(average.means[metric]) for metric in METRICS), loss]
 
 
 def markdown_summary(rows: Sequence[Row]) -> str:
-    """One table per data set: every defence averaged over the attacks that took."""
+    """The `summaries` as Markdown."""
     parts = []
-    found = averages(rows)
-    for data in dict.fromkeys(average.data for average in found):
-        own = [average for average in found if average.data == data]
-        lines = [
-            f"| {data} | attacks | ACC | ASR | RA | DER | loss of ACC on clean networks |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for average in sorted(own, key=lambda each: (each.defence != NONE, -each.attacks, -each.means["ra"])):
-            lines.append(f"| {label_of(average)} | {' | '.join(_summary_cells(average))} |")
-        parts.append("\n".join(lines))
+    for table in summaries(rows):
+        head = f"| {table['title']} | {' | '.join(SUMMARY_HEAD)} |"
+        lines = [f"| {' | '.join(line)} |" for line in table["lines"]]
+        parts.append("\n".join([head, "|" + "---|" * (len(SUMMARY_HEAD) + 1), *lines]))
     return "\n\n".join(parts)
 
 
@@ -134,20 +144,10 @@ def markdown(rows: Sequence[Row], about: str) -> str:
 def html(rows: Sequence[Row], about: str) -> str:
     """The whole report as one page."""
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    found = averages(rows)
-    summaries = [
-        {
-            "data": data,
-            "rows": [
-                [label_of(each), *_summary_cells(each)]
-                for each in sorted(found, key=lambda each: (each.defence != NONE, -each.attacks, -each.means["ra"]))
-                if each.data == data
-            ],
-        }
-        for data in dict.fromkeys(average.data for average in found)
-    ]
     template = environment.get_template("tables.html.j2")
-    return template.render(about=about, summaries=summaries, sections=sections(rows), head=HEAD)
+    return template.render(
+        about=about, summaries=summaries(rows), summary_head=SUMMARY_HEAD, sections=sections(rows), head=HEAD
+    )
 
 
 def write_tables(folder: Path, name: str, rows: Sequence[Row], about: str) -> list[Path]:

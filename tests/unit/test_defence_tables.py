@@ -1,5 +1,6 @@
 """Tables of the grid of attacks and defences, and the README's summary of it."""
 
+import dataclasses
 import json
 import math
 import sys
@@ -93,6 +94,26 @@ def test_attacks_that_did_not_take_are_apart_and_in_no_average(store):
     titles = [section["title"] for section in tables.sections(rows(store))]
     assert "wanet" in titles[-1]
     assert tables.sections(rows(store))[-1]["weak"]
+
+
+def test_every_poison_ratio_has_a_summary_of_its_own(store):
+    rare = dataclasses.replace(NETWORKS[0], ratio=0.01)
+    store.write(rare.name, "network", suspect(0.95))
+    store.write(rare.name, "ft", cell(0.5, 0.5, 0.1))
+    found = tables.summaries(rows_of(store, [rare, *NETWORKS, WEAK, CLEAN], ("ft",)))
+    assert [table["title"] for table in found] == ["digits, 1 % poisoned", "digits, 10 % poisoned"]
+    lines = [{line[0]: line[1:] for line in table["lines"]} for table in found]
+    assert lines[0]["ft"][:4] == ["1", "50.0", "50.0", "10.0"]
+    assert lines[1]["ft"][3] == "70.0"
+
+
+def test_the_readme_counts_verdicts_and_names_attacks_that_did_not_take(store, monkeypatch):
+    monkeypatch.setattr(readme, "rows_in_profile", lambda *_: rows(store))
+    text = readme.readme_summary(store)
+    assert (
+        "named the poisoned class of 2 of 3 backdoored networks, a wrong one of 0, and a class of 1 of 1 clean" in text
+    )
+    assert "In no mean, because their ASR was below 0.9 before any repair: wanet on digits (10 %)." in text
 
 
 def test_both_tables_hold_every_cell_and_escape_what_is_in_it(store, tmp_path):
