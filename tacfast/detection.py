@@ -101,7 +101,7 @@ def detect(solution: TacSolution, samples_per_class: Sequence[int] | Tensor | No
     if not isinstance(solution, TacSolution):
         raise TypeError(f"solution: expected a TacSolution (from solve_tac), got {type(solution).__name__}")
     solution = solution.to("cpu")
-    classes, norms = solution.classes.tolist(), solution.norms.double()
+    classes, norms = solution.classes.tolist(), solution.norms.detach().double()
     short = _short_classes(solution, samples_per_class)
     judged = torch.tensor([k not in short for k in classes], dtype=torch.bool)
     median, spread = _median_and_spread(norms[judged])

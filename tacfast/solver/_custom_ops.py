@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _ops, _reference
+from . import _gradients, _ops, _reference
 from ._ext import backend, padded_dim
 from ._prepared import prepared_size
 
@@ -19,10 +19,15 @@ from ._prepared import prepared_size
 _PLAIN = {Tensor, type(None), list, torch.dtype, int, float, bool, str}
 
 
-def _operator(implementation: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+def _registered(implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     name = implementation.__name__.removesuffix("_impl")
     operator = torch.library.custom_op(f"tacfast::{name}", implementation, mutates_args=())
     operator.register_fake(fake)
+    return operator
+
+
+def _operator(implementation: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    operator = _registered(implementation, fake)
 
     def call(*args: Any) -> Any:
         plain = not torch.compiler.is_compiling() and _PLAIN.issuperset(map(type, args))
@@ -90,6 +95,22 @@ def _fake_solve_samples(
     )
 
 
+def _fake_attach_gradients(
+    latents: Tensor, W: Tensor, b: Tensor | None, perturbations: Tensor, norms: Tensor, *_: Any
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(perturbations), torch.empty_like(norms)
+
+
+def _fake_pull_back(
+    grad_perturbations: Tensor, grad_norms: Tensor, latents: Tensor, W: Tensor, b: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    found = [
+        x.new_empty(x.shape if wanted else 0)
+        for x, wanted in zip((latents, W, W[:, 0] if b is None else b), rest[-1], strict=True)
+    ]
+    return found[0], found[1], found[2]
+
+
 prepare_head = _operator(_ops.prepare_head_impl, _fake_prepare_head)
 gaps_of_latents = _operator(_ops.gaps_of_latents_impl, _fake_gaps_of_latents)
 gaps_of_logits = _operator(_ops.gaps_of_logits_impl, _fake_gaps_of_logits)
@@ -97,3 +118,30 @@ logits = _operator(_ops.logits_impl, _fake_logits)
 trimmed_gaps = _operator(_ops.trimmed_gaps_impl, _fake_trimmed_gaps)
 solve_classes = _operator(_ops.solve_classes_impl, _fake_solve_classes)
 solve_samples = _operator(_ops.solve_samples_impl, _fake_solve_samples)
+
+
+# These two always go through the dispatcher, which is how autograd gets to see them.
+attach_gradients = _registered(_gradients.attach_gradients_impl, _fake_attach_gradients)
+_pull_back = _registered(_gradients.pull_back_impl, _fake_pull_back)
+
+
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    *tensors, ctx.trim = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad_perturbations: Tensor, grad_norms: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = list(ctx.needs_input_grad[:3])
+    found = _pull_back(grad_perturbations, grad_norms, *ctx.saved_tensors, ctx.trim, wanted)
+    return *(grad if asked else None for grad, asked in zip(found, wanted, strict=True)), *(None,) * 6
+
+
+def _refuse(ctx: Any, *_: Tensor) -> None:
+    raise RuntimeError(
+        "latents, W, b: expected first derivatives of solve_tac only, got a second derivative (a backward through the "
+        "gradients that create_graph=True kept), which is not implemented"
+    )
+
+
+attach_gradients.register_autograd(_backward, setup_context=_keep_inputs)
+_pull_back.register_autograd(_refuse)

@@ -24,7 +24,8 @@ class GapMatrix:
 
     R is all that the class-wise QPs need of the samples. It merges by element-wise maximum: over batches, threads and
     machines, in any order, to the same bits: each batch is folded in with the precision of its own dtype (and those of
-    W and b), and R has the widest dtype so far. Memory is O(C²) plus one batch.
+    W and b), and R has the widest dtype so far. Memory is O(C²) plus one batch. Nothing here carries gradients: what
+    they would flow to is not kept.
 
     Parameters
     ----------

@@ -43,7 +43,7 @@ def gaps_of_latents_impl(gaps: Tensor, latents: Tensor, head: Tensor) -> Tensor:
     n, n_classes = latents.shape[0], gaps.shape[0]
     if backend(gaps.device) is _ext and _ext.fuse_gaps(result, latents, Prepared(head, n_classes)):
         return result
-    chunk = _chunk_rows(gaps)
+    chunk = chunk_rows(gaps)
     for start in range(0, n, chunk):
         part = latents if n <= chunk else latents[start : start + chunk]
         logits = logits_impl(part, head, n_classes, gaps.dtype)
@@ -56,7 +56,7 @@ def gaps_of_latents_impl(gaps: Tensor, latents: Tensor, head: Tensor) -> Tensor:
 def gaps_of_logits_impl(gaps: Tensor, logits: Tensor) -> Tensor:
     """Transposed gap matrix (C, C) after logits (n, C), in the dtype of ``gaps``."""
     result = gaps.clone(memory_format=torch.contiguous_format)
-    chunk = len(logits) if logits.dtype == gaps.dtype else _chunk_rows(gaps)
+    chunk = len(logits) if logits.dtype == gaps.dtype else chunk_rows(gaps)
     for start in range(0, len(logits), chunk):
         part = logits[start : start + chunk]
         bad = backend(gaps.device).update_gaps(result, part.to(gaps.dtype))
@@ -65,7 +65,8 @@ def gaps_of_logits_impl(gaps: Tensor, logits: Tensor) -> Tensor:
     return result
 
 
-def _chunk_rows(gaps: Tensor) -> int:
+def chunk_rows(gaps: Tensor) -> int:
+    """How many rows of logits are made at a time."""
     return max(1, _CHUNK_BYTES.get(gaps.device.type, 32 << 20) // (gaps.shape[0] * gaps.element_size()))
 
 

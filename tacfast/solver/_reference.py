@@ -238,7 +238,7 @@ def _dual_active_set(A: Tensor, rho: Tensor, max_iter: int) -> tuple[Status, Ten
             return Status.OPTIMAL, s, lam
         p = int(score.argmax())
         while len(active) <= max_iter:
-            coef, normal = _project(A[active], A[p])
+            coef, normal = project(A[active], A[p])
             terms = lengths[p] + coef.abs() @ lengths[active]
             dependent = bool(normal.norm() <= _DEPENDENT * terms)
             steps = torch.where(coef * lengths[active] > 1e-13 * lengths[p], lam[active] / coef, torch.inf)
@@ -265,7 +265,7 @@ def _dual_active_set(A: Tensor, rho: Tensor, max_iter: int) -> tuple[Status, Ten
     return Status.MAX_ITER, s, lam.clamp(min=0)
 
 
-def _project(basis: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+def project(basis: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
     """Coefficients of ``a`` in the rows of ``basis``, and what is left of it."""
     if len(basis) == 0:
         return a.new_zeros(0), a

@@ -86,8 +86,8 @@ class TacSolution:
     """The smallest shared latent shift towards each class: the reconstructed trigger-activated change.
 
     For K requested classes of C, in latent dimension d. Floating-point fields are float64 if any input was, else
-    float32; they are arrays of the kind of the latents (torch, NumPy, CuPy or numba), on their device, and carry no
-    gradient.
+    float32; they are arrays of the kind of the latents (torch, NumPy, CuPy or numba), on their device. Only
+    ``perturbations`` and ``norms`` ever carry gradients, and only those of `solve_tac`.
 
     Attributes
     ----------

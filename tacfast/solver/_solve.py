@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
 
 from . import _checks, _custom_ops
 from ._arrays import Array, hand_back, kind_of
@@ -49,7 +53,8 @@ def solve_tac(
     Returns
     -------
     TacSolution
-        Of the kind of ``latents``; float64 if any input is, else float32; without gradients.
+        Of the kind of ``latents``; float64 if any input is, else float32. If ``latents`` is a tensor, and it, W or b
+        requires grad, ``norms`` and ``perturbations`` carry gradients.
 
     Raises
     ------
@@ -58,13 +63,33 @@ def solve_tac(
     SolverError
         As described at ``raise_on_failure``.
 
+    Notes
+    -----
+    Gradients are exact where the active constraints have λ > 0 and each of them is owed to one sample; elsewhere:
+
+    - samples that are tied for a gap: all of the gradient goes to the first;
+    - a constraint that holds with equality and λ = 0 takes no part;
+    - a norm of 0 has the gradient 0, and so has all of a class without a solution (infeasible, INVALID_INPUT);
+    - a class that ended MAX_ITER or INACCURATE has those of the active set at which it stopped.
+
+    Second derivatives are refused with a RuntimeError. The backward pass makes the logits again, from latents, W and b
+    that must not have been written to, and takes a few times as long as the solve; on CUDA it waits for the device.
+
+    Examples
+    --------
+    A classifier that learns to keep the smallest of the norms from standing out::
+
+        norms = tacfast.solve_tac(features(images), head.weight, head.bias).norms
+        loss = F.cross_entropy(head(features(images)), labels) + (norms.median() / norms.min() - 1)
+        loss.backward()
+
     References
     ----------
     Iwahana et al., "Robust Backdoor Removal by Reconstructing Trigger-Activated Changes in Latent Representation",
     arXiv 2511.08944 (there with margin 0 and without b).
     """
     trim = _checks.check_trim(trim)
-    return (
+    solution = (
         GapMatrix(W, b, keep_logits=trim > 0)
         .update(latents)
         .solve(
@@ -77,6 +102,24 @@ def solve_tac(
             raise_on_failure=raise_on_failure,
         )
     )
+    return _with_gradients(solution, latents, W, b)
+
+
+def _with_gradients(solution: TacSolution, latents: Array, W: Array, b: Array | None) -> TacSolution:
+    """The solution, with norms and perturbations that depend on latents, W and b if any of these requires grad."""
+    asked = any(isinstance(x, Tensor) and x.requires_grad for x in (latents, W, b))
+    if not (asked and torch.is_grad_enabled() and isinstance(latents, Tensor)):
+        return solution
+    inputs = latents, _kept("W", W), None if b is None else _kept("b", b)
+    hand_back(W, b)
+    found = solution.perturbations, solution.norms, solution.duals, solution.gaps, solution.classes, solution.trim
+    perturbations, norms = _custom_ops.attach_gradients(*inputs, *found)
+    return replace(solution, perturbations=perturbations, norms=norms)
+
+
+def _kept(name: str, value: Array) -> Tensor:
+    """A tensor for the backward pass: autograd notices if one is written to before that; of others this is a copy."""
+    return value if isinstance(value, Tensor) else _checks.as_tensor(name, value).clone()
 
 
 def solve_tac_per_sample(
@@ -100,6 +143,7 @@ def solve_tac_per_sample(
     Returns
     -------
     PerSampleSolution
+        Without gradients.
 
     Raises
     ------

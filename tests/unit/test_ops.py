@@ -21,6 +21,8 @@ START = torch.full((6, 6), -torch.inf)
 LOGITS = P.latents @ P.W.T
 R = tacfast.GapMatrix(P.W, P.b).update(P.latents).gaps
 CLASSES = torch.tensor([4, 0])
+FOUND = tacfast.GapMatrix(P.W, P.b).update(P.latents).solve(classes=CLASSES)
+SOLVED = (FOUND.perturbations, FOUND.norms, FOUND.duals, FOUND.gaps, CLASSES, 0.0)
 
 OPERATORS = {
     "prepare_head": (P.W, P.b),
@@ -30,10 +32,13 @@ OPERATORS = {
     "trimmed_gaps": (R.T.contiguous(), [LOGITS[:10], LOGITS[10:]], 0.3),
     "solve_classes": (P.W, HEAD, R, CLASSES, 0.1, 0.0, "auto", 1e-6, 100, 30, True),
     "solve_samples": (P.latents, P.W, HEAD, CLASSES, 0.0, 1e-6, 100, True, torch.float32),
+    "attach_gradients": (P.latents.clone().requires_grad_(), P.W.clone().requires_grad_(), P.b, *SOLVED),
+    "pull_back": (torch.ones(2, 10), torch.ones(2), P.latents, P.W, P.b, *SOLVED, [True, True, False]),
 }
 
 
 @pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of opcheck's own copies of the inputs
 def test_opcheck(name):
     torch.library.opcheck(getattr(torch.ops.tacfast, name).default, OPERATORS[name])
 

@@ -122,17 +122,6 @@ def test_results_follow_the_kind_of_the_latents():
         assert all(isinstance(value, torch.Tensor) for value in floats(solution))
 
 
-def test_outputs_carry_no_gradient():
-    p = plain(3).to(torch.float32)
-    layer = torch.nn.Linear(8, 5)
-    layer.weight.data, layer.bias.data = p.W, p.b
-    latents = p.latents.requires_grad_()
-    for solution in solutions(latents, layer.weight, layer.bias):
-        for value in (*floats(solution), solution.certificate.gap):
-            assert not value.requires_grad
-    assert not tacfast.GapMatrix(layer.weight).update(latents).gaps.requires_grad
-
-
 @pytest.mark.parametrize("switch", ["older", "newer"])
 def test_reduced_precision_settings_do_not_reach_the_logits(switch):
     p = plain(4, classes=20, dim=256, n=200).to(torch.float32)
