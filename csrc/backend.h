@@ -37,8 +37,8 @@ struct FusedGaps {
     void* workspace;        // fused_workspace_bytes(...) bytes, 64-byte aligned
 };
 
-// Replaces the maximum by an order statistic: the (floor(trim * n_j) + 1)-th largest of L[i, j] - L[i, k] over all i,
-// with n_j the number of rows whose largest logit is j (the first such j on a tie).
+// Replaces the maximum by an order statistic: the (floor(trim * n_j) + 1)-th largest of L[i, j] - L[i, k] over the n_j
+// rows i whose largest logit is j (the first such j on a tie). Where n_j or trim is 0, the maximum over all rows stays.
 struct TrimmedGaps {
     Scalar scalar;        // of the rows and of gaps
     const int64_t* rows;  // (n,) addresses of rows of C logits each
@@ -87,7 +87,7 @@ void solve_samples(const SampleSolve& args);
 int64_t gap_workspace_bytes(Scalar scalar, int64_t n, int64_t classes, int threads);
 void update_gaps(GapUpdate& args);
 
-int64_t trim_workspace_bytes(Scalar scalar, int64_t n, int64_t classes, int threads);
+int64_t trim_workspace_bytes(Scalar scalar, int64_t n, int64_t classes);
 void trimmed_gaps(const TrimmedGaps& args);
 
 const char* instruction_set();  // the code path in use: "baseline", "avx2" or "avx512"

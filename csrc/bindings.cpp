@@ -185,8 +185,8 @@ PYBIND11_MODULE(_C, m) {
             return args.first_bad;
         },
         Unlocked());
-    m.def("trim_workspace_bytes", [](int scalar, int64_t n, int64_t classes, int threads) {
-        return tacfast::cpu::trim_workspace_bytes(Scalar(scalar), n, classes, threads);
+    m.def("trim_workspace_bytes", [](int scalar, int64_t n, int64_t classes) {
+        return tacfast::cpu::trim_workspace_bytes(Scalar(scalar), n, classes);
     });
     m.def("trimmed_gaps", &tacfast::cpu::trimmed_gaps, Unlocked());
     m.def("solve_workspace_bytes", &tacfast::cpu::solve_workspace_bytes);

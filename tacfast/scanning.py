@@ -74,7 +74,7 @@ def scan(
         is interrupted. Where it exists, the scan goes on from there: the loader must give the same samples in the
         same order, and the model does not run again on those seen before. Deleted at the end
     blocks : how many blocks of samples to leave out in turn for ``stability``, at the cost of as many solves; 0 for
-        none, None for 10 where they cost seconds at most (n·C² up to 10¹⁰: 10 000 samples of 1000 classes)
+        none, None for 10 where they cost seconds at most (n·C + 20·C² up to 10⁸: 80 000 samples of 1000 classes)
 
     Returns
     -------

@@ -40,13 +40,12 @@ def gap_matrix(logits):
 
 
 def trimmed_gap_matrix(logits, trim):
-    """The (⌊q·n_j⌋ + 1)-th largest instead of the maximum, by (partial) sorting."""
-    classes = logits.shape[1]
-    counts = np.bincount(logits.argmax(1), minlength=classes)
-    gaps = np.empty((classes, classes), logits.dtype)
-    for j in range(classes):
-        rank = int(np.floor(trim * counts[j]))
-        gaps[:, j] = -np.partition(logits - logits[:, j : j + 1], rank, axis=0)[rank]
+    """The (⌊q·n_j⌋ + 1)-th largest over the samples of class j instead of the maximum, by sorting."""
+    answers, gaps = logits.argmax(1), gap_matrix(logits)
+    for j in np.unique(answers):
+        own = logits[answers == j]
+        ascending = np.sort(own[:, j : j + 1] - own, axis=0)
+        gaps[:, j] = ascending[len(own) - 1 - int(np.floor(trim * len(own)))]
     return gaps + 0  # no -0
 
 

@@ -34,16 +34,9 @@ TACFAST_HD T safe_offset(T mean) {
     return mean > -Limits<T>::largest / 8 && mean < Limits<T>::largest / 8 ? mean : T(0);
 }
 
-// Trimmed gaps are the trim_rank-th largest among all rows, for a class that is predicted for `rows` of them.
+// Trimmed gaps are the trim_rank-th largest among the `rows` rows of a class.
 TACFAST_HD int64_t trim_rank(double trim, int64_t rows) {
     return static_cast<int64_t>(std::floor(trim * static_cast<double>(rows))) + 1;
-}
-
-// Floating-point bits as integers of the same order, and back: the map is its own inverse. -0 must not occur.
-// Bits: a signed integer whose largest value is `largest`, or a vector of them.
-template <class Bits, class Int>
-TACFAST_HD Bits ordered_key(Bits bits, Int largest) {
-    return bits ^ ((bits >> (8 * static_cast<int>(sizeof largest) - 1)) & largest);
 }
 
 TACFAST_CORE_END

@@ -44,8 +44,8 @@ int64_t gap_workspace_bytes(Scalar scalar, int64_t n, int64_t classes, int threa
     return chosen().gap_workspace_bytes(scalar, n, classes, threads);
 }
 void update_gaps(GapUpdate& args) { chosen().update_gaps(args); }
-int64_t trim_workspace_bytes(Scalar scalar, int64_t n, int64_t classes, int threads) {
-    return chosen().trim_workspace_bytes(scalar, n, classes, threads);
+int64_t trim_workspace_bytes(Scalar scalar, int64_t n, int64_t classes) {
+    return chosen().trim_workspace_bytes(scalar, n, classes);
 }
 void trimmed_gaps(const TrimmedGaps& args) { chosen().trimmed_gaps(args); }
 const char* instruction_set() { return chosen().name; }

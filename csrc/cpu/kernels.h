@@ -15,7 +15,7 @@ struct Kernels {
     void (*solve_samples)(const SampleSolve&);
     int64_t (*gap_workspace_bytes)(Scalar, int64_t n, int64_t classes, int threads);
     void (*update_gaps)(GapUpdate&);
-    int64_t (*trim_workspace_bytes)(Scalar, int64_t n, int64_t classes, int threads);
+    int64_t (*trim_workspace_bytes)(Scalar, int64_t n, int64_t classes);
     void (*trimmed_gaps)(const TrimmedGaps&);
 };
 
@@ -30,7 +30,7 @@ struct Kernels {
     void solve_samples(const SampleSolve&);                                                                  \
     int64_t gap_workspace_bytes(Scalar, int64_t, int64_t, int);                                              \
     void update_gaps(GapUpdate&);                                                                            \
-    int64_t trim_workspace_bytes(Scalar, int64_t, int64_t, int);                                             \
+    int64_t trim_workspace_bytes(Scalar, int64_t, int64_t);                                                  \
     void trimmed_gaps(const TrimmedGaps&);                                                                   \
     constexpr Kernels kernels{#isa,          prepare_head,           multiply_logits, solve_workspace_bytes, \
                               solve_classes, sample_workspace_bytes, solve_samples,   gap_workspace_bytes,   \

@@ -9,7 +9,6 @@
 #endif
 
 #include "core/config.h"
-#include "core/gap_pruning.h"
 
 namespace tacfast::cpu::TACFAST_ISA {
 
@@ -147,13 +146,6 @@ TACFAST_HD T reduce_min(typename VectorOf<T, bytes>::type v) {
         std::memcpy(halves, &v, sizeof v);
         return reduce_min<T, bytes / 2>(min(halves[0], halves[1]));
     }
-}
-
-// core::safe_minimum in each lane.
-template <class T>
-TACFAST_HD Vec<T> safe_minima(Vec<T> minima) {
-    const Vec<T> capped = min(minima, broadcast(core::Limits<T>::largest));
-    return capped - 2 * core::Limits<T>::eps * max(capped, -capped);
 }
 
 // The first of a row's largest entries.

@@ -1,8 +1,5 @@
-// Trimmed gaps: radix selection, a block per tile of pairs (core/radix_select.h).
-//
-// With many tiles a block takes one through all passes, and what it counts never leaves its shared memory. Few classes
-// make few tiles: there every pass is a launch that cuts each tile into slices of the rows.
-#include "core/radix_select.h"
+// Trimmed gaps: the rows are sorted by class, and a block selects for each tile of pairs (core/trimmed_gaps.h).
+#include "core/trimmed_gaps.h"
 #include "cuda/launch.h"
 #include "cuda/team.h"
 
@@ -13,11 +10,7 @@ using core::RadixTile;
 using core::TrimTask;
 
 constexpr int kThreads = 512;
-constexpr int64_t kSlicedTiles = 128;  // beyond, the tiles alone fill a device
-constexpr int64_t kBlocks = 512;       // that fill it
-constexpr int64_t kSliceRows = 1024;   // that are worth a block
-constexpr int kNearClasses = 1024;     // so many are counted in shared memory first
-constexpr int kLabelBlocks = 1024;
+constexpr int64_t kRowBlocks = 1024;  // at most so many go over all rows
 
 using Block = BlockTeam<kThreads>;
 
@@ -41,31 +34,37 @@ struct RowTeam : Strided<RowTeam> {
     }
 };
 
-// Adds to predicted[j] how many rows are of class j.
+// As many lanes as a row has logits, or the next power of two, or a warp.
+int lanes_of_row(int64_t classes) {
+    int lanes = 2;
+    while (lanes < classes && lanes < kWarp) lanes *= 2;
+    return lanes;
+}
+
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    count_classes(const int64_t* rows, int64_t n, int64_t classes, int width, uint32_t* predicted) {
-    __shared__ uint32_t near[kNearClasses];
-    __shared__ Block::Shared shared;
-    const bool is_near = classes <= kNearClasses;
-    const Block block(shared);
-    block.each(kNearClasses, [&](int j) { near[j] = 0; });
-    block.sync();
-    uint32_t* counts = is_near ? near : predicted;
+__global__ void __launch_bounds__(kThreads) label_rows(TrimTask<T> task, int width) {
     const RowTeam team{width};
     const int64_t step = int64_t(gridDim.x) * (kThreads / width);
     const int64_t mine = int64_t(blockIdx.x) * (kThreads / width) + threadIdx.x / width;
     const int64_t warps_first = mine - threadIdx.x % kWarp / width;
-    for (int64_t at = 0; warps_first + at < n; at += step) {  // no lane leaves its warp
-        const int64_t i = mine + at < n ? mine + at : n - 1;
-        const int j = core::predicted_class(team, reinterpret_cast<const T*>(rows[i]), classes);
-        if (mine + at < n && threadIdx.x % width == 0) core::count_up(counts + j, 1);
+    for (int64_t at = 0; warps_first + at < task.n; at += step) {  // no lane leaves its warp
+        const int64_t i = mine + at < task.n ? mine + at : task.n - 1;
+        const int j = core::predicted_class(team, reinterpret_cast<const T*>(task.rows[i]), task.classes);
+        if (mine + at < task.n && team.rank() == 0) core::enter_label(task, i, j);
     }
-    if (!is_near) return;
-    block.sync();
-    block.each(static_cast<int>(classes), [&](int j) {
-        if (near[j] != 0) core::count_up(predicted + j, near[j]);
-    });
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) begin_classes(TrimTask<T> task) {
+    __shared__ uint32_t sums[core::kScanChunks];
+    __shared__ Block::Shared shared;
+    core::begin_classes(Block(shared), task, sums);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) sort_rows(TrimTask<T> task) {
+    const int64_t step = int64_t(gridDim.x) * kThreads;
+    for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < task.n; i += step) core::sort_row(task, i);
 }
 
 template <class T>
@@ -75,80 +74,55 @@ __global__ void __launch_bounds__(kThreads) trim_tiles(TrimTask<T> task) {
     core::trim_tile(Block(shared), task, int64_t(blockIdx.x), tile);
 }
 
-// blockIdx: tile, slice. `records` are those of this pass, one per tile; those of the pass before lie in front.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    count_slices(TrimTask<T> task, int pass, int64_t slice_rows, RadixTile<T>* records) {
-    __shared__ RadixTile<T> tile;
-    __shared__ Block::Shared shared;
-    const int64_t begin = blockIdx.y * slice_rows, end = begin + slice_rows < task.n ? begin + slice_rows : task.n;
-    RadixTile<T>* record = records + blockIdx.x;
-    const RadixTile<T>* before = pass == 0 ? nullptr : record - gridDim.x;
-    core::count_slice(Block(shared), task, int64_t(blockIdx.x), pass, begin, end, before, *record, tile);
+// The bytes of an array in the workspace, and the array itself, cut off the front.
+template <class A>
+int64_t padded(int64_t count) {
+    return (count * static_cast<int64_t>(sizeof(A)) + 63) / 64 * 64;
+}
+template <class A>
+A* take(char*& memory, int64_t count) {
+    A* array = reinterpret_cast<A*>(memory);
+    memory += padded<A>(count);
+    return array;
 }
 
-// `records` are those of the last pass.
-template <class T>
-__global__ void __launch_bounds__(kThreads) finish_slices(TrimTask<T> task, const RadixTile<T>* records) {
-    __shared__ RadixTile<T> tile;
-    __shared__ Block::Shared shared;
-    core::finish_slices(Block(shared), task, int64_t(blockIdx.x), records + blockIdx.x, tile);
-}
-
-int64_t slice_count(int64_t n, int64_t tiles) {
-    const int64_t blocks = kBlocks / tiles, worth = n / kSliceRows;
-    return tiles > kSlicedTiles || worth < 2 ? 1 : worth < blocks ? worth : blocks;
-}
-
-int64_t counter_bytes(int64_t classes) { return (classes * static_cast<int64_t>(sizeof(uint32_t)) + 63) / 64 * 64; }
-
-template <class T>
-int64_t workspace_bytes(int64_t n, int64_t classes) {
-    const int64_t tiles = core::tile_count(classes), records = slice_count(n, tiles) > 1 ? tiles * core::kPasses<T> : 0;
-    return counter_bytes(classes) + records * static_cast<int64_t>(sizeof(RadixTile<T>));
-}
-
-template <class T>
-Fault trim_by_slices(const TrimTask<T>& task, int64_t slices, RadixTile<T>* records, cudaStream_t stream) {
-    const auto tiles = static_cast<unsigned>(core::tile_count(task.classes));
-    const int64_t slice_rows = (task.n + slices - 1) / slices;
-    const dim3 grid(tiles, static_cast<unsigned>((task.n + slice_rows - 1) / slice_rows));
-    for (int pass = 0; pass < core::kPasses<T>; ++pass) {
-        count_slices<T><<<grid, kThreads, 0, stream>>>(task, pass, slice_rows, records + int64_t(pass) * tiles);
-        const Fault fault = check_launch("count_slices");
-        if (fault.kernel != nullptr) return fault;
-    }
-    finish_slices<T><<<tiles, kThreads, 0, stream>>>(task, records + int64_t(core::kPasses<T> - 1) * tiles);
-    return check_launch("finish_slices");
+unsigned blocks_for(int64_t n, int64_t rows_per_block) {
+    const int64_t blocks = (n + rows_per_block - 1) / rows_per_block;
+    return static_cast<unsigned>(blocks < kRowBlocks ? blocks : kRowBlocks);
 }
 
 template <class T>
 Fault trim(const TrimmedGaps& args, cudaStream_t stream) {
-    const int64_t n = args.n, classes = args.classes, tiles = core::tile_count(classes);
-    auto* predicted = static_cast<uint32_t*>(args.workspace);
-    auto* records = reinterpret_cast<RadixTile<T>*>(static_cast<char*>(args.workspace) + counter_bytes(classes));
-    cudaMemsetAsync(predicted, 0, static_cast<size_t>(workspace_bytes<T>(n, classes)), stream);
+    char* memory = static_cast<char*>(args.workspace);
+    auto* label = take<uint32_t>(memory, args.n);
+    auto* counts = take<uint32_t>(memory, args.classes);
+    auto* ends = take<uint32_t>(memory, args.classes);
+    auto* sorted = take<int64_t>(memory, args.n);
+    T* gaps = static_cast<T*>(args.gaps);
+    const TrimTask<T> task{args.rows, args.n, args.classes, args.trim, label, counts, ends, sorted, gaps};
+    cudaMemsetAsync(counts, 0, static_cast<size_t>(padded<uint32_t>(args.classes)), stream);
     Fault fault = check_launch("the memset of trimmed_gaps");
     if (fault.kernel != nullptr) return fault;
-    const int width = core::tile_width(classes);
-    const int64_t label_blocks = (n + kThreads / width - 1) / (kThreads / width);
-    count_classes<T>
-        <<<static_cast<unsigned>(label_blocks < kLabelBlocks ? label_blocks : kLabelBlocks), kThreads, 0, stream>>>(
-            args.rows, n, classes, width, predicted);
-    fault = check_launch("count_classes");
+    const int width = lanes_of_row(args.classes);
+    label_rows<T><<<blocks_for(args.n, kThreads / width), kThreads, 0, stream>>>(task, width);
+    fault = check_launch("label_rows");
     if (fault.kernel != nullptr) return fault;
-    const TrimTask<T> task{args.rows, n, classes, args.trim, predicted, static_cast<T*>(args.gaps)};
-    const int64_t slices = slice_count(n, tiles);
-    if (slices > 1) return trim_by_slices<T>(task, slices, records, stream);
+    begin_classes<T><<<1, kThreads, 0, stream>>>(task);
+    fault = check_launch("begin_classes");
+    if (fault.kernel != nullptr) return fault;
+    sort_rows<T><<<blocks_for(args.n, kThreads), kThreads, 0, stream>>>(task);
+    fault = check_launch("sort_rows");
+    if (fault.kernel != nullptr) return fault;
+    const int64_t tiles = core::tile_count(args.classes, core::tile_width(args.classes));
     trim_tiles<T><<<static_cast<unsigned>(tiles), kThreads, 0, stream>>>(task);
     return check_launch("trim_tiles");
 }
 
 }  // namespace
 
-// Some 36 MB at most: the records of kSlicedTiles tiles.
-int64_t trim_workspace_bytes(Scalar scalar, int64_t n, int64_t classes) {
-    return scalar == Scalar::f32 ? workspace_bytes<float>(n, classes) : workspace_bytes<double>(n, classes);
+// 12 bytes per row: some 12 MB for a million rows.
+int64_t trim_workspace_bytes(Scalar, int64_t n, int64_t classes) {
+    return padded<uint32_t>(n) + 2 * padded<uint32_t>(classes) + padded<int64_t>(n);
 }
 
 Fault trimmed_gaps(const TrimmedGaps& args, Queue queue) {

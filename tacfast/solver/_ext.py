@@ -182,7 +182,7 @@ def trimmed_gaps(gaps: Tensor, chunks: list[Tensor], trim: float) -> Tensor:
     rows = torch.cat([_row_addresses(chunk) for chunk in values])
     trimmed = gaps.clone(memory_format=torch.contiguous_format)
     sizes = (_scalar(gaps), len(rows), len(gaps))
-    workspace = _workspace(_side(device).trim_workspace_bytes(*sizes, *_threads(device)), device)
+    workspace = _workspace(_side(device).trim_workspace_bytes(*sizes), device)
     _run(
         "trimmed_gaps",
         device,

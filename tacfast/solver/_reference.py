@@ -81,14 +81,13 @@ def update_gaps(gaps: Tensor, logits: Tensor) -> int:
 
 
 def trimmed_gaps(gaps: Tensor, chunks: list[Tensor], trim: float) -> Tensor:
-    """Order statistic instead of the maximum: see `GapMatrix`. ``gaps`` is the transposed maximum."""
+    """Order statistic instead of the maximum: see `solve_tac`. ``gaps`` is the transposed maximum."""
     logits = torch.cat([chunk.to(gaps.dtype) for chunk in chunks])
-    counts = torch.bincount(logits.argmax(1), minlength=logits.shape[1]).tolist()
+    answers = logits.argmax(1)
     trimmed = gaps.clone()
-    for j, count in enumerate(counts):
-        rank = int(trim * count)
-        if rank:
-            trimmed[j] = (logits[:, j : j + 1] - logits).topk(rank + 1, dim=0).values[-1]
+    for j in set(answers.tolist()):
+        own = logits[answers == j]
+        trimmed[j] = (own[:, j : j + 1] - own).topk(int(trim * len(own)) + 1, dim=0).values[-1]
     return trimmed
 
 

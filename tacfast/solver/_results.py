@@ -96,7 +96,8 @@ class TacSolution:
     classes : (K,) int64, the class k of each row
     status : (K,) int8, values of `Status`
     duals : (K, C), λ ≥ 0, one per constraint; 0 at the own class; of an infeasible class the Farkas ray
-    gaps : (C, C), R[k, j] = max_i (L[i, j] − L[i, k]), trimmed if ``trim`` > 0; the margin is not included
+    gaps : (C, C), R[k, j] = max_i (L[i, j] − L[i, k]), or for ``trim`` > 0 the order statistic that `solve_tac`
+        describes; the margin is not included
     certificate : how well these tensors satisfy the optimality conditions
     n_samples : number of latents seen (0 if unknown)
     margin, trim : as requested

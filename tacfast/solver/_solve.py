@@ -42,7 +42,9 @@ def solve_tac(
     classes : target classes, a sequence or an integer tensor without duplicates; default all
     margin : m ≥ 0, in units of logits
     trim : share q in [0, 1) of each source class to leave out: R[k, j] becomes the (⌊q·n_j⌋ + 1)-th largest of
-        L[i, j] − L[i, k] over i, with n_j the number of samples whose largest logit is j. Keeps n × C logits.
+        L[i, j] − L[i, k] over the n_j samples i whose largest logit is j (the first such j), so that the shift carries
+        at least a share 1 − q of them past j. With q = 0, and for a class j without samples, it is the maximum over
+        all samples, which now and then is larger than that over those of class j. Keeps n × C logits.
     method : ``"active-set"``, ``"projected-gradient"`` (predicts the active sets first) or ``"auto"``; all end in the
         same active-set finish and give the same answer
     tol : bound on every residual of the certificate; default 1e-10 if the result is float64, else 1e-6

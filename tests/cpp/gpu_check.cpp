@@ -162,7 +162,7 @@ std::vector<T> cpu_trimmed(const Logits<T>& logits, std::vector<T> gaps, double 
     std::vector<int64_t> rows;
     for (int64_t i = 0; i < logits.n; ++i)
         rows.push_back(reinterpret_cast<int64_t>(logits.data.data() + i * logits.stride));
-    const Aligned workspace(cpu::trim_workspace_bytes(scalar_of<T>, logits.n, logits.classes, 1));
+    const Aligned workspace(cpu::trim_workspace_bytes(scalar_of<T>, logits.n, logits.classes));
     const TrimmedGaps args{scalar_of<T>, rows.data(), logits.n, logits.classes, trim, gaps.data(), workspace.get(), 1};
     cpu::trimmed_gaps(args);
     return gaps;

@@ -24,19 +24,19 @@ std::vector<T> naive_gaps(const T* logits, int64_t n, int64_t classes, int64_t s
 template <class T>
 std::vector<T> naive_trimmed(const T* logits, int64_t n, int64_t classes, int64_t stride, std::vector<T> gaps,
                              double trim) {
-    std::vector<int64_t> counts(static_cast<size_t>(classes));
+    if (trim == 0) return gaps;
+    std::vector<std::vector<const T*>> rows(static_cast<size_t>(classes));
     for (int64_t i = 0; i < n; ++i) {
         const T* row = logits + i * stride;
-        ++counts[static_cast<size_t>(std::max_element(row, row + classes) - row)];
+        rows[static_cast<size_t>(std::max_element(row, row + classes) - row)].push_back(row);
     }
-    std::vector<T> values(static_cast<size_t>(n));
     for (int64_t j = 0; j < classes; ++j) {
-        const int64_t own = counts[static_cast<size_t>(j)];
-        if (own == 0 || trim == 0) continue;
-        const auto rank = static_cast<int64_t>(std::floor(trim * static_cast<double>(own)));
+        const std::vector<const T*>& own = rows[static_cast<size_t>(j)];
+        if (own.empty()) continue;
+        const auto rank = static_cast<int64_t>(std::floor(trim * static_cast<double>(own.size())));
         for (int64_t k = 0; k < classes; ++k) {
-            for (int64_t i = 0; i < n; ++i)
-                values[static_cast<size_t>(i)] = logits[i * stride + j] - logits[i * stride + k];
+            std::vector<T> values;
+            for (const T* row : own) values.push_back(row[j] - row[k]);
             std::nth_element(values.begin(), values.begin() + rank, values.end(), std::greater<T>());
             gaps[static_cast<size_t>(j * classes + k)] = values[static_cast<size_t>(rank)];
         }

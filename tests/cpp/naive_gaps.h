@@ -10,7 +10,7 @@ namespace tacfast::test {
 template <class T>
 std::vector<T> naive_gaps(const T* logits, int64_t n, int64_t classes, int64_t stride);
 
-// The same with the (floor(trim * n_j) + 1)-th largest; `gaps` are those without trim.
+// The same with the (floor(trim * n_j) + 1)-th largest over the n_j rows of class j; `gaps` are those without trim.
 template <class T>
 std::vector<T> naive_trimmed(const T* logits, int64_t n, int64_t classes, int64_t stride, std::vector<T> gaps,
                              double trim);

@@ -110,7 +110,7 @@ void test_problem(Kind kind, int64_t n, int64_t classes, int64_t padding, unsign
         const std::vector<T> trimmed = test::naive_trimmed(logits.row(0), n, classes, logits.stride, expected, trim);
         for (int threads : {1, 2, 5}) {
             std::vector<T> gaps = expected;
-            Workspace workspace(cpu::trim_workspace_bytes(scalar_of<T>, n, classes, threads));
+            Workspace workspace(cpu::trim_workspace_bytes(scalar_of<T>, n, classes));
             cpu::trimmed_gaps({scalar_of<T>, rows.data(), n, classes, trim, gaps.data(), workspace.memory, threads});
             check(gaps == trimmed, "trimmed gaps", n, classes, trim + 10 * kind);
         }

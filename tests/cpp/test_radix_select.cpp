@@ -1,16 +1,16 @@
-// Radix selection (core/radix_select.h) on every team against std::nth_element, and the trimmed gaps made of it, whole
-// and in slices, against their definition: bit for bit.
+// Radix selection (core/radix_select.h) on every team against std::nth_element, and the trimmed gaps made of it
+// (core/trimmed_gaps.h) step by step against their definition: bit for bit.
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <initializer_list>
 #include <limits>
 #include <memory>
 #include <random>
-#include <thread>
 #include <vector>
 
 #include "check.h"
-#include "core/radix_select.h"
+#include "core/trimmed_gaps.h"
 #include "emulated_team.h"
 
 namespace {
@@ -45,12 +45,17 @@ T draw(Kind kind, std::mt19937& random) {
     return static_cast<T>(x);
 }
 
+// A number that can be selected from.
+template <class T>
+T draw_positive(Kind kind, std::mt19937& random) {
+    return std::abs(draw<T>(kind, random));
+}
+
 template <class T>
 void test_keys() {
     std::mt19937 random(5);
-    std::vector<T> numbers = {T(0), std::numeric_limits<T>::max(), std::numeric_limits<T>::lowest(),
-                              std::numeric_limits<T>::infinity(), -std::numeric_limits<T>::infinity()};
-    for (int i = 0; i < 200; ++i) numbers.push_back(draw<T>(static_cast<Kind>(i % kinds), random) + T(0));
+    std::vector<T> numbers = {T(0), std::numeric_limits<T>::max(), std::numeric_limits<T>::infinity()};
+    for (int i = 0; i < 200; ++i) numbers.push_back(draw_positive<T>(static_cast<Kind>(i % kinds), random));
     for (T a : numbers) {
         check(same_bits(double(core::number_of<T>(core::key_of(a))), double(a)), "key and back: %g", double(a));
         for (T b : numbers)
@@ -67,9 +72,10 @@ void test_keys() {
 template <class T>
 void test_select(Kind kind, int n, int columns, unsigned seed) {
     std::mt19937 random(seed);
-    const int width = core::tile_width(columns);
+    int width = 2;
+    while (width < columns) width *= 2;
     std::vector<T> numbers(static_cast<size_t>(n * columns));
-    for (T& x : numbers) x = draw<T>(kind, random) + T(0);
+    for (T& x : numbers) x = draw_positive<T>(kind, random);
     auto number = [&](int64_t i, int column) { return numbers[static_cast<size_t>(i * columns + column)]; };
     for (int rank : {1, 1 + n / 7, 1 + n / 2, n}) {
         std::vector<T> expected;
@@ -108,17 +114,18 @@ void test_wide_block() {
         check(core::number_of<T>(tile->found[column]) == T(n - 31), "column %d of a wide block", column);
 }
 
-// Logits with a few classes that no row is of, their row addresses, and the gaps by definition.
+// Logits with a few classes that no row is of, and what each step makes of them by definition.
 template <class T>
 struct Case {
     int n, classes;
     std::vector<T> logits;
     std::vector<int64_t> rows;
-    std::vector<uint32_t> predicted;
+    std::vector<uint32_t> label;
+    std::vector<std::vector<int64_t>> by_class;  // row addresses
     std::vector<T> untrimmed;
 
     Case(Kind kind, int n_, int classes_, unsigned seed)
-        : n(n_), classes(classes_), logits(size_t(n_ * classes_)), predicted(size_t(classes_)) {
+        : n(n_), classes(classes_), logits(size_t(n_ * classes_)), by_class(size_t(classes_)) {
         std::mt19937 random(seed);
         for (int i = 0; i < n; ++i)
             for (int j = 0; j < classes; ++j)
@@ -126,104 +133,141 @@ struct Case {
         for (int i = 0; i < n; ++i) {
             const T* row = &logits[size_t(i * classes)];
             rows.push_back(reinterpret_cast<int64_t>(row));
-            ++predicted[size_t(std::max_element(row, row + classes) - row)];
+            label.push_back(static_cast<uint32_t>(std::max_element(row, row + classes) - row));
+            by_class[label.back()].push_back(rows.back());
         }
-        untrimmed = statistic([](int64_t) { return int64_t(0); });
+        for (int j = 0; j < classes; ++j)
+            for (int k = 0; k < classes; ++k) untrimmed.push_back(largest(rows, j, k, 0));
         for (int k = 0; k < classes; ++k)  // what update_gaps leaves of a class with a logit that is not finite
             if (classes > 2) gap(untrimmed, 1, k) = gap(untrimmed, k, 1) = std::numeric_limits<T>::quiet_NaN();
     }
 
     T& gap(std::vector<T>& gaps, int j, int k) const { return gaps[size_t(j * classes + k)]; }
 
-    // The gaps with so many of the largest left out: left_out(rows of the class).
-    template <class LeftOut>
-    std::vector<T> statistic(const LeftOut& left_out) const {
-        std::vector<T> gaps(size_t(classes * classes)), values(static_cast<size_t>(n));
-        for (int j = 0; j < classes; ++j)
-            for (int k = 0; k < classes; ++k) {
-                for (int i = 0; i < n; ++i)
-                    values[size_t(i)] = logits[size_t(i * classes + j)] - logits[size_t(i * classes + k)] + T(0);
-                const auto at = values.begin() + left_out(int64_t(predicted[size_t(j)]));
-                std::nth_element(values.begin(), at, values.end(), std::greater<T>());
-                gap(gaps, j, k) = *at;
-            }
-        return gaps;
+    // The largest difference of the logits of two classes, but for so many.
+    static T largest(const std::vector<int64_t>& of, int j, int k, int64_t left_out) {
+        std::vector<T> values;
+        for (int64_t address : of) {
+            const T* row = reinterpret_cast<const T*>(address);
+            values.push_back(row[j] - row[k] + T(0));
+        }
+        const auto at = values.begin() + left_out;
+        std::nth_element(values.begin(), at, values.end(), std::greater<T>());
+        return *at;
     }
 
     std::vector<T> trimmed(double trim) const {
-        std::vector<T> gaps =
-            statistic([&](int64_t own) { return static_cast<int64_t>(std::floor(trim * static_cast<double>(own))); });
-        for (size_t at = 0; at < gaps.size(); ++at)
-            if (std::isnan(untrimmed[at])) gaps[at] = untrimmed[at];
+        std::vector<T> gaps = untrimmed;
+        for (int j = 0; j < classes; ++j)
+            for (int k = 0; k < classes; ++k) {
+                const std::vector<int64_t>& own = by_class[size_t(j)];
+                if (own.empty() || std::isnan(gap(gaps, j, k))) continue;
+                gap(gaps, j, k) = largest(own, j, k, static_cast<int64_t>(std::floor(trim * double(own.size()))));
+            }
         return gaps;
     }
 };
 
-// As the kernels do it: a block per tile, or one per tile and slice, all slices of a pass at the same time.
-template <class T, class Block>
-void trim_whole(const core::TrimTask<T>& task, const Block& run) {
-    for (int64_t tile = 0; tile < core::tile_count(task.classes); ++tile) {
-        std::unique_ptr<core::RadixTile<T>> memory(new core::RadixTile<T>);
-        run([&](const auto& team) { core::trim_tile(team, task, tile, *memory); });
-    }
+// The memory of a task, as a launch finds it.
+template <class T>
+struct Memory {
+    std::vector<uint32_t> label, counts, ends, sums;
+    std::vector<int64_t> sorted;
+    std::vector<T> gaps;
+    core::TrimTask<T> task;
+
+    Memory(const Case<T>& given, double trim)
+        : label(size_t(given.n), 77u),
+          counts(size_t(given.classes)),
+          ends(size_t(given.classes), 77u),
+          sums(size_t(core::kScanChunks), 77u),
+          sorted(size_t(given.n)),
+          gaps(given.untrimmed),
+          task{given.rows.data(), given.n,     given.classes, trim,       label.data(),
+               counts.data(),     ends.data(), sorted.data(), gaps.data()} {}
+};
+
+// The steps as the kernels do them, each begun when the one before is done: run(f) is f on every lane of a team.
+template <class T, class Run>
+void sort_by_class(Memory<T>& memory, const Run& run) {
+    const core::TrimTask<T>& task = memory.task;
+    run([&](const auto& team) {
+        for (int i = 0; i < int(task.n); ++i) {
+            const int j = core::predicted_class(team, reinterpret_cast<const T*>(task.rows[i]), task.classes);
+            if (team.rank() == i % team.lanes()) core::enter_label(task, i, j);
+        }
+    });
+    run([&](const auto& team) { core::begin_classes(team, task, memory.sums.data()); });
+    run([&](const auto& team) { team.each(int(task.n), [&](int i) { core::sort_row(task, i); }); });
 }
 
-template <class T, class Block>
-void trim_sliced(const core::TrimTask<T>& task, const Block& run) {
-    constexpr int kSlices = 3;
-    const int64_t slice_rows = (task.n + kSlices - 1) / kSlices;
-    for (int64_t index = 0; index < core::tile_count(task.classes); ++index) {
-        std::vector<core::RadixTile<T>> records(core::kPasses<T>);  // zeros
-        for (int pass = 0; pass < core::kPasses<T>; ++pass) {
-            std::vector<std::thread> blocks;
-            for (int64_t begin = 0; begin < task.n; begin += slice_rows)
-                blocks.emplace_back([&, begin] {
-                    std::unique_ptr<core::RadixTile<T>> memory(new core::RadixTile<T>);
-                    run([&](const auto& team) {
-                        core::count_slice(team, task, index, pass, begin, std::min(task.n, begin + slice_rows),
-                                          pass == 0 ? nullptr : &records[size_t(pass - 1)], records[size_t(pass)],
-                                          *memory);
-                    });
-                });
-            for (std::thread& block : blocks) block.join();
-        }
-        std::unique_ptr<core::RadixTile<T>> memory(new core::RadixTile<T>);
-        run([&](const auto& team) { core::finish_slices(team, task, index, &records.back(), *memory); });
+template <class T, class Run>
+void trim_tiles(const core::TrimTask<T>& task, const Run& run) {
+    for (int64_t at = 0; at < core::tile_count(task.classes, core::tile_width(task.classes)); ++at) {
+        std::unique_ptr<core::RadixTile<T>> tile(new core::RadixTile<T>);
+        run([&](const auto& team) { core::trim_tile(team, task, at, *tile); });
     }
 }
 
 template <class T>
-void test_trimmed_gaps(Kind kind, int n, int classes, unsigned seed) {
+void check_sorted(const char* how, const Case<T>& given, const Memory<T>& memory) {
+    check(same_bits(memory.label, given.label), "%s: classes, n=%d C=%d", how, given.n, given.classes);
+    auto begin = memory.sorted.begin();
+    for (size_t j = 0; j < given.by_class.size(); ++j) {
+        const std::vector<int64_t>& own = given.by_class[j];
+        const auto end = begin + static_cast<int64_t>(own.size());
+        std::vector<int64_t> found(begin, end);
+        std::sort(found.begin(), found.end());  // as the rows lie in memory
+        check(memory.counts[j] == own.size() && memory.ends[j] == end - memory.sorted.begin() && same_bits(found, own),
+              "%s: rows of class %d, n=%d C=%d", how, int(j), given.n, given.classes);
+        begin = end;
+    }
+}
+
+template <class T>
+void test_trimmed_gaps(Kind kind, int n, int classes, unsigned seed, std::initializer_list<double> trims) {
     const Case<T> given(kind, n, classes, seed);
-    std::vector<uint32_t> predicted;
-    auto fresh = [&] {
-        if (!predicted.empty()) check(same_bits(predicted, given.predicted), "predicted, n=%d C=%d", n, classes);
-        predicted.assign(size_t(classes), 0);
-    };
-    on_every_team(fresh, [&](const auto& team) {
-        for (int64_t row : given.rows) {
-            const int j = core::predicted_class(team, reinterpret_cast<const T*>(row), classes);
-            if (team.rank() == 0) core::count_up(&predicted[size_t(j)], 1);
-        }
-    });
-    fresh();
-    auto serial = [](const auto& f) { f(core::SerialTeam{}); };
-    auto reversed = [](const auto& f) { f(ReversedTeam{}); };
-    auto block = [](const auto& f) { run_block(3, f); };
-    for (double trim : {0.1, 0.5, 0.97}) {
-        const std::vector<T> expected = given.trimmed(trim);
-        auto compare = [&](const char* how, const auto& run) {
-            std::vector<T> gaps = given.untrimmed;
-            run({given.rows.data(), n, classes, trim, given.predicted.data(), gaps.data()});
-            check(same_bits(gaps, expected), "%s, n=%d C=%d trim=%g kind=%d", how, n, classes, trim, int(kind));
+    for (double trim : trims) {
+        auto test = [&](const char* how, const auto& run) {
+            Memory<T> memory(given, trim);
+            sort_by_class(memory, run);
+            check_sorted(how, given, memory);
+            trim_tiles(memory.task, run);
+            check(same_bits(memory.gaps, given.trimmed(trim)), "%s: trimmed gaps, n=%d C=%d trim=%g kind=%d", how, n,
+                  classes, trim, int(kind));
         };
-        using Task = core::TrimTask<T>;
-        compare("whole, one lane", [&](const Task& task) { trim_whole(task, serial); });
-        compare("whole, backwards", [&](const Task& task) { trim_whole(task, reversed); });
-        compare("sliced, one lane", [&](const Task& task) { trim_sliced(task, serial); });
-        if (trim != 0.5 || kind > ties) continue;  // threads take their time
-        compare("whole, block", [&](const Task& task) { trim_whole(task, block); });
-        compare("sliced, block", [&](const Task& task) { trim_sliced(task, block); });
+        test("one lane", [](const auto& f) { f(core::SerialTeam{}); });
+        test("backwards", [](const auto& f) { f(ReversedTeam{}); });
+        if (trim == 0.5 && kind <= ties) test("block", [](const auto& f) { run_block(3, f); });  // threads take time
+    }
+}
+
+// More classes than chunks of them.
+template <class T>
+void test_many_classes() {
+    for (int classes : {core::kScanChunks - 1, core::kScanChunks, core::kScanChunks + 1, 5 * core::kScanChunks + 7}) {
+        const Case<T> given(normal, 90, classes, unsigned(classes));
+        Memory<T> memory(given, 0.5), again(given, 0.5);
+        sort_by_class(memory, [](const auto& f) { f(core::SerialTeam{}); });
+        check_sorted("many classes, one lane", given, memory);
+        sort_by_class(again, [](const auto& f) { run_block(3, f); });
+        check_sorted("many classes, block", given, again);
+    }
+}
+
+// Every pair is in one tile, and few classes make as many tiles as they can.
+void test_tiles() {
+    for (int64_t classes = 1; classes < 300; ++classes) {
+        const int width = core::tile_width(classes);
+        std::vector<int> seen(size_t(classes * classes));
+        std::vector<uint32_t> none(static_cast<size_t>(classes));
+        const core::TrimTask<float> task{nullptr, 0, classes, 0.5, nullptr, none.data(), none.data(), nullptr, nullptr};
+        for (int64_t at = 0; at < core::tile_count(classes, width); ++at) {
+            const core::TrimTile<float> tile(task, at);
+            for (int64_t k = tile.first; k < tile.first + tile.columns; ++k) ++seen[size_t(tile.j * classes + k)];
+        }
+        check(std::all_of(seen.begin(), seen.end(), [](int times) { return times == 1; }), "pairs, C=%d", int(classes));
+        check(core::tile_count(classes, width) >= core::kEnoughTiles || width == 2, "few tiles, C=%d", int(classes));
     }
 }
 
@@ -253,12 +297,14 @@ void test_scalar() {
     const int problems[][2] = {{1, 2}, {57, 2}, {83, 5}, {40, 11}, {29, 33}};
     for (const auto& problem : problems)
         for (int kind = 0; kind < kinds; ++kind)
-            test_trimmed_gaps<T>(static_cast<Kind>(kind), problem[0], problem[1], ++seed);
+            test_trimmed_gaps<T>(static_cast<Kind>(kind), problem[0], problem[1], ++seed, {0.1, 0.5, 0.97});
+    test_many_classes<T>();
 }
 
 }  // namespace
 
 int main() {
+    test_tiles();
     test_scalar<float>();
     test_scalar<double>();
     return report("radix_select");

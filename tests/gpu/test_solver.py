@@ -96,9 +96,11 @@ def test_fused_gaps_update_and_replay(monkeypatch):
 
 
 @pytest.mark.parametrize("trim", [0.05, 0.5, 0.97])
+@pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize(("classes", "n"), [(2, 100), (10, 2047), (33, 2048), (64, 3001), (65, 3001), (1025, 50)])
-def test_trimmed_gaps_have_the_bits_of_the_cpu(classes, n, trim):
+def test_trimmed_gaps_have_the_bits_of_the_cpu(classes, n, ties, trim):
     W, logits = torch.randn(classes, 2), torch.randn(n, classes)
+    logits = logits.round() if ties else logits  # of the largest logits too
     both = [
         tacfast.GapMatrix(w, keep_logits=True).update_logits(rows)
         for w, rows in ((W, logits), (W.cuda(), logits.cuda()))

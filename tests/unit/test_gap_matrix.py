@@ -133,9 +133,33 @@ def test_trimmed_gaps_are_those_of_a_sort(n, classes, dtype, kind, trim):
     np.testing.assert_array_equal(matrix.gaps, gap_matrix(logits))  # the maximum is still there
 
 
-def test_trimming_nothing_gives_the_maximum():
-    p = plain(1, classes=5, n=60)
-    np.testing.assert_array_equal(tacfast.solve_tac(*p, trim=0.0).gaps, tacfast.solve_tac(*p, trim=1e-9).gaps)
+def test_the_least_trim_gives_the_maximum_over_the_own_samples():
+    """No sample of class j is left out then, but those of other classes are; of a class without samples all count."""
+    logits = make_logits("imbalanced", 40, 5)
+    matrix = GapMatrix(head(5, 7), keep_logits=True).update_logits(logits)
+    R, all_of_them = matrix.solve(trim=1e-9).gaps, gap_matrix(logits)
+    answers = logits.argmax(1)
+    for j in range(5):
+        expected = gap_matrix(logits[answers == j] if (answers == j).any() else logits)
+        np.testing.assert_array_equal(R[:, j], expected[:, j])
+    np.testing.assert_array_equal(matrix.solve(trim=0.0).gaps, all_of_them)
+    np.testing.assert_array_equal(R[:, 1], all_of_them[:, 1])
+    assert (all_of_them != R).any()
+
+
+@pytest.mark.parametrize("trim", [0.1, 0.5, 0.8])
+def test_a_trimmed_shift_carries_the_rest_of_each_class_past_it(trim):
+    p = plain(4, classes=8, n=400)
+    sol = tacfast.solve_tac(*p, trim=trim)
+    logits = p.latents @ p.W.T + p.b
+    own = [logits.argmax(1) == j for j in range(8)]
+    for k, shift in enumerate(sol.perturbations @ p.W.T):
+        moved = logits + shift
+        passed = [int((moved[rows, k] >= moved[rows, j] - 1e-9).sum()) for j, rows in enumerate(own)]
+        least = [rows.sum() - int(trim * rows.sum()) for rows in own]
+        for j in set(range(8)) - {k}:
+            assert passed[j] >= least[j]
+            assert passed[j] == least[j] or sol.duals[k, j] == 0 or not own[j].any()
 
 
 def test_trim_on_any_number_of_threads(threads):

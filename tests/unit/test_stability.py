@@ -191,8 +191,10 @@ def test_no_blocks_or_fewer_samples_than_blocks_give_none(blocks, n):
 def test_nobody_who_did_not_ask_waits(monkeypatch):
     matrix = matrix_of([make_logits(100)])
     assert len(leave_blocks_out(matrix).runs) == 10
-    assert 10_000 * 1000**2 <= MAX_UNASKED_WORK < 50_000 * 1000**2
-    monkeypatch.setattr("tacfast.stability.MAX_UNASKED_WORK", 100 * C**2 - 1)
+    assert MAX_UNASKED_WORK == 80_000 * 1000 + 20 * 1000**2  # as the docstring of scan says
+    monkeypatch.setattr("tacfast.stability.MAX_UNASKED_WORK", 100 * C + 20 * C**2)
+    assert len(leave_blocks_out(matrix).runs) == 10
+    monkeypatch.setattr("tacfast.stability.MAX_UNASKED_WORK", 100 * C + 20 * C**2 - 1)
     assert leave_blocks_out(matrix) is None
     assert len(leave_blocks_out(matrix, 3).runs) == 3
 
