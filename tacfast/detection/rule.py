@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .solver import Status, TacSolution
+from ..solver import Status, TacSolution
 
 Label = Literal["nothing_found", "borderline", "suspicious", "inconclusive"]
 

@@ -1,0 +1,154 @@
+"""Universal distortions of the inputs towards every class at once, all allowed the same size at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .statistic import Evidence
+
+# A loss below this counts as this: that of a class which is reached would go on to fall for ever.
+FLOOR = 1e-3
+# The same samples always.
+SEED = 0
+# Length of a gradient step, as a share of the budget.
+STEP = 0.4
+# Share of the samples that must be sent to a class for it to be reached.
+ENOUGH = 0.8
+# Samples that go through the model at once, of as many classes as that makes.
+TOGETHER = 128
+
+
+class Distortion(Protocol):
+    """A way to change all inputs alike, by parameters whose Euclidean norm says how much."""
+
+    def start(self, count: int) -> Tensor:
+        """Parameters (count, ...) that change nothing."""
+        ...
+
+    def apply(self, inputs: Tensor, parameters: Tensor) -> Tensor:
+        """Distort inputs (n, ...) each by its row of ``parameters`` (n, ...)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Climb:
+    """How the classes were reached.
+
+    Attributes
+    ----------
+    classes : (K,) int64, those that were tried
+    losses : (T, K) float64, mean cross-entropy towards each class on a batch, at each of the steps that were made
+    reached : (T, K) share of the batch that the model sent there
+    distortions : (K, ...) parameters of the last step
+    passes : samples that went through the model and back
+    """
+
+    classes: Tensor
+    losses: Tensor
+    reached: Tensor
+    distortions: Tensor
+    passes: int
+
+    @property
+    def effort(self) -> Tensor:
+        """(K,) float64, `effort_of` the losses."""
+        return effort_of(self.losses)
+
+
+def growing(first: float, last: float, steps: int) -> list[float]:
+    """So many sizes from the first to the last, each the same multiple of the one before."""
+    return [first * (last / first) ** (t / max(1, steps - 1)) for t in range(steps)]
+
+
+def effort_of(losses: Tensor) -> Tensor:
+    """Mean over the steps of the log of the losses (T, K): small for a class that little change is enough to reach."""
+    return losses.double().clamp_min(FLOOR).log().mean(0)
+
+
+def climb(
+    evidence: Evidence, distortion: Distortion, budgets: Sequence[float], *, batch: int, classes: Tensor | None = None
+) -> Climb:
+    """Let a distortion per class grow step by step, each a normalised gradient step on the loss towards its class.
+
+    The classes share their samples, those of a class left out where that is the aim, so that what differs between them
+    is how easy they are to reach. It ends early when half of the classes are reached: further out all are.
+
+    Parameters
+    ----------
+    evidence : with inputs, which are drawn in an order that is always the same
+    distortion : how inputs are changed
+    budgets : the norm of the distortion at each step
+    batch : samples per class and step
+    classes : (K,) int64 to aim at; all if None
+
+    Raises
+    ------
+    ValueError
+        If ``evidence`` has no inputs.
+    """
+    if evidence.inputs is None or evidence.classify is None:
+        raise ValueError("evidence: expected inputs and a model, got only what the model said")
+    inputs, classify = evidence.inputs, evidence.classify
+    with torch.no_grad():
+        logits = torch.cat([classify(part) for part in torch.split(inputs, TOGETHER)])
+    answers = logits.argmax(1)
+    classes = torch.arange(logits.shape[1]) if classes is None else classes
+    generator = torch.Generator().manual_seed(SEED)
+    parameters = distortion.start(len(classes))
+    losses, reached, passes = [], [], 0
+    for budget in budgets:
+        order = torch.randperm(len(inputs), generator=generator).to(answers.device)
+        parameters = _scaled(parameters, budget)
+        moves, found = [], []
+        for some in torch.split(torch.arange(len(classes)), max(1, TOGETHER // batch)):
+            rows = torch.stack([_others(order, answers, int(k), batch) for k in classes[some]])
+            moved, loss, share = _towards(classify, inputs, rows, distortion, parameters[some], classes[some])
+            moves.append(moved)
+            found.append((loss, share))
+            passes += rows.numel()
+        parameters = parameters - STEP * budget * torch.cat(moves)
+        losses.append(torch.cat([loss for loss, _ in found]))
+        reached.append(torch.cat([share for _, share in found]))
+        if torch.stack(reached[-2:]).mean(0).median() >= ENOUGH and len(reached) > 1:
+            break
+    return Climb(classes.cpu(), torch.stack(losses), torch.stack(reached), parameters.cpu(), passes)
+
+
+def _others(order: Tensor, answers: Tensor, k: int, batch: int) -> Tensor:
+    """The first samples that are not of class k, again from the front where there are too few."""
+    others = order[answers[order] != k]
+    others = others if len(others) else order
+    return others[torch.arange(batch, device=others.device) % len(others)]
+
+
+def _towards(
+    classify: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    rows: Tensor,
+    distortion: Distortion,
+    parameters: Tensor,
+    classes: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Direction of steepest descent of unit length per class, the loss, and the share that is sent there."""
+    count, batch = rows.shape
+    wanted = classes.to(rows.device).repeat_interleave(batch)
+    with torch.enable_grad():
+        given = parameters.detach().requires_grad_()
+        logits = classify(distortion.apply(inputs[rows.flatten()], given.repeat_interleave(batch, 0))).float()
+        loss = F.cross_entropy(logits, wanted, reduction="none").view(count, batch).mean(1)
+        (gradient,) = torch.autograd.grad(loss.sum(), given)
+    share = (logits.argmax(1) == wanted).view(count, batch).double().mean(1)
+    return _scaled(gradient, 1.0), loss.detach().double().cpu(), share.cpu()
+
+
+def _scaled(parameters: Tensor, norm: float) -> Tensor:
+    """Each row scaled to that Euclidean norm; zeros stay zeros."""
+    norms = parameters.flatten(1).norm(dim=1).view(-1, *[1] * (parameters.ndim - 1))
+    scaled: Tensor = parameters * (norm / norms.clamp_min(torch.finfo(parameters.dtype).tiny))
+    return scaled

@@ -1,0 +1,54 @@
+"""What a detection statistic is: one number per class, small where a class is suspiciously easy to reach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from ..solver import GapMatrix, TacSolution
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What statistics are made of: clean samples and what the model makes of them.
+
+    Attributes
+    ----------
+    gaps : of all samples, with their logits
+    inputs : (n, ...) floating point, some of the samples as the model takes them; None where only logits are at hand
+    classify : from such inputs to logits (n, C), float32, in evaluation mode and with gradients where they are enabled;
+        None with ``inputs``
+    """
+
+    gaps: GapMatrix
+    inputs: Tensor | None = None
+    classify: Callable[[Tensor], Tensor] | None = None
+    _solutions: dict[float, TacSolution] = field(default_factory=dict)
+
+    def solution(self, trim: float) -> TacSolution:
+        """Of the class-wise QPs of all classes; solved once, whoever asks."""
+        if trim not in self._solutions:
+            self._solutions[trim] = self.gaps.solve(trim=trim, raise_on_failure=False)
+        return self._solutions[trim]
+
+
+class Statistic(Protocol):
+    """One way to tell how easy each class is to reach; a frozen dataclass of settings in a file of its own.
+
+    Attributes
+    ----------
+    name : key in reports
+    title : what a value says, for people
+    needs_inputs : whether it runs the model on ``Evidence.inputs``, or is content with the gap matrix
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    needs_inputs: ClassVar[bool]
+
+    def values(self, evidence: Evidence) -> Tensor:
+        """One value per class, (C,) float64; the smaller, the easier to reach. NaN where it says nothing."""
+        ...

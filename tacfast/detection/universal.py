@@ -1,0 +1,79 @@
+"""How small a change of the pixels, the same for all images, sends them to a class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .lock_step import Climb, climb, growing
+from .statistic import Evidence
+
+
+@dataclass(frozen=True, eq=False)
+class Additive:
+    """Adds something to every input, and clips sums to the range of each channel.
+
+    Parameters
+    ----------
+    low, high : broadcast against the inputs
+    shape : of one input
+    """
+
+    low: Tensor
+    high: Tensor
+    shape: torch.Size
+
+    @classmethod
+    def of(cls, inputs: Tensor) -> Additive:
+        """For inputs (n, channels, ...) of this range."""
+        channels = inputs.transpose(0, 1).flatten(1)
+        view = (1, -1, *[1] * (inputs.ndim - 2))
+        return cls(channels.amin(1).view(view), channels.amax(1).view(view), inputs.shape[1:])
+
+    def start(self, count: int) -> Tensor:
+        """Parameters (count, *shape): what is added."""
+        return torch.zeros(count, *self.shape, dtype=self.low.dtype, device=self.low.device)
+
+    def apply(self, inputs: Tensor, parameters: Tensor) -> Tensor:
+        """Inputs with their row of ``parameters`` added."""
+        return torch.minimum(torch.maximum(inputs + parameters, self.low), self.high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniversalPerturbation:
+    """Mean log-loss of a universal additive perturbation as it grows towards every class in lock-step.
+
+    A backdoor whose trigger is some pattern makes its class the one that a small pattern leads to. Sizes are relative
+    to u, the mean distance of an input from the mean of all: whatever the data and their normalisation.
+
+    Parameters
+    ----------
+    batch : samples per class and step
+    steps : at most; they stop when half of the classes are reached
+    first, last : norm of the perturbation at the first and the last step, over u; in between it grows geometrically
+    """
+
+    name: ClassVar[str] = "universal"
+    title: ClassVar[str] = "smallest perturbation of the pixels"
+    needs_inputs: ClassVar[bool] = True
+
+    batch: int = 16
+    steps: int = 18
+    first: float = 0.02
+    last: float = 1.2
+
+    def values(self, evidence: Evidence) -> Tensor:
+        """(C,) float64."""
+        return self.climb(evidence).effort
+
+    def climb(self, evidence: Evidence) -> Climb:
+        """The perturbations themselves, and how they grew."""
+        inputs = evidence.inputs
+        if inputs is None:
+            raise ValueError("evidence: expected inputs, got None")
+        scale = float((inputs - inputs.mean(0)).flatten(1).norm(dim=1).mean())
+        budgets = [size * scale for size in growing(self.first, self.last, self.steps)]
+        return climb(evidence, Additive.of(inputs), budgets, batch=self.batch)

@@ -1,0 +1,255 @@
+"""Statistics of how easy each class is to reach, and the scores made of them."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+from torch.nn import functional as F
+
+from tacfast import GapMatrix, solve_tac
+from tacfast.detection.lock_step import FLOOR, climb
+from tacfast.detection.outliers import outlier_scores
+from tacfast.detection.qp_norm import QpNorm
+from tacfast.detection.statistic import Evidence
+from tacfast.detection.universal import Additive, UniversalPerturbation
+from tacfast.detection.warp import UniversalWarp, Warp
+
+C, SIDE = 6, 12
+
+
+# ---- scores --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [4, 5, 10, 43, 200])
+def test_scores_are_those_of_students_distribution_on_a_normals_scale(count):
+    values = np.random.default_rng(count).normal(3, 2, count)
+    scores = outlier_scores(torch.from_numpy(values))
+    for k in range(count):
+        rest = np.delete(values, k)
+        t = (rest.mean() - values[k]) / (rest.std(ddof=1) * math.sqrt(1 + 1 / (count - 1)))
+        exact = stats.norm.isf(stats.t.sf(t, count - 2))
+        assert float(scores[k]) == pytest.approx(exact, abs=0.02 + 0.01 * abs(exact) + 0.6 * (count == 4))
+
+
+def test_scores_depend_neither_on_unit_nor_on_origin():
+    values = torch.from_numpy(np.random.default_rng(0).normal(size=10))
+    torch.testing.assert_close(outlier_scores(7 * values - 100), outlier_scores(values))
+    assert int(outlier_scores(values).argmax()) == int(values.argmin())
+
+
+def test_missing_and_infinite_values():
+    values = torch.tensor([1.0, 2.0, math.nan, 1.5, 1.2, math.inf, 0.1], dtype=torch.float64)
+    scores = outlier_scores(values)
+    assert scores.isnan().tolist() == [False, False, True, False, False, False, False]
+    known = torch.tensor([1.0, 2.0, 1.5, 1.2, 2.0, 0.1], dtype=torch.float64)
+    torch.testing.assert_close(scores[~scores.isnan()], outlier_scores(known))
+    assert outlier_scores(values[:4]).isnan().all()  # two others at most
+    assert outlier_scores(torch.full((5,), math.inf, dtype=torch.float64)).isnan().all()
+    assert outlier_scores(torch.ones(5, dtype=torch.float64)).tolist() == [0.0] * 5
+
+
+# ---- the norm of the QP --------------------------------------------------------------------------------------
+
+
+def test_the_qp_statistic_is_the_log_of_the_norms():
+    generator = torch.Generator().manual_seed(0)
+    W, b = torch.randn(C, 8, generator=generator), torch.randn(C, generator=generator)
+    latents = torch.randn(200, 8, generator=generator)
+    evidence = Evidence(GapMatrix(W, b, keep_logits=True).update(latents))
+    expected = solve_tac(latents, W, b, trim=0.1).norms.double().log()
+    torch.testing.assert_close(QpNorm(trim=0.1).values(evidence), expected)
+    assert evidence.solution(0.1) is evidence.solution(0.1)
+
+
+def test_a_class_out_of_reach_is_infinitely_far():
+    W = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0], [0.0, 0.0]])  # the last in the hull of the rest
+    values = QpNorm(trim=0.0).values(Evidence(GapMatrix(W, keep_logits=True).update(torch.randn(50, 2))))
+    assert values[4] == math.inf
+    assert values[:4].isfinite().all()
+
+
+# ---- perturbations in lock-step ------------------------------------------------------------------------------
+
+
+class Planted(nn.Module):
+    """Class k is told by the brightness of block k; class ``target`` also by a faint pattern, or by a shift."""
+
+    def __init__(self, pattern=None, target=2):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(12.0))
+        self.pattern, self.target = pattern, target
+
+    def forward(self, images):
+        blocks = F.avg_pool2d(images, (SIDE // 2, SIDE // 3)).flatten(1)
+        logits = self.scale * (blocks - blocks.mean(1, keepdim=True))
+        if self.pattern is not None:
+            hit = ((images - 0.5) * self.pattern).sum((1, 2, 3)) / self.pattern.norm()
+            logits = logits + 20 * F.one_hot(torch.tensor(self.target), C) * hit[:, None].clamp_min(0)
+        return logits
+
+
+def make_images(n=300):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(n) % C
+    images = 0.5 + 0.05 * torch.randn(n, 1, SIDE, SIDE, generator=generator)
+    for i, k in enumerate(labels.tolist()):
+        row, column = divmod(k, 3)
+        images[i, 0, 6 * row : 6 * row + 6, 4 * column : 4 * column + 4] += 0.3
+    return images.clamp(0, 1), labels
+
+
+def checkerboard():
+    pattern = torch.ones(1, SIDE, SIDE)
+    pattern[:, ::2, ::2] = pattern[:, 1::2, 1::2] = -1
+    return pattern
+
+
+def evidence_of(model, images):
+    gaps = GapMatrix(torch.eye(C), keep_logits=True).update_logits(model(images).detach())
+    return Evidence(gaps, images, model)
+
+
+def test_the_class_with_a_pattern_is_the_easiest_to_reach():
+    images, labels = make_images()
+    for pattern in (None, checkerboard()):
+        model = Planted(pattern).eval()
+        assert (model(images).argmax(1) == labels).float().mean() > 0.95
+        scores = outlier_scores(UniversalPerturbation().values(evidence_of(model, images)))
+        assert (float(scores.max()) > 4) == (pattern is not None)
+        if pattern is not None:
+            assert int(scores.argmax()) == 2
+
+
+def test_the_perturbation_found_is_the_pattern():
+    images, _ = make_images()
+    pattern = checkerboard()
+    found = UniversalPerturbation().climb(evidence_of(Planted(pattern).eval(), images))
+    cosines = F.cosine_similarity(found.distortions.flatten(1), pattern.flatten()[None])
+    assert int(cosines.argmax()) == 2
+    assert float(cosines[2]) > 0.7
+
+
+def test_sizes_are_those_of_the_budgets_and_the_same_for_all():
+    images, _ = make_images()
+    model, budgets = Planted().eval(), [0.1, 0.2, 0.4]
+    seen = []
+
+    class Watched(Additive):
+        def apply(self, inputs, parameters):
+            seen.append(parameters.detach().flatten(1).norm(dim=1))
+            return super().apply(inputs, parameters)
+
+    found = climb(evidence_of(model, images), Watched(*vars(Additive.of(images)).values()), budgets, batch=16)
+    assert found.losses.shape == found.reached.shape == (3, C)
+    assert found.passes == 3 * C * 16
+    # Zero at first: a step is taken from nothing. Then each is scaled to its budget, whatever the class.
+    sizes = torch.cat(seen).view(3, -1)
+    assert (sizes[0] == 0).all()
+    for budget, size in zip(budgets[1:], sizes[1:], strict=True):
+        torch.testing.assert_close(size, torch.full_like(size, budget))
+    assert model.scale.grad is None
+
+
+def test_samples_of_the_class_itself_are_left_out_and_classes_share_the_others():
+    images, labels = make_images()
+    asked = []
+
+    def classify(inputs):
+        asked.append(inputs.detach())
+        return Planted().eval()(inputs)
+
+    evidence = dataclasses.replace(evidence_of(Planted().eval(), images), classify=classify)
+    climb(evidence, Additive.of(images), [1e-6], classes=torch.tensor([1, 4]), batch=128)
+    asked = asked[-2:]  # before them, all of the images as they are
+    first, second = ([int((image - images).flatten(1).norm(dim=1).argmin()) for image in batch] for batch in asked)
+    assert 1 not in labels[first]
+    assert 4 not in labels[second]
+    both = [i for i in first if i in second]
+    assert len(both) > 90
+    assert both == [i for i in second if i in first]  # in the same order
+
+
+def test_fewer_samples_than_a_batch_come_again():
+    images, _ = make_images(12)
+    model = Planted().eval()
+    found = climb(evidence_of(model, images), Additive.of(images), [0.1, 0.2], batch=64)
+    assert found.passes == 2 * C * 64
+    assert found.effort.isfinite().all()
+    # A model that says the same of everything: there are no others, and that is no reason to fail.
+    same = dataclasses.replace(evidence_of(model, images), classify=lambda inputs: 0 * model(inputs))
+    assert climb(same, Additive.of(images), [0.1], batch=8).losses.shape == (1, C)
+
+
+@pytest.mark.parametrize("statistic", [UniversalPerturbation(), UniversalWarp()])
+def test_what_needs_inputs_says_so(statistic):
+    assert statistic.needs_inputs
+    with pytest.raises(ValueError, match="evidence: expected"):
+        statistic.values(Evidence(GapMatrix(torch.eye(C), keep_logits=True)))
+
+
+def test_it_ends_when_half_of_the_classes_are_reached():
+    images, _ = make_images()
+    found = UniversalPerturbation(steps=60, last=50.0).climb(evidence_of(Planted(checkerboard()).eval(), images))
+    assert len(found.losses) < 60
+    assert float(found.reached[-2:].mean(0).median()) >= 0.8
+    assert float(found.reached[-3:-1].mean(0).median()) < 0.8
+    expected = found.losses.numpy().clip(FLOOR).astype(float)
+    np.testing.assert_allclose(found.effort.numpy(), np.log(expected).mean(0))
+
+
+def test_perturbed_inputs_stay_within_the_range_of_each_channel():
+    images = torch.rand(50, 3, 4, 4) * torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1) - 1
+    kind = Additive.of(images)
+    far = kind.apply(images, torch.full_like(images, 100.0))
+    torch.testing.assert_close(far, images.amax((0, 2, 3)).view(1, 3, 1, 1).expand_as(images))
+    assert kind.apply(images, torch.zeros_like(images)).equal(images)
+    assert kind.start(7).shape == (7, 3, 4, 4)
+
+
+def test_scaling_the_inputs_changes_nothing():
+    """Whatever the normalisation: the sizes are relative to the data."""
+    images, _ = make_images()
+    model = Planted(checkerboard()).eval()
+    moved = Evidence(evidence_of(model, images).gaps, 4 * images - 2, lambda inputs: model((inputs + 2) / 4))
+    values = UniversalPerturbation().values(evidence_of(model, images))
+    torch.testing.assert_close(UniversalPerturbation().values(moved), values, rtol=1e-2, atol=1e-2)
+
+
+# ---- warps ---------------------------------------------------------------------------------------------------
+
+
+def test_no_warp_changes_nothing_and_an_even_one_moves_the_image():
+    images = torch.rand(3, 2, 10, 14)
+    kind = Warp((10, 14), 4, images[:0])
+    torch.testing.assert_close(kind.apply(images, kind.start(3)), images, atol=1e-5, rtol=0)
+    move = torch.zeros(3, 2, 4, 4)
+    move[:, 0] = 2.0 / 4  # the root of the sum of squares over 16 places, and both directions, is then 2 pixels
+    assert float(move[0].norm()) == pytest.approx(2.0)
+    found = kind.apply(images, move)
+    torch.testing.assert_close(found[..., :-2], images[..., 2:], atol=1e-4, rtol=0)
+
+
+TEXTURE = 0.1 * torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(3))
+
+
+class Slipped(nn.Module):
+    """Sends to class 2 whatever has the texture one pixel to the left of where it is in all images."""
+
+    def forward(self, images):
+        pattern = TEXTURE.roll(-1, 1)
+        hit = ((images - 0.5) * pattern).sum((1, 2, 3)) / pattern.square().sum()
+        return Planted().eval()(images) + 8 * F.one_hot(torch.tensor(2), C) * (hit[:, None] - 0.1).clamp_min(0)
+
+
+def test_a_class_that_a_warp_leads_to_is_found_by_warps():
+    images, _ = make_images()
+    images = images + TEXTURE
+    plain, slipped = (
+        outlier_scores(UniversalWarp().values(evidence_of(model.eval(), images))) for model in (Planted(), Slipped())
+    )
+    assert int(slipped.argmax()) == 2
+    assert float(slipped[2]) > 3 > float(plain.max())
