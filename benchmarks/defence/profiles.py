@@ -17,9 +17,13 @@ CLEAN = "clean"
 ALL_ATTACKS = ("badnets", "blended", "wanet", "sig", "trojannn", "input-aware", "lira")
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "preactresnet18": ("preactresnet18", {}),
+    "preactresnet18-w16-s2": ("preactresnet18", {"width": 16, "stem_stride": 2}),
     "preactresnet18-w24": ("preactresnet18", {"width": 24, "stem_stride": 2}),
     "preactresnet18-w24-s4": ("preactresnet18", {"width": 24, "stem_stride": 4}),
     "small-preact-resnet": ("small_preact_resnet", {}),
+    "preactresnet18-w8": ("preactresnet18", {"width": 8}),
+    "small-vgg-bn-w16": ("small_vgg_bn", {"width": 16}),
+    "small-vgg-bn-w24": ("small_vgg_bn", {"width": 24}),
 }
 CLASSES = {"cifar10": 10, "gtsrb": 43, "tinyimagenet": 200, "fashion-mnist": 10, "digits": 10}
 

@@ -1,0 +1,1 @@
+"""A bank of clean and backdoored networks, on which the verdict's rule is chosen and judged."""

@@ -1,0 +1,81 @@
+"""``python -m benchmarks.calibrate``: a bank of networks, and what a rule makes of it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from tacfast.solver._files import write_atomically
+
+from ..defence.networks import Suspects
+from ..defence.profiles import Network
+from ..defence.store import Store, try_lock
+from .bank import BANK
+from .judge import judge as judged
+from .judge import load
+from .measure import MEASUREMENT, measure, save_arrays
+
+ROOT = Path(__file__).parents[2]
+RESULTS, MODELS = ROOT / "benchmarks" / "results" / "bank", ROOT / "models"
+
+app = typer.Typer(add_completion=False)
+Results = Annotated[Path, typer.Option(metavar="FOLDER", help="Of what is kept of the networks.")]
+
+
+@app.callback(invoke_without_command=True)
+def bank(
+    context: typer.Context,
+    only: Annotated[str, typer.Option(metavar="TEXT", help="Networks whose name has this in it.")] = "",
+    trained: Annotated[bool, typer.Option("--trained", help="Measure those that are trained, train none.")] = False,
+    results: Results = RESULTS,
+    models: Annotated[Path, typer.Option(metavar="FOLDER", help="Of the trained networks.")] = MODELS,
+) -> None:
+    """Train and measure the networks that are missing.
+
+    It may be interrupted, and run several times side by side: each takes what nobody else has. Data sets are found
+    through TACFAST_DATA.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    suspects = Suspects(BANK, models, None, lambda text, cells=0: None, device)
+    for network in BANK.networks:
+        if only in network.name and (suspects.is_trained(network) or not trained):
+            _make(network, suspects, results)
+
+
+def _make(network: Network, suspects: Suspects, results: Path) -> None:
+    """Train and measure one network, unless it is there or somebody else is at it."""
+    store = Store(results)
+    cell = store.read(network.data, network.name)
+    if cell is not None and cell.get("measurement") == MEASUREMENT:
+        return
+    with try_lock(suspects.models / "locks" / network.name) as ours:
+        if not ours:
+            return
+        facts, arrays = measure(suspects.get(network))
+        save_arrays(store.path(network.data, network.name).with_suffix(".npz"), arrays)
+        store.write(network.data, network.name, facts)
+    metrics = facts["metrics"]
+    print(f"{network.name}: acc {metrics['acc']:.3f}, asr {metrics['asr']:.3f}", flush=True)
+
+
+@app.command()
+def judge(results: Results = RESULTS) -> None:
+    """Write ``judge.md``: how well statistics and rules tell backdoored networks from clean ones."""
+    text = judged(load(results))
+    write_atomically(results / "judge.md", text.encode())
+    print(text, end="")
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        print(f"benchmarks.calibrate: error: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,179 @@
+"""How well statistics and rules tell backdoored networks of the bank from clean ones: in seconds, from what is kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tacfast.detection.lock_step import effort_of
+from tacfast.detection.outliers import outlier_scores
+from tacfast.detection.qp_norm import log_norms
+from tacfast.solver import GapMatrix
+
+from ..defence.profiles import CLEAN
+from ..defence.store import Store
+from ..defence.summary import MIN_ASR, Share
+
+TRIMS = (0.0, 0.1, 0.5)
+# Share of the clean networks that may be alarms where a rate of detection is shown.
+FALSE_ALARMS = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A network of the bank.
+
+    Attributes
+    ----------
+    facts, arrays : as `measure` gave them
+    """
+
+    facts: Mapping[str, Any]
+    arrays: Mapping[str, np.ndarray]
+
+    @property
+    def clean(self) -> bool:
+        """Whether nobody attacked it."""
+        return bool(self.facts["attack"] == CLEAN)
+
+    @property
+    def kind(self) -> str:
+        """``clean``, ``all-to-one``, ``all-to-all``, ``clean-label``, or ``weak``: attacked in vain."""
+        if self.clean:
+            return "clean"
+        if self.facts["metrics"]["asr"] < MIN_ASR:
+            return "weak"
+        if self.facts["target"] is None:
+            return "all-to-all"
+        return "clean-label" if self.facts["attack"] == "sig" else "all-to-one"
+
+    @cached_property
+    def scores(self) -> dict[str, Tensor]:
+        """(C,) of each statistic."""
+        W, b, logits = (torch.from_numpy(self.arrays[name]).double() for name in ("W", "b", "logits"))
+        gaps = GapMatrix(W, b if len(b) else None, keep_logits=True).update_logits(logits)
+        values = {f"qp {trim:g}": log_norms(gaps.solve(trim=trim, raise_on_failure=False)) for trim in TRIMS}
+        for name in ("universal", "warp"):
+            values[name] = effort_of(torch.from_numpy(self.arrays[f"{name}.losses"]))
+        return {name: outlier_scores(value) for name, value in values.items()}
+
+
+def load(folder: Path) -> list[Member]:
+    """All that a bank has; damaged files are passed over."""
+    found = []
+    for path in sorted(folder.glob("*/*.json")):
+        facts = Store(folder).read(path.parent.name, path.stem)
+        if facts is not None and path.with_suffix(".npz").is_file():
+            with np.load(path.with_suffix(".npz")) as arrays:
+                found.append(Member(facts, dict(arrays)))
+    return found
+
+
+def _alone(name: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    return lambda scores: scores[name]
+
+
+def _largest(*names: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    return lambda scores: torch.stack([scores[name] for name in names]).nan_to_num(-math.inf).amax(0)
+
+
+def _together(a: str, b: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    return lambda scores: torch.maximum(scores[a], (scores[a] + scores[b]) / math.sqrt(2))
+
+
+RULES: dict[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
+    **{name: _alone(name) for name in (*(f"qp {trim:g}" for trim in TRIMS), "universal", "warp")},
+    "max(qp 0.1, universal)": _largest("qp 0.1", "universal"),
+    "max(universal, (universal + qp 0.1)/√2)": _together("universal", "qp 0.1"),
+    "max(qp 0.1, universal, warp)": _largest("qp 0.1", "universal", "warp"),
+}
+
+
+def surprise(scores: Tensor) -> float:
+    """−log₁₀ of how many of so many classes would be expected to score as high as the highest if none were odd."""
+    known = scores[scores > -math.inf]
+    tail = float(torch.special.log_ndtr(-known.max().double()))
+    return -(math.log(len(known)) + tail) / math.log(10)
+
+
+def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
+    """Chance that a positive lies above a negative, ties counted half; NaN without either."""
+    if not positive or not negative:
+        return math.nan
+    difference = np.subtract.outer(positive, negative)
+    return float((difference > 0).mean() + (difference == 0).mean() / 2)
+
+
+def judge(members: Iterable[Member]) -> str:
+    """Tables in Markdown: every rule on the whole bank, and with each data set held out."""
+    members = list(members)
+    data = list(dict.fromkeys(str(member.facts["data"]) for member in members))
+    parts = ["# What tells backdoored networks of the bank from clean ones", _census(members, data), _table(members)]
+    if len(data) > 1:
+        parts += ["## Each data set judged by the clean networks of the others", _held_out(members, data)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _census(members: Sequence[Member], data: Sequence[str]) -> str:
+    kinds = ("clean", "all-to-one", "all-to-all", "clean-label", "weak")
+    lines = [
+        f"| {name} | "
+        + " | ".join(str(sum(m.kind == kind for m in members if m.facts["data"] == name)) for kind in kinds)
+        + " |"
+        for name in data
+    ]
+    return "\n".join([f"| networks | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|", *lines])
+
+
+def _surprises(members: Iterable[Member], rule: Callable[[Mapping[str, Tensor]], Tensor], kind: str) -> list[float]:
+    return [surprise(rule(member.scores)) for member in members if member.kind == kind]
+
+
+def _table(members: Sequence[Member]) -> str:
+    found = f"found at {100 * FALSE_ALARMS:g} % false alarms"
+    head = ("AUROC", found, "right class", "AUROC all-to-all", "clean-label")
+    lines = []
+    for name, rule in RULES.items():
+        clean = _surprises(members, rule, "clean")
+        odd = {kind: _surprises(members, rule, kind) for kind in ("all-to-one", "all-to-all", "clean-label")}
+        limit = float(np.quantile(clean, 1 - FALSE_ALARMS)) if clean else math.nan
+        attacked = [member for member in members if member.kind == "all-to-one"]
+        right = sum(int(rule(member.scores).argmax()) == member.facts["target"] for member in attacked)
+        cells = [
+            f"{auroc(odd['all-to-one'], clean):.3f}",
+            _share(sum(value > limit for value in odd["all-to-one"]), len(attacked)),
+            _share(right, len(attacked)),
+            *(f"{auroc(odd[kind], clean):.2f}" for kind in ("all-to-all", "clean-label")),
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([f"| rule | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|", *lines])
+
+
+def _held_out(members: Sequence[Member], data: Sequence[str]) -> str:
+    lines = []
+    for name, rule in RULES.items():
+        cells = []
+        for out in data:
+            others, own = ([m for m in members if (m.facts["data"] == out) == inside] for inside in (False, True))
+            clean = _surprises(others, rule, "clean")
+            limit = float(np.quantile(clean, 1 - FALSE_ALARMS)) if clean else math.nan
+            counts = [_surprises(own, rule, kind) for kind in ("all-to-one", "clean")]
+            cells += [_share(sum(value > limit for value in found), len(found)) for found in counts]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    head = [text for out in data for text in (f"{out}: found", "false alarms")]
+    return "\n".join([f"| rule | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|", *lines])
+
+
+def _share(count: int, of: int) -> str:
+    if of == 0:
+        return "–"
+    share = Share.of(count / of, of)
+    return f"{count}/{of} [{100 * share.low:.0f}, {100 * share.high:.0f}] %"

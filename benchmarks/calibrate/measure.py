@@ -1,0 +1,81 @@
+"""What the bank keeps of a network: all that a rule could be made of, in kilobytes."""
+
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tacfast.detection.statistic import Evidence
+from tacfast.detection.universal import UniversalPerturbation
+from tacfast.detection.warp import UniversalWarp
+from tacfast.evaluation import evaluate
+from tacfast.models.latents import extract_latents
+from tacfast.models.precision import bfloat16_autocast, native_bfloat16
+from tacfast.solver import GapMatrix
+from tacfast.solver._files import write_atomically
+
+from ..defence.networks import Suspect
+
+# Raised when what is measured changes.
+MEASUREMENT = 1
+SAMPLES = 500
+TEST_IMAGES = 2000
+CLIMBS = (UniversalPerturbation(), UniversalWarp())
+
+
+def measure(suspect: Suspect) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Facts for JSON, and arrays: logits of the clean samples, the head, how the distortions grew."""
+    trained, data = suspect.trained, suspect.dataset.data
+    model, network = trained.model, suspect.network
+    images = data.batch(trained.splits.clean)[0]
+    start = time.perf_counter()
+    found = extract_latents(model, images.split(256))
+    seconds = {"latents": time.perf_counter() - start}
+    gaps = GapMatrix(found.head.weight, found.head.bias, keep_logits=True)
+    gaps.update(found.latents)
+    bias = found.head.bias
+    arrays = {
+        "logits": found.logits.half().numpy(),
+        "W": found.head.weight.detach().half().numpy(),
+        "b": np.zeros(0) if bias is None else bias.detach().numpy(),
+    }
+    device = next(model.parameters()).device
+
+    def classify(inputs: torch.Tensor) -> torch.Tensor:
+        with bfloat16_autocast(device, enabled=native_bfloat16(device)):
+            logits: torch.Tensor = model(inputs)
+        return logits.float()
+
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:SAMPLES]
+    evidence = Evidence(gaps, images[order].contiguous(memory_format=torch.channels_last), classify)
+    for statistic in CLIMBS:
+        start = time.perf_counter()
+        climb = statistic.climb(evidence)
+        seconds[statistic.name] = time.perf_counter() - start
+        arrays[f"{statistic.name}.losses"] = climb.losses.float().numpy()
+        arrays[f"{statistic.name}.reached"] = climb.reached.float().numpy()
+    test = data.subset(trained.splits.some_test(TEST_IMAGES))
+    facts = {
+        **{name: getattr(network, name) for name in ("data", "arch", "attack", "ratio", "seed")},
+        "target": None if trained.attack is None else trained.attack.target,
+        "weights": suspect.weights,
+        "measurement": MEASUREMENT,
+        "metrics": asdict(evaluate(model, test.loader(), suspect.attack)),
+        "settings": {statistic.name: asdict(statistic) for statistic in CLIMBS},
+        "seconds": seconds,
+    }
+    return facts, arrays
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write them compressed, whole or not at all."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content.getvalue())
