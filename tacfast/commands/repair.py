@@ -29,6 +29,7 @@ REPAIR = "The repair"
 # Higher rates remove more of a backdoor, and which one a network survives differs by a factor of a hundred. The first
 # that keeps held-out clean accuracy is taken, so that no trigger is needed to choose.
 RATES = (0.1, 0.03, 0.01, 0.003)
+_EPOCHS = ", ".join(f"{mode.epochs} in mode {name}" for name, mode in MODES.items())
 # Of where the weights come from, what a scan of the repaired ones must know, too.
 KEPT = ("data", "splits")
 # Under this name BackdoorBench looks for the result of a defence, and gets it in its format.
@@ -67,7 +68,12 @@ def repair(
             rich_help_panel=REPAIR,
         ),
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.", rich_help_panel=REPAIR)] = 60,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help=f"Passes over the images; if not given, {_EPOCHS}.", rich_help_panel=REPAIR, show_default=False
+        ),
+    ] = None,
     lr: Annotated[
         float | None,
         typer.Option(
@@ -114,7 +120,8 @@ def repair(
         raise typer.BadParameter(f"expected a share in (0, 1), got {held_out:g}", param_hint="--held-out")
     if mode not in MODES:
         raise typer.BadParameter(f"expected one of {', '.join(MODES)}, got {mode!r}", param_hint="--mode")
-    settings = {"epochs": epochs, "max_drop": max_drop, "seed": seed}
+    epochs = epochs or MODES[mode].epochs
+    settings: dict[str, Any] = {"epochs": epochs, "max_drop": max_drop, "seed": seed}
     rates = RATES if lr is None else (lr,)
     MODES[mode](**settings, lr=rates[0])  # a setting out of range is told now, before the work
     check_target(out)

@@ -6,6 +6,7 @@ from .prune import PruneRepair
 from .repairing import MODES, repair
 from .rivals import RIVALS
 from .training import DivergedError
+from .universal import UniversalRepair
 
 __all__ = [
     "MODES",
@@ -18,5 +19,6 @@ __all__ = [
     "Mode",
     "PruneRepair",
     "RepairResult",
+    "UniversalRepair",
     "repair",
 ]

@@ -14,8 +14,13 @@ from .base import EpochRecord, Mode, RepairResult, warn_caller
 from .latent import LatentRepair
 from .prune import PruneRepair
 from .rivals import RIVALS
+from .universal import UniversalRepair
 
-MODES: dict[str, Callable[..., Mode]] = {"latent": LatentRepair, "prune": PruneRepair}
+MODES: dict[str, type[LatentRepair | PruneRepair | UniversalRepair]] = {
+    "latent": LatentRepair,
+    "prune": PruneRepair,
+    "universal": UniversalRepair,
+}
 
 
 def repair(
@@ -38,7 +43,8 @@ def repair(
         through once to count and check them, then up to twice per epoch. Best in small shuffled batches, the
         incomplete last one left out: ``DataLoader(data, batch_size=32, shuffle=True, drop_last=True)``
     report : result of `tacfast.scan` on this model
-    mode : ``"latent"``, see `LatentRepair`, or ``"prune"``, see `PruneRepair`; or the name of a published defence to
+    mode : ``"latent"``, see `LatentRepair`, ``"universal"``, see `UniversalRepair`, or ``"prune"``, see
+        `PruneRepair`; or the name of a published defence to
         compare with, a key of `tacfast.defenses.RIVALS` such as ``"anp"``: these use nothing that the report found,
         choose their thresholds on ``held_out`` if they have any, and cannot go on from a ``state_file``
     held_out : other clean labelled samples than those of ``loader``, in batches of any size; nothing is trained on

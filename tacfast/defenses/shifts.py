@@ -17,17 +17,15 @@ from .training import TrainingSettings, is_finite, is_integer
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShiftSettings(TrainingSettings):
-    """Settings of the modes that train and solve for shifts.
+class TargetSettings(TrainingSettings):
+    """Settings of the modes that train against some classes.
 
     Parameters
     ----------
     targets : the classes p, distinct; the report's suspicious classes if None
-    trim : share of each source class that s_p need not move, in [0, 1)
     """
 
     targets: Sequence[int] | None = None
-    trim: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,6 +35,21 @@ class ShiftSettings(TrainingSettings):
         if given is not None:
             self.check("targets", "distinct classes", len(set(given)) == len(given))
             object.__setattr__(self, "targets", tuple(given))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftSettings(TargetSettings):
+    """Settings of the modes that train and solve for shifts.
+
+    Parameters
+    ----------
+    trim : share of each source class that s_p need not move, in [0, 1)
+    """
+
+    trim: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.check("trim", "a share in [0, 1)", is_finite(self.trim) and 0 <= self.trim < 1)
 
 

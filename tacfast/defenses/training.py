@@ -86,8 +86,18 @@ class Objective:
     def start_epoch(self) -> None:
         """Called before each epoch; may run the model, but not change it."""
 
+    def batch(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """What runs through the model for a batch, given before each step: its inputs, and more behind them."""
+        return inputs
+
     def loss(self, latents: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss of one step, a scalar, from what went into the head (n, d), what came out (n, C), and labels (n,)."""
+        """Loss of one step, a scalar.
+
+        Parameters
+        ----------
+        latents, logits : (m, d), (m, C), what went into the head and what came out for all m samples of the `batch`
+        labels : (n,) of those that the loader gave
+        """
         return F.cross_entropy(widened(logits), labels)
 
     def notes(self) -> dict[str, Any]:
@@ -261,9 +271,10 @@ class Training:
         run, _ = unwrapped(self._model)
         with latest_call([self._head]) as calls:
             for inputs, labels in trainable_batches(self._loader, self._head):
-                calls.clear()
                 with mixed_precision(self._head.device):
-                    run(inputs)
+                    batch = self._objective.batch(inputs, labels)
+                    calls.clear()
+                    run(batch)
                 # Not the model's output: in training mode some models return more than the logits.
                 _, latents, logits = calls[0]
                 loss = self._objective.loss(latents, logits, labels)
@@ -274,7 +285,7 @@ class Training:
                 if self._schedule.last_epoch < self._schedule.total_steps - 1:
                     self._schedule.step()
                 loss_sum += float(loss.detach()) * len(labels)
-                correct += int((logits.detach().argmax(1) == labels).sum())
+                correct += int((logits.detach()[: len(labels)].argmax(1) == labels).sum())
                 total += len(labels)
         return loss_sum / total, correct / total
 

@@ -104,7 +104,7 @@ def climb(
     losses, reached, passes = [], [], 0
     for budget in budgets:
         order = torch.randperm(len(inputs), generator=generator).to(answers.device)
-        parameters = _scaled(parameters, budget)
+        parameters = scaled(parameters, budget)
         moves, found = [], []
         for some in torch.split(torch.arange(len(classes)), max(1, TOGETHER // batch)):
             rows = torch.stack([_others(order, answers, int(k), batch) for k in classes[some]])
@@ -144,10 +144,10 @@ def _towards(
         loss = F.cross_entropy(logits, wanted, reduction="none").view(count, batch).mean(1)
         (gradient,) = torch.autograd.grad(loss.sum(), given)
     share = (logits.argmax(1) == wanted).view(count, batch).double().mean(1)
-    return _scaled(gradient, 1.0), loss.detach().double().cpu(), share.cpu()
+    return scaled(gradient, 1.0), loss.detach().double().cpu(), share.cpu()
 
 
-def _scaled(parameters: Tensor, norm: float) -> Tensor:
+def scaled(parameters: Tensor, norm: float) -> Tensor:
     """Each row scaled to that Euclidean norm; zeros stay zeros."""
     norms = parameters.flatten(1).norm(dim=1).view(-1, *[1] * (parameters.ndim - 1))
     scaled: Tensor = parameters * (norm / norms.clamp_min(torch.finfo(parameters.dtype).tiny))

@@ -42,6 +42,11 @@ class Additive:
         return torch.minimum(torch.maximum(inputs + parameters, self.low), self.high)
 
 
+def spread_of(inputs: Tensor) -> float:
+    """Mean distance of an input from the mean of all: the unit of sizes, whatever the data and their normalisation."""
+    return float((inputs - inputs.mean(0)).flatten(1).norm(dim=1).mean())
+
+
 @dataclass(frozen=True, kw_only=True)
 class UniversalPerturbation:
     """Mean log-loss of a universal additive perturbation as it grows towards every class in lock-step.
@@ -74,6 +79,6 @@ class UniversalPerturbation:
         inputs = evidence.inputs
         if inputs is None:
             raise ValueError("evidence: expected inputs, got None")
-        scale = float((inputs - inputs.mean(0)).flatten(1).norm(dim=1).mean())
+        scale = spread_of(inputs)
         budgets = [size * scale for size in growing(self.first, self.last, self.steps)]
         return climb(evidence, Additive.of(inputs), budgets, batch=self.batch)

@@ -198,6 +198,21 @@ def test_repair_writes_weights_that_say_what_they_are(suspect, trial, tmp_path, 
     assert set(known) < set(load_checkpoint(again).provenance["images that trained it"])
 
 
+def test_repair_in_mode_universal(suspect, trial, tmp_path, capsys):
+    out, facts = tmp_path / "repaired.safetensors", tmp_path / "repair.json"
+    arguments = ("--mode", "universal", "--max-drop", "0.03", "--lr", "0.03", "--json", facts)
+    status, _, err = repair(capsys, suspect, out, *arguments)
+    assert status in (0, 5), err
+    facts = json.loads(facts.read_text())["repair"]
+    assert (facts["mode"], facts["settings"]["epochs"], len(facts["held_out"])) == ("universal", 20, 20)
+    model = build_model("small_preact_resnet", 10, arch_args=load_checkpoint(out).arch_args)
+    load_weights(model, load_checkpoint(out).weights)
+    after = trial.evaluate(model.eval())
+    assert after.asr < 0.1
+    assert after.ra > 0.8
+    assert after.acc > trial.before.acc - 0.05
+
+
 def test_repair_that_costs_too_much_is_rolled_back(suspect, tmp_path, capsys):
     out = tmp_path / "repaired.safetensors"
     status, _, err = repair(capsys, suspect, out, "--epochs", "1", "--lr", "50", "--max-drop", "0")
@@ -288,7 +303,7 @@ def test_repair_refuses_images_without_labels(suspect, tmp_path, capsys):
         ("x.pt", ("--target", "10"), 2, "expected a class of the model, got 10"),
         ("x.pt", ("--state", "nowhere/x"), 1, "state: cannot write"),
         ("x.pt", ("--held-out", "1"), 2, "expected a share in (0, 1), got 1"),
-        ("x.pt", ("--mode", "magic"), 2, "expected one of latent, prune, got 'magic'"),
+        ("x.pt", ("--mode", "magic"), 2, "expected one of latent, prune, universal, got 'magic'"),
         ("x.pt", ("--lr", "-1"), 1, "lr: expected a finite learning rate > 0, got -1"),
     ],
 )

@@ -81,7 +81,7 @@ def test_bad_loaders(trial, report, batches, error, message):
         repair(trial.model, batches, report)
 
 
-@pytest.mark.parametrize("mode", ["latent", "prune"])
+@pytest.mark.parametrize("mode", ["latent", "prune", "universal"])
 @pytest.mark.parametrize(
     ("batches", "error", "message"),
     [

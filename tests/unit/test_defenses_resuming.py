@@ -136,6 +136,14 @@ def test_pruning_resumes(trial, report, tmp_path):
     assert resumed.pruned == whole.pruned != ()
 
 
+def test_unlearning_a_perturbation_resumes(trial, report, tmp_path):
+    settings = {"mode": "universal", "epochs": 4, "targets": (TARGET, 4)}
+    whole = repair(trial.model, loader(trial, "plain"), report, **settings)
+    resumed = kill_and_resume(trial, report, "plain", tmp_path / "state", (1, 3), **settings)
+    assert same(weights(whole.model), weights(resumed.model))
+    assert resumed.history == whole.history
+
+
 def test_killed_after_the_last_epoch_nothing_is_trained_again(trial, report, tmp_path):
     whole = repair(trial.model, loader(trial, "plain"), report, epochs=2)
     with pytest.raises(KilledError):
