@@ -47,19 +47,21 @@ def bank(
     for network in BANK.networks:
         if only in network.name and (suspects.is_trained(network) or not trained):
             _make(network, suspects, results)
+    _judge(results)
 
 
 def _make(network: Network, suspects: Suspects, results: Path) -> None:
     """Train and measure one network, unless it is there or somebody else is at it."""
     store = Store(results)
     cell = store.read(network.data, network.name)
-    if cell is not None and cell.get("measurement") == MEASUREMENT:
+    arrays_file = store.path(network.data, network.name).with_suffix(".npz")
+    if cell is not None and cell.get("measurement") == MEASUREMENT and arrays_file.is_file():
         return
     with try_lock(suspects.models / "locks" / network.name) as ours:
         if not ours:
             return
         facts, arrays = measure(suspects.get(network))
-        save_arrays(store.path(network.data, network.name).with_suffix(".npz"), arrays)
+        save_arrays(arrays_file, arrays)
         store.write(network.data, network.name, facts)
     metrics = facts["metrics"]
     print(f"{network.name}: acc {metrics['acc']:.3f}, asr {metrics['asr']:.3f}", flush=True)
@@ -68,9 +70,14 @@ def _make(network: Network, suspects: Suspects, results: Path) -> None:
 @app.command()
 def judge(results: Results = RESULTS) -> None:
     """Write ``judge.md``: how well statistics and rules tell backdoored networks from clean ones."""
+    print(_judge(results), end="")
+
+
+def _judge(results: Path) -> str:
+    results.mkdir(parents=True, exist_ok=True)
     text = judged(load(results))
     write_atomically(results / "judge.md", text.encode())
-    print(text, end="")
+    return text
 
 
 if __name__ == "__main__":

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +26,10 @@ from ..defence.store import Store
 from ..defence.summary import MIN_ASR, Share
 
 TRIMS = (0.0, 0.1, 0.5)
+ABOUT = (
+    "Weak attacks, with an ASR below 0.9, are in no column. The settings of the universal perturbation (16 samples, 18 "
+    "steps) were chosen on a clean and a Blended network of CIFAR-10 that are among these (see LOG.md)."
+)
 # Share of the clean networks that may be alarms where a rate of detection is shown.
 FALSE_ALARMS = 0.05
 
@@ -57,13 +64,13 @@ class Member:
 
     @cached_property
     def scores(self) -> dict[str, Tensor]:
-        """(C,) of each statistic."""
+        """(C,) of each statistic; −inf where one says nothing."""
         W, b, logits = (torch.from_numpy(self.arrays[name]).double() for name in ("W", "b", "logits"))
         gaps = GapMatrix(W, b if len(b) else None, keep_logits=True).update_logits(logits)
         values = {f"qp {trim:g}": log_norms(gaps.solve(trim=trim, raise_on_failure=False)) for trim in TRIMS}
         for name in ("universal", "warp"):
             values[name] = effort_of(torch.from_numpy(self.arrays[f"{name}.losses"]))
-        return {name: outlier_scores(value) for name, value in values.items()}
+        return {name: outlier_scores(value).nan_to_num(-math.inf, math.inf) for name, value in values.items()}
 
 
 def load(folder: Path) -> list[Member]:
@@ -72,7 +79,10 @@ def load(folder: Path) -> list[Member]:
     for path in sorted(folder.glob("*/*.json")):
         facts = Store(folder).read(path.parent.name, path.stem)
         if facts is not None and path.with_suffix(".npz").is_file():
-            with np.load(path.with_suffix(".npz")) as arrays:
+            with (
+                suppress(ValueError, OSError, zipfile.BadZipFile),
+                np.load(io.BytesIO(path.with_suffix(".npz").read_bytes())) as arrays,
+            ):
                 found.append(Member(facts, dict(arrays)))
     return found
 
@@ -82,7 +92,7 @@ def _alone(name: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
 
 
 def _largest(*names: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    return lambda scores: torch.stack([scores[name] for name in names]).nan_to_num(-math.inf).amax(0)
+    return lambda scores: torch.stack([scores[name] for name in names]).amax(0)
 
 
 def _together(a: str, b: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
@@ -98,8 +108,13 @@ RULES: dict[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
 
 
 def surprise(scores: Tensor) -> float:
-    """−log₁₀ of how many of so many classes would be expected to score as high as the highest if none were odd."""
+    """−log₁₀ of how many of so many classes would be expected to score as high as the highest if none were odd.
+
+    That is for one statistic; with the larger of two, it would be twice as many. −inf if no class has a score.
+    """
     known = scores[scores > -math.inf]
+    if len(known) == 0:
+        return -math.inf
     tail = float(torch.special.log_ndtr(-known.max().double()))
     return -(math.log(len(known)) + tail) / math.log(10)
 
@@ -108,15 +123,22 @@ def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
     """Chance that a positive lies above a negative, ties counted half; NaN without either."""
     if not positive or not negative:
         return math.nan
-    difference = np.subtract.outer(positive, negative)
-    return float((difference > 0).mean() + (difference == 0).mean() / 2)
+    above, equal = np.greater.outer(positive, negative), np.equal.outer(positive, negative)
+    return float(above.mean() + equal.mean() / 2)
+
+
+def limit_of(clean: Sequence[float]) -> float:
+    """The surprise that at most ``FALSE_ALARMS`` of the clean networks exceed; the largest of a few, +inf of none."""
+    allowed = math.floor(FALSE_ALARMS * len(clean))
+    return sorted(clean, reverse=True)[allowed] if clean else math.inf
 
 
 def judge(members: Iterable[Member]) -> str:
     """Tables in Markdown: every rule on the whole bank, and with each data set held out."""
     members = list(members)
     data = list(dict.fromkeys(str(member.facts["data"]) for member in members))
-    parts = ["# What tells backdoored networks of the bank from clean ones", _census(members, data), _table(members)]
+    parts = ["# What tells backdoored networks of the bank from clean ones", ABOUT, _census(members, data)]
+    parts.append(_table(members))
     if len(data) > 1:
         parts += ["## Each data set judged by the clean networks of the others", _held_out(members, data)]
     return "\n\n".join(parts) + "\n"
@@ -138,13 +160,13 @@ def _surprises(members: Iterable[Member], rule: Callable[[Mapping[str, Tensor]],
 
 
 def _table(members: Sequence[Member]) -> str:
-    found = f"found at {100 * FALSE_ALARMS:g} % false alarms"
+    found = f"found at {100 * FALSE_ALARMS:g} % false alarms at most"
     head = ("AUROC", found, "right class", "AUROC all-to-all", "clean-label")
     lines = []
     for name, rule in RULES.items():
         clean = _surprises(members, rule, "clean")
         odd = {kind: _surprises(members, rule, kind) for kind in ("all-to-one", "all-to-all", "clean-label")}
-        limit = float(np.quantile(clean, 1 - FALSE_ALARMS)) if clean else math.nan
+        limit = limit_of(clean)
         attacked = [member for member in members if member.kind == "all-to-one"]
         right = sum(int(rule(member.scores).argmax()) == member.facts["target"] for member in attacked)
         cells = [
@@ -164,7 +186,7 @@ def _held_out(members: Sequence[Member], data: Sequence[str]) -> str:
         for out in data:
             others, own = ([m for m in members if (m.facts["data"] == out) == inside] for inside in (False, True))
             clean = _surprises(others, rule, "clean")
-            limit = float(np.quantile(clean, 1 - FALSE_ALARMS)) if clean else math.nan
+            limit = limit_of(clean)
             counts = [_surprises(own, rule, kind) for kind in ("all-to-one", "clean")]
             cells += [_share(sum(value > limit for value in found), len(found)) for found in counts]
         lines.append(f"| {name} | {' | '.join(cells)} |")

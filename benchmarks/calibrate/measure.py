@@ -33,27 +33,27 @@ def measure(suspect: Suspect) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Facts for JSON, and arrays: logits of the clean samples, the head, how the distortions grew."""
     trained, data = suspect.trained, suspect.dataset.data
     model, network = trained.model, suspect.network
-    images = data.batch(trained.splits.clean)[0]
+    device = next(model.parameters()).device
+    images = data.batch(trained.splits.clean)[0].to(device)
     start = time.perf_counter()
     found = extract_latents(model, images.split(256))
     seconds = {"latents": time.perf_counter() - start}
-    gaps = GapMatrix(found.head.weight, found.head.bias, keep_logits=True)
-    gaps.update(found.latents)
-    bias = found.head.bias
+    head, bias = found.head, found.head.bias
     arrays = {
         "logits": found.logits.half().numpy(),
-        "W": found.head.weight.detach().half().numpy(),
-        "b": np.zeros(0) if bias is None else bias.detach().numpy(),
+        "W": head.weight.half().numpy(force=True),
+        "b": np.zeros(0) if bias is None else bias.numpy(force=True),
     }
-    device = next(model.parameters()).device
 
     def classify(inputs: torch.Tensor) -> torch.Tensor:
         with bfloat16_autocast(device, enabled=native_bfloat16(device)):
             logits: torch.Tensor = model(inputs)
         return logits.float()
 
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:SAMPLES]
-    evidence = Evidence(gaps, images[order].contiguous(memory_format=torch.channels_last), classify)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:SAMPLES].to(device)
+    evidence = Evidence(
+        GapMatrix(head.weight, bias), images[order].contiguous(memory_format=torch.channels_last), classify
+    )
     for statistic in CLIMBS:
         start = time.perf_counter()
         climb = statistic.climb(evidence)

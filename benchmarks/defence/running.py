@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,12 +96,9 @@ def work(grid: Grid, say: Say) -> None:
 
 
 def _attempt(grid: Grid, network: Network, say: Say, failed: set[Network]) -> bool:
-    try:
+    with _noted(network, say, failed):
         return _take(grid, network, say, failed)
-    except (ValueError, RuntimeError) as error:
-        say(f"{network.name}: failed: {error}")
-        failed.add(network)
-        return True
+    return True
 
 
 def _take(grid: Grid, network: Network, say: Say, failed: set[Network]) -> bool:
@@ -124,12 +121,19 @@ def _train_clean(grid: Grid, network: Network, say: Say, failed: set[Network]) -
     """Train a clean network for others: its own cells may all be there from a run whose models were lost."""
     with try_lock(grid.models / "locks" / network.name) as ours:
         if ours:
-            try:
+            with _noted(network, say, failed):
                 grid.suspects(say).get(network)
-            except (ValueError, RuntimeError) as error:
-                say(f"{network.name}: failed: {error}")
-                failed.add(network)
     return ours
+
+
+@contextmanager
+def _noted(network: Network, say: Say, failed: set[Network]) -> Iterator[None]:
+    """Say that a network failed, and go on with the others."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        say(f"{network.name}: failed: {error}")
+        failed.add(network)
 
 
 def _worker(grid: Grid, log: Any) -> None:

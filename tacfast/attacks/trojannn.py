@@ -112,5 +112,11 @@ class TrojanNN(Attack):
         return {"patch": self.patch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the patch."""
-        self.patch = state["patch"]
+        """Take up the patch; ValueError if it is something else."""
+        patch = state["patch"]
+        shape = tuple(patch.shape) if isinstance(patch, Tensor) else None
+        sound = shape is not None and len(shape) == 3 and shape[1:] == (self.size, self.size)
+        if not (sound and patch.is_floating_point()):
+            came = f"{patch.dtype} of shape {shape}" if isinstance(patch, Tensor) else type(patch).__name__
+            raise ValueError(f"patch: expected floating point (channels, {self.size}, {self.size}), got {came}")
+        self.patch = patch

@@ -12,7 +12,7 @@ from ..data import FolderLoader, ImageFolder, ImageRows
 from ..data.datasets import ImageDataset
 from ..evaluation import evaluate
 from ..evaluation.metrics import attacked_rows
-from ..models import CheckpointError, read_backdoorbench
+from ..models import read_backdoorbench
 from ..models.checkpoint import PICKLES
 from ..models.head import evaluation_mode
 from ..models.normalised import Normalised
@@ -45,16 +45,25 @@ class Triggered:
                 self._images = _Listed(suspect, batch_size, workers)
             else:
                 self._images = _applied(suspect, batch_size)
-        except (CheckpointError, OSError, ValueError) as error:
-            self.warnings.append(f"the attack was not measured: {error}")
+        except Exception as error:  # whatever a stranger's file may hold, the scan goes on
+            self._give_up(error)
 
     def measure(self, model: nn.Module) -> dict[str, Any] | None:
         """ASR and RA of a model on at most ``MAX_IMAGES`` of the images, always the same; None without any."""
         if self._images is None:
             return None
-        found = self._images.measure(model)
+        try:
+            found = self._images.measure(model)
+        except Exception as error:
+            self._give_up(error)
+            return None
         self.warnings = self._images.warnings
         return found
+
+    def _give_up(self, error: Exception) -> None:
+        self._images = None
+        kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
+        self.warnings = [f"the attack was not measured: {kind}{error}"]
 
 
 class _Listed:

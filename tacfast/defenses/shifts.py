@@ -95,6 +95,6 @@ def check_reachable(targets: Sequence[int], statuses: Sequence[Status]) -> None:
 
 
 def capped(shift: Tensor, cap: float) -> Tensor:
-    """Shorten ``shift`` (d,) to the norm ``cap`` if it is longer."""
+    """Shorten ``shift``, of any shape, to the norm ``cap`` if it is longer."""
     norm = float(shift.norm())
     return shift * (cap / norm) if norm > cap else shift

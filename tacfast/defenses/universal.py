@@ -13,21 +13,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.randomness import isolated_randomness
-from ..detection.lock_step import climb, growing, scaled
-from ..detection.statistic import Evidence
+from ..detection.lock_step import REACHED, climb, growing, scaled
 from ..detection.universal import Additive, spread_of
 from ..models.head import Head, evaluation_mode
 from ..scanning import ScanReport
-from ..solver import GapMatrix
 from .base import EpochRecord, RepairResult, scanned_copy
 from .selection import EpochChoice, HeldOut
-from .shifts import TargetSettings, resolve_targets
+from .shifts import TargetSettings, capped, resolve_targets
 from .training import Objective, Training, is_finite, trainable_batches, widened
 
 # The perturbation is first looked for on so many samples.
 SAMPLES = 500
-# It grows up to this share of the spread of the inputs, in so many steps with so many samples each.
-LARGEST, STEPS, BATCH = 0.6, 24, 32
+# It grows between these shares of the spread of the inputs, in so many steps with so many samples each.
+SMALLEST, LARGEST, STEPS, BATCH = 0.02, 0.6, 24, 32
 # Length of its steps while the network is trained, as a share of the radius.
 STEP = 0.2
 
@@ -47,7 +45,7 @@ class UniversalRepair(TargetSettings):
     lam : weight λ of the perturbed term
     distill : weight of the distance to what the suspect says of clean samples
     radius : largest norm of δ over the spread of the inputs, their mean distance from their mean; None for
-        ``slack`` times the one that sends nine in ten samples to p in the suspect
+        ``slack`` times the one that sends four in five samples to p in the suspect
     slack : how much larger than that triggers may be
     """
 
@@ -119,18 +117,27 @@ class PerturbedLoss(Objective):
         inputs = _some_inputs(loader, head)
         self._additive = Additive.of(inputs)
         self._steps = 0
+        self._answers: Tensor | None = None
         spread = spread_of(inputs)
-        sizes = growing(0.02 * spread, LARGEST * spread, STEPS)
-        evidence = Evidence(GapMatrix(head.weight, head.bias), inputs, lambda x: widened(self._suspect(x)))
-        found = climb(evidence, self._additive, sizes, batch=BATCH, classes=torch.tensor(self._targets))
-        self._perturbations = found.distortions.to(head.device)
+        if not spread > 1e-6 * float(inputs.flatten(1).norm(dim=1).mean()):  # else it is rounding
+            raise ValueError("loader: expected inputs that differ, got the same again and again")
+        sizes = growing(SMALLEST * spread, LARGEST * spread, STEPS)
+        found = climb(
+            inputs,
+            lambda x: widened(self._suspect(x)),
+            self._additive,
+            sizes,
+            batch=BATCH,
+            classes=torch.tensor(self._targets),
+            enough=1.0,
+        )
         if settings.radius is None:
             self._radii = [settings.slack * _size_that_leads(sizes, reached) for reached in found.reached.T]
         else:
             self._radii = [settings.radius * spread] * len(self._targets)
-        for perturbation, radius in zip(self._perturbations, self._radii, strict=True):
-            perturbation.mul_(min(1.0, radius / float(perturbation.norm())))
-        self._answers: Tensor | None = None
+        self._perturbations = torch.stack(
+            [capped(each, radius) for each, radius in zip(found.distortions.to(head.device), self._radii, strict=True)]
+        )
 
     def batch(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """The inputs, and behind them the same perturbed, after a step of the perturbation whose turn it is."""
@@ -166,40 +173,36 @@ class PerturbedLoss(Objective):
             loss = F.cross_entropy(logits, torch.full((len(others),), target, device=logits.device))
             (gradient,) = torch.autograd.grad(loss, given)
         moved = given.detach() - STEP * radius * scaled(gradient[None], 1.0)[0]
-        self._perturbations[turn] = moved * min(1.0, radius / max(float(moved.norm()), 1e-30))
+        self._perturbations[turn] = capped(moved, radius)
 
     def identity(self) -> dict[str, Any]:
         """The targets: those of the report where the settings name none."""
         return {"targets": self._targets}
 
     def state_dict(self) -> dict[str, Any]:
-        """The perturbations with their radii, whose turn it is, and the suspect, which the model no longer is."""
-        return {
-            "perturbations": self._perturbations,
-            "radii": self._radii,
-            "steps": self._steps,
-            "suspect": self._suspect.state_dict(),
-        }
+        """The perturbations with their radii, and whose turn it is."""
+        return {"perturbations": self._perturbations, "radii": self._radii, "steps": self._steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what `state_dict` gave."""
         self._perturbations = state["perturbations"].to(self._perturbations.device)
         self._radii, self._steps = state["radii"], state["steps"]
-        self._suspect.load_state_dict(state["suspect"])
 
 
 def _some_inputs(loader: Iterable[Any], head: Head) -> Tensor:
-    """Up to ``SAMPLES`` inputs."""
-    found: list[Tensor] = []
-    for inputs, _ in trainable_batches(loader, head):
-        found.append(inputs.detach())
-        if sum(map(len, found)) >= SAMPLES:
-            break
-    if not found:
+    """Up to ``SAMPLES`` inputs, evenly over a pass: the samples may be sorted by class."""
+    total = sum(len(inputs) for inputs, _ in trainable_batches(loader, head))
+    if total == 0:
         raise ValueError("loader: expected at least one batch of two samples or more, got none")
-    return torch.cat(found)[:SAMPLES]
+    step, found, seen = -(-total // SAMPLES), [], 0
+    for inputs, _ in trainable_batches(loader, head):
+        found.append(inputs[-seen % step :: step].detach())
+        seen += len(inputs)
+    return torch.cat(found)
 
 
 def _size_that_leads(sizes: Sequence[float], reached: Tensor) -> float:
-    """The first size at which nine in ten samples are sent to the class; the last one if none does."""
-    return next((size for size, share in zip(sizes, reached.tolist(), strict=False) if share >= 0.9), sizes[-1])
+    """The first size from which on the class is reached, as `climb` sees it; the last that was tried if none is."""
+    over_two = (reached[1:] + reached[:-1]) / 2
+    leading = (over_two >= REACHED).nonzero().flatten().tolist()
+    return sizes[leading[0] + 1 if leading else len(reached) - 1]

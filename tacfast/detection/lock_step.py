@@ -10,16 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .statistic import Evidence
-
 # A loss below this counts as this: that of a class which is reached would go on to fall for ever.
 FLOOR = 1e-3
 # The same samples always.
 SEED = 0
 # Length of a gradient step, as a share of the budget.
 STEP = 0.4
-# Share of the samples that must be sent to a class for it to be reached.
-ENOUGH = 0.8
+# Share of the samples, over two steps, that must be sent to a class for it to be reached.
+REACHED = 0.8
 # Samples that go through the model at once, of as many classes as that makes.
 TOGETHER = 128
 
@@ -72,29 +70,30 @@ def effort_of(losses: Tensor) -> Tensor:
 
 
 def climb(
-    evidence: Evidence, distortion: Distortion, budgets: Sequence[float], *, batch: int, classes: Tensor | None = None
+    inputs: Tensor,
+    classify: Callable[[Tensor], Tensor],
+    distortion: Distortion,
+    budgets: Sequence[float],
+    *,
+    batch: int,
+    classes: Tensor | None = None,
+    enough: float = 0.5,
 ) -> Climb:
     """Let a distortion per class grow step by step, each a normalised gradient step on the loss towards its class.
 
     The classes share their samples, those of a class left out where that is the aim, so that what differs between them
-    is how easy they are to reach. It ends early when half of the classes are reached: further out all are.
+    is how easy they are to reach. It ends early when so many of the classes are reached: further out all are.
 
     Parameters
     ----------
-    evidence : with inputs, which are drawn in an order that is always the same
+    inputs : (n, ...) samples, drawn from in an order that is always the same
+    classify : from such inputs to logits (n, C), as of `Evidence`
     distortion : how inputs are changed
     budgets : the norm of the distortion at each step
     batch : samples per class and step
     classes : (K,) int64 to aim at; all if None
-
-    Raises
-    ------
-    ValueError
-        If ``evidence`` has no inputs.
+    enough : share of the classes that must be reached for it to end
     """
-    if evidence.inputs is None or evidence.classify is None:
-        raise ValueError("evidence: expected inputs and a model, got only what the model said")
-    inputs, classify = evidence.inputs, evidence.classify
     with torch.no_grad():
         logits = torch.cat([classify(part) for part in torch.split(inputs, TOGETHER)])
     answers = logits.argmax(1)
@@ -115,7 +114,7 @@ def climb(
         parameters = parameters - STEP * budget * torch.cat(moves)
         losses.append(torch.cat([loss for loss, _ in found]))
         reached.append(torch.cat([share for _, share in found]))
-        if torch.stack(reached[-2:]).mean(0).median() >= ENOUGH and len(reached) > 1:
+        if len(reached) > 1 and (torch.stack(reached[-2:]).mean(0) >= REACHED).double().mean() >= enough:
             break
     return Climb(classes.cpu(), torch.stack(losses), torch.stack(reached), parameters.cpu(), passes)
 

@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+# Values that differ by less than this share of the largest are equal: the rest is rounding.
+SAME = 1e-9
+
 
 def outlier_scores(values: Tensor) -> Tensor:
     """Standardised distance of each value below the mean of the others, whatever their unit and number.
@@ -17,25 +20,31 @@ def outlier_scores(values: Tensor) -> Tensor:
 
     Parameters
     ----------
-    values : (C,) float64. ±inf count as the largest and the smallest finite one, NaN as missing
+    values : (C,) float64. +inf counts as the largest finite one, NaN as missing; −inf scores +inf, and counts as
+        missing for the others
 
     Returns
     -------
     Tensor
-        (C,) float64, large where a value is small; NaN where it is missing or fewer than three others are there.
+        (C,) float64, large where a value is small; 0 where the others are all but equal, and so is it; NaN where it is
+        missing or fewer than three others are there.
     """
-    known = ~values.isnan()
-    finite = values[values.isfinite()]
     scores = torch.full_like(values, math.nan)
+    known = ~values.isnan() & (values > -math.inf)
+    finite = values[values.isfinite()]
     count = int(known.sum())
     if count < 4 or len(finite) == 0:
         return scores
-    v = values[known].clamp(float(finite.min()), float(finite.max()))
+    v = values[known].clamp(max=float(finite.max()))
     freedom = count - 2
-    rest = (v.sum() - v) / (count - 1)
-    squares = (v - v.mean()).square().sum() - (v - v.mean()).square() * count / (count - 1)
-    spread = (squares.clamp_min(0) / freedom).sqrt()
-    t = (rest - v) / (spread * math.sqrt(1 + 1 / (count - 1))).clamp_min(torch.finfo(v.dtype).tiny)
+    from_mean = v - v.mean()
+    below = -from_mean * count / (count - 1)  # the mean of the others
+    squares = from_mean.square().sum() - from_mean * -below
+    rounding = SAME * v.abs().max()
+    spread = (squares.clamp_min(0) / freedom).sqrt().clamp_min(rounding)
+    t = (below / (spread * math.sqrt(1 + 1 / (count - 1)))).nan_to_num(0.0)  # 0/0 of zeros
     scale = (8 * freedom + 1) / (8 * freedom + 3)
-    scores[known] = t.sign() * scale * (freedom * (t.square() / freedom).log1p()).sqrt()
+    found = t.sign() * scale * (freedom * (t.square() / freedom).log1p()).sqrt()
+    scores[known] = found.where(below.abs() > rounding, 0.0)
+    scores[values == -math.inf] = math.inf
     return scores

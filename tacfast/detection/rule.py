@@ -28,6 +28,8 @@ MAD_SCALE = 1.4826
 # that rather than whether it is easy to reach.
 MIN_CLASSES = 5
 MIN_SAMPLES_PER_CLASS = 10
+# If more of the classes than this are left out, what is said of the others is no verdict on the model.
+MAX_LEFT_OUT = 1 / 3
 # More classes than this are counted, not named.
 MAX_NAMED = 10
 # A median absolute deviation below this share of the median is rounding, not spread.
@@ -90,8 +92,8 @@ def detect(solution: TacSolution, samples_per_class: Sequence[int] | Tensor | No
     -------
     Verdict
         ``inconclusive`` for another trim or margin, a class that was not solved, fewer than 5 solved classes to which
-        the model assigns 10 samples (without ``samples_per_class``: fewer than 10·C samples or an unknown number in
-        all), an infinite median, or no spread (a MAD that vanishes next to the median).
+        the model assigns 10 samples, or more than a third without them (without ``samples_per_class``: fewer than 10·C
+        samples or an unknown number in all), an infinite median, or no spread (a MAD that vanishes next to the median).
 
     Raises
     ------
@@ -121,13 +123,18 @@ def detect(solution: TacSolution, samples_per_class: Sequence[int] | Tensor | No
     return Verdict(
         label=label,
         classes=found,
-        index=dict(zip(classes, index.tolist(), strict=True)),
-        norms=dict(zip(classes, norms.tolist(), strict=True)),
+        index=_by_class(classes, index),
+        norms=_by_class(classes, norms),
         median=median,
         threshold=threshold,
         reasons=reasons,
         left_out=tuple(short),
     )
+
+
+def _by_class(classes: list[int], values: Tensor) -> dict[int, float]:
+    # One and the same NaN is equal to itself in a dict, so that verdicts can be compared.
+    return {k: math.nan if math.isnan(value) else value for k, value in zip(classes, values.tolist(), strict=True)}
 
 
 def _median(values: Tensor) -> float:
@@ -192,6 +199,8 @@ def _obstacles(solution: TacSolution, judged: int, median: float, spread: float)
     if judged < MIN_CLASSES:
         enough = "" if judged == solved else f", {judged} of them with enough samples"
         found.append(f"at least {MIN_CLASSES} classes are needed to see an outlier, {solved} were solved{enough}")
+    elif solved - judged > MAX_LEFT_OUT * solved:
+        found.append(f"too many classes are left out: {solved - judged} of {solved}")
     if failed or judged < MIN_CLASSES:
         return found
     if not math.isfinite(median):

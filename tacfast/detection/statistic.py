@@ -28,6 +28,12 @@ class Evidence:
     classify: Callable[[Tensor], Tensor] | None = None
     _solutions: dict[float, TacSolution] = field(default_factory=dict)
 
+    def for_model(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """``inputs``, fit for gradients, and ``classify``; ValueError where they are not at hand."""
+        if self.inputs is None or self.classify is None:
+            raise ValueError("evidence: expected inputs and a model, got only what the model said")
+        return self.inputs.clone() if self.inputs.is_inference() else self.inputs, self.classify
+
     def solution(self, trim: float) -> TacSolution:
         """Of the class-wise QPs of all classes; solved once, whoever asks."""
         if trim not in self._solutions:

@@ -74,11 +74,10 @@ class UniversalPerturbation:
         """(C,) float64."""
         return self.climb(evidence).effort
 
+    @torch.inference_mode(False)  # gradients are needed, also where the caller is in it
     def climb(self, evidence: Evidence) -> Climb:
         """The perturbations themselves, and how they grew."""
-        inputs = evidence.inputs
-        if inputs is None:
-            raise ValueError("evidence: expected inputs, got None")
+        inputs, classify = evidence.for_model()
         scale = spread_of(inputs)
         budgets = [size * scale for size in growing(self.first, self.last, self.steps)]
-        return climb(evidence, Additive.of(inputs), budgets, batch=self.batch)
+        return climb(inputs, classify, Additive.of(inputs), budgets, batch=self.batch)

@@ -67,11 +67,12 @@ class UniversalWarp:
         """(C,) float64."""
         return self.climb(evidence).effort
 
+    @torch.inference_mode(False)  # gradients are needed, also where the caller is in it
     def climb(self, evidence: Evidence) -> Climb:
         """The warps themselves, and how they grew."""
-        inputs = evidence.inputs
-        if inputs is None or inputs.ndim != 4:
-            raise ValueError("evidence: expected images (n, channels, h, w), got others or None")
+        inputs, classify = evidence.for_model()
+        if inputs.ndim != 4:
+            raise ValueError(f"evidence: expected images (n, channels, h, w), got shape {tuple(inputs.shape)}")
         size = (int(inputs.shape[-2]), int(inputs.shape[-1]))
         budgets = [share * sum(size) / 2 for share in growing(self.first, self.last, self.steps)]
-        return climb(evidence, Warp(size, self.grid, inputs[:0]), budgets, batch=self.batch)
+        return climb(inputs, classify, Warp(size, self.grid, inputs[:0]), budgets, batch=self.batch)

@@ -106,15 +106,22 @@ def _through_gaps(
 def _attaining(latents: Tensor, W: Tensor, b: Tensor | None, gaps: Tensor, k: Tensor, j: Tensor, trim: float) -> Tensor:
     """The sample whose difference of logits is R[k, j], the first of several, for pairs k (P,) and j (P,).
 
-    It is found by that value, to which it is the nearest, so that nothing here says how ``gaps`` came about.
+    It is found by that value, to which it is the nearest; with ``trim`` among the samples of class j, if it has any.
     """
     value, start = gaps[k, j][:, None], 0
+    own = torch.zeros(len(W), dtype=torch.bool, device=gaps.device)
+    if trim > 0:
+        for logits in _logits_of_the_solve(latents, W, b, gaps, trim):
+            own[logits.argmax(1)] = True
     best, nearest = torch.full_like(value[:, 0], torch.inf), torch.zeros_like(k)
     for logits in _logits_of_the_solve(latents, W, b, gaps, trim):
         by_class = logits.T.contiguous()
         some = max(1, _BLOCK.get(gaps.device.type, _BLOCK["cuda"]) // len(logits))
         for part in (slice(first, first + some) for first in range(0, len(k), some)):
             distance = (by_class[j[part]] - by_class[k[part]]).sub_(value[part]).abs_()
+            if trim > 0:
+                foreign = logits.argmax(1) != j[part][:, None]
+                distance.masked_fill_(foreign & own[j[part]][:, None], torch.inf)
             least, where = distance.min(1)
             nearer = least < best[part]
             best[part] = torch.where(nearer, least, best[part])

@@ -56,7 +56,7 @@ def solve_tac(
     -------
     TacSolution
         Of the kind of ``latents``; float64 if any input is, else float32. If ``latents`` is a tensor, and it, W or b
-        requires grad, ``norms`` and ``perturbations`` carry gradients.
+        requires grad, ``norms`` and ``perturbations`` carry gradients, unless one of them was made in inference mode.
 
     Raises
     ------
@@ -109,8 +109,10 @@ def solve_tac(
 
 def _with_gradients(solution: TacSolution, latents: Array, W: Array, b: Array | None) -> TacSolution:
     """The solution, with norms and perturbations that depend on latents, W and b if any of these requires grad."""
-    asked = any(isinstance(x, Tensor) and x.requires_grad for x in (latents, W, b))
-    if not (asked and torch.is_grad_enabled() and isinstance(latents, Tensor)):
+    tensors = [x for x in (latents, W, b) if isinstance(x, Tensor)]
+    asked = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    # Tensors of inference mode cannot be kept for a backward pass.
+    if not (asked and isinstance(latents, Tensor)) or any(x.is_inference() for x in tensors):
         return solution
     inputs = latents, _kept("W", W), None if b is None else _kept("b", b)
     hand_back(W, b)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from ..data.splits import Splits
 from ..models.checkpoint import Checkpoint, load_checkpoint, restore_model, save_checkpoint
 from ..models.normalised import Normalised
 from ..models.registry import OWN, TIMM, build_model
-from ..models.weights import CheckpointError, shown_path
+from ..models.weights import CheckpointError, load_file, shown_path
 from ..solver._files import write_atomically
 from .loop import TrainedEpoch, TrainingData, train
 from .recipe import Recipe
@@ -268,8 +267,9 @@ def _load_trigger(attack: Attack, path: Path, sha256: str | None) -> None:
     content = path.read_bytes()
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise CheckpointError(f"{shown_path(path)}: its content differs from what was saved with the weights")
+    state = load_file(path)  # after a look at what it would build, as it may come from anybody
     try:
-        attack.load_state_dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
-    except (EOFError, KeyError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        attack.load_state_dict(state)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         kind = type(attack).__name__
         raise CheckpointError(f"{shown_path(path)}: expected the trigger of {kind}: {error}") from error

@@ -1,5 +1,6 @@
 """`scan`, `repair` and `show` on the data set, the splits and the trigger of a network of `tacfast train`."""
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -19,7 +20,7 @@ from tacfast.data import load_dataset
 from tacfast.evaluation import evaluate
 from tacfast.models import Checkpoint, build_model, load_checkpoint, save_checkpoint
 from tacfast.training import Recipe
-from tacfast.training.trained import Plan, load_trained, save_trained, train_plan
+from tacfast.training.trained import Plan, load_trained, plan_from_dict, save_trained, train_plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -278,3 +279,40 @@ def test_show_says_in_one_line_what_is_wrong_with_the_network(network, lira, tmp
         "tacfast: error: lira.trigger.pt: its content differs from what was saved with the weights",
     )
     assert not (tmp_path / "lira.png").exists()
+
+
+# ---- a stranger's network -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [{"attack": ["x"]}, {"target": None}, {"target": "x"}, {"recipe": None}, {"arch_args": 3, "attack": "trojannn"}],
+)
+def test_whatever_a_file_says_of_its_attack_the_verdict_is_told(network, tmp_path, capsys, plan):
+    known = load_checkpoint(network).provenance
+    other = write(
+        tmp_path / "o.safetensors", network, provenance=known | {"plan": known["plan"] | plan, "attack": None}
+    )
+    facts = facts_of(capsys, tmp_path, other, "--data", "digits")
+    assert facts["attack"] is None
+    assert any(text.startswith("the attack was not measured: ") for text in facts["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("patch", "words"),
+    [
+        (torch.zeros(1, dtype=torch.float16).expand(1, 12000, 12000), "not read"),  # more than its numbers
+        (torch.zeros(3), "patch: expected floating point"),
+        ("text", "patch: expected floating point"),
+        (torch.zeros(7, 2, 2), "images: expected shape"),
+    ],
+)
+def test_whatever_a_file_holds_for_a_trigger_the_verdict_is_told(network, digits, tmp_path, capsys, patch, words):
+    known = load_checkpoint(network).provenance
+    attack = dataclasses.replace(plan_from_dict(known["plan"]), attack="trojannn").make_attack(digits)
+    changes = {"plan": known["plan"] | {"attack": "trojannn"}, "attack": repr(attack)}
+    other = write(tmp_path / "o.safetensors", network, provenance=known | changes)
+    torch.save({"patch": patch}, other.with_suffix(".trigger.pt"))
+    facts = facts_of(capsys, tmp_path, other, "--data", "digits")
+    assert facts["attack"] is None
+    assert any(text.startswith("the attack was not measured: ") and words in text for text in facts["warnings"])

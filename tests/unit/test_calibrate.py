@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from benchmarks.calibrate import __main__ as command
 from benchmarks.calibrate.bank import BANK
-from benchmarks.calibrate.judge import Member, auroc, judge, load, surprise
+from benchmarks.calibrate.judge import Member, auroc, judge, limit_of, load, surprise
 from benchmarks.defence.profiles import PROFILES
 from tacfast.attacks import ATTACKS
 from tacfast.data import load_dataset
@@ -80,6 +80,14 @@ def test_a_network_is_measured_once(made, monkeypatch):
     assert run(*places) == ""
     (folder / "bank" / "digits" / f"{CLEAN.name}.json").write_text("{}")
     assert run(*places, "--trained", "--only", "clean").startswith(CLEAN.name)
+    arrays = folder / "bank" / "digits" / f"{CLEAN.name}.npz"
+    arrays.unlink()
+    assert run(*places, "--trained", "--only", "clean").startswith(CLEAN.name)
+    assert (folder / "bank" / "judge.md").read_text() == judge(load(folder / "bank"))
+    whole = arrays.read_bytes()
+    arrays.write_bytes(whole[:2000])
+    assert len(load(folder / "bank")) == 2  # a damaged one is passed over
+    arrays.write_bytes(whole)
     # What is not trained is left alone if asked.
     assert run("--results", folder / "other", "--models", folder / "none", "--trained") == ""
 
@@ -110,6 +118,13 @@ def test_auroc_is_sklearns():
         expected = roc_auc_score([1] * 20 + [0] * 30, positive + negative)
         assert auroc(positive, negative) == pytest.approx(expected)
     assert math.isnan(auroc([], [1.0]))
+    assert auroc([math.inf], [math.inf, 1.0]) == 0.75
+
+
+@pytest.mark.parametrize(("count", "allowed"), [(0, 0), (3, 0), (19, 0), (20, 1), (59, 2), (60, 3)])
+def test_no_more_false_alarms_than_are_said(count, allowed):
+    clean = np.random.default_rng(count).normal(size=count).tolist()
+    assert sum(value > limit_of(clean) for value in clean) == allowed
 
 
 @pytest.mark.parametrize(("score", "classes"), [(3.0, 10), (1.0, 10), (7.5, 200), (12.0, 43)])
@@ -118,6 +133,7 @@ def test_surprise_is_the_expected_number_of_such_classes(score, classes):
     scores[classes // 2] = score
     assert 10 ** -surprise(scores) == pytest.approx(classes * stats.norm.sf(score))
     assert surprise(torch.cat([scores, torch.tensor([-math.inf], dtype=torch.float64)])) == surprise(scores)
+    assert surprise(torch.full((3,), -math.inf)) == -math.inf
 
 
 def member(attack, asr, target, scores):

@@ -23,6 +23,10 @@ def report(trial):
     return scan(trial.model, trial.clean.loader())
 
 
+def head_of(model):
+    return model[5].weight.detach(), model[5].bias.detach()
+
+
 def test_repair_removes_the_backdoor_and_plain_fine_tuning_does_not(trial, report):
     assert report.verdict.classes == (TARGET,)
     before = trial.before
@@ -44,7 +48,7 @@ def test_one_step_is_the_gradient_of_the_stated_loss(trial):
     result = repair(model, [(x, y)], report, **settings)
 
     latents = extract_latents(model, [x]).latents
-    solved = solve_tac(latents, model[5].weight, model[5].bias, classes=[TARGET], trim=0.25)
+    solved = solve_tac(latents, *head_of(model), classes=[TARGET], trim=0.25)
     shift = solved.perturbations[0]
     mine = copy.deepcopy(model).train()
     z = mine[:5](x)
@@ -76,7 +80,7 @@ def test_shift_is_solved_again_every_epoch_and_capped(trial, report, monkeypatch
     assert (directions[1:] - directions[:-1]).norm(dim=1).min() > 1e-3
     # The cap is at work: by the end the exact shift for the repaired network is longer.
     latents = extract_latents(result.model, loader_of(trial)).latents
-    needed = solve_tac(latents, result.model[5].weight, result.model[5].bias, classes=[TARGET]).norms[0]
+    needed = solve_tac(latents, *head_of(result.model), classes=[TARGET]).norms[0]
     assert float(needed) > norms[0]
 
 
@@ -119,7 +123,7 @@ def test_several_classes_take_turns_and_are_solved_for_at_once(trial, monkeypatc
     assert result.targets == targets
     monkeypatch.undo()
 
-    solution = solve_tac(extract_latents(model, [x]).latents, model[5].weight, model[5].bias, classes=list(targets))
+    solution = solve_tac(extract_latents(model, [x]).latents, *head_of(model), classes=list(targets))
     assert list(result.history[0].shift_norms) == list(targets)
     assert list(result.history[0].shift_norms.values()) == pytest.approx(solution.norms.tolist(), rel=1e-5)
     mine = copy.deepcopy(model).train()

@@ -38,7 +38,8 @@ def test_the_largest_count_within_the_drop_is_pruned(trial, report, held_out):
     """Against one whole network per count, pruned by hand."""
     result = repair(trial.model, loader_of(trial), report, mode="prune", held_out=held_out.loader(), epochs=1)
     latents = extract_latents(trial.model, trial.clean.loader()).latents
-    shift = solve_tac(latents, trial.model[5].weight, trial.model[5].bias, classes=[TARGET]).perturbations[0]
+    weight, bias = (part.detach() for part in trial.model[5].parameters())
+    shift = solve_tac(latents, weight, bias, classes=[TARGET]).perturbations[0]
     ranking = shift.abs().argsort(descending=True)
     right = [accuracy_with_columns_zeroed(trial.model, ranking[:count], held_out) for count in range(49)]
     count = max(i for i, n in enumerate(right) if n >= right[0] - 2)  # 0.01 of 200

@@ -42,6 +42,14 @@ def gradients(tensors, loss=weighted, **options):
     return found
 
 
+def source_of(values, k, j, gap, trim):
+    """The first sample with that gap; of a trimmed one, among those of class j."""
+    rows = np.arange(len(values))
+    if trim and (values.argmax(1) == j).any():
+        rows = rows[values.argmax(1) == j]
+    return rows[np.abs(values[rows, j] - values[rows, k] - gap).argmin()]
+
+
 def by_quadprog_and_pinv(latents, W, b, classes, margin=0.0, trim=0.0):
     """Norms and perturbations, for torch to differentiate: quadprog says which constraints are active."""
     logits = latents @ W.T + (0 if b is None else b)
@@ -53,7 +61,7 @@ def by_quadprog_and_pinv(latents, W, b, classes, margin=0.0, trim=0.0):
         c = constraints(*seen[1:], R, k, margin)
         slack = c.A @ by_quadprog(c.A, c.rho) - c.rho
         active = [j for j in range(len(W)) if j != k and slack[j] < 1e-9 * (1 + abs(c.rho[j]))]
-        sources = [np.abs(values[:, j] - values[:, k] - R[k, j]).argmin() for j in active]
+        sources = [source_of(values, k, j, R[k, j], trim) for j in active]
         rho = (logits[sources, active] - logits[sources, k]) + margin
         shifts.append(torch.linalg.pinv(W[k] - W[active]) @ rho)
     s = torch.stack(shifts)
@@ -331,3 +339,29 @@ def test_memory_of_the_backward_pass(trim):
             torch.ones(classes, dim), torch.ones(classes), latents, W, b, *known, [True, True, True]
         )
     assert largest.entries <= n * classes  # the logits; n·C·K would be 40 times that
+
+
+def test_with_trim_the_gradient_goes_to_a_sample_of_the_class():
+    """Another class has the very same difference, first: R does not depend on it."""
+    logits = torch.eye(4, dtype=torch.float64).repeat_interleave(3, 0) / 2
+    logits[8] = torch.tensor([1.0, 3.0, 3.2, 0.0])  # of class 2, with L1 − L0 = 2
+    logits[4] = torch.tensor([1.0, 3.0, 0.0, 0.0])  # of class 1
+    logits[3] = torch.tensor([0.0, 6.0, 0.0, 0.0])
+    logits[5] = torch.tensor([2.0, 3.0, 0.0, 0.0])
+    latents = torch.cat([logits[8:9], logits[:8], logits[9:]]).requires_grad_()
+    solution = tacfast.solve_tac(latents, torch.eye(4, dtype=torch.float64), trim=0.34, classes=[0])
+    assert float(solution.gaps[0, 1]) == 2.0
+    (gradient,) = torch.autograd.grad(solution.norms.sum(), latents)
+    assert float(gradient[0].abs().sum()) == 0.0
+    assert float(gradient[5].abs().sum()) > 0.0
+
+
+def test_what_was_made_in_inference_mode_has_no_gradients():
+    p = plain(0, 5, 6, 15)
+    z, W, b = (None if x is None else x.detach() for x in leaves(p))
+    with torch.inference_mode():
+        made = z.clone()
+    weight = torch.nn.Parameter(W)
+    solution = tacfast.solve_tac(made, weight, b)
+    assert not solution.norms.requires_grad
+    assert torch.equal(solution.norms, tacfast.solve_tac(z, weight, b).norms.detach())

@@ -1,6 +1,5 @@
 """Statistics of how easy each class is to reach, and the scores made of them."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -47,9 +46,29 @@ def test_missing_and_infinite_values():
     assert scores.isnan().tolist() == [False, False, True, False, False, False, False]
     known = torch.tensor([1.0, 2.0, 1.5, 1.2, 2.0, 0.1], dtype=torch.float64)
     torch.testing.assert_close(scores[~scores.isnan()], outlier_scores(known))
+    # A class that needs no change at all is as odd as can be, and no measure for the others.
+    none = torch.cat([known, torch.tensor([-math.inf], dtype=torch.float64)])
+    assert float(outlier_scores(none)[-1]) == math.inf
+    torch.testing.assert_close(outlier_scores(none)[:-1], outlier_scores(known))
     assert outlier_scores(values[:4]).isnan().all()  # two others at most
     assert outlier_scores(torch.full((5,), math.inf, dtype=torch.float64)).isnan().all()
-    assert outlier_scores(torch.ones(5, dtype=torch.float64)).tolist() == [0.0] * 5
+
+
+@pytest.mark.parametrize("count", [5, 10, 43])
+def test_equal_values_are_no_outliers(count):
+    for value in np.random.default_rng(0).normal(0, 3, 50):
+        values = torch.full((count,), float(value), dtype=torch.float64)
+        assert outlier_scores(values).tolist() == [0.0] * count
+        values[1] *= 1 + 1e-15
+        assert outlier_scores(values).tolist() == [0.0] * count
+        # One that can be reached among others that cannot says nothing: there is nothing to compare it with.
+        values[1:] = math.inf
+        assert outlier_scores(values).tolist() == [0.0] * count
+        # But one far below others that are all equal is.
+        values[:] = float(value)
+        values[0] -= 1
+        assert float(outlier_scores(values)[0]) > 8
+    assert outlier_scores(torch.zeros(5, dtype=torch.float64)).tolist() == [0.0] * 5
 
 
 # ---- the norm of the QP --------------------------------------------------------------------------------------
@@ -143,7 +162,7 @@ def test_sizes_are_those_of_the_budgets_and_the_same_for_all():
             seen.append(parameters.detach().flatten(1).norm(dim=1))
             return super().apply(inputs, parameters)
 
-    found = climb(evidence_of(model, images), Watched(*vars(Additive.of(images)).values()), budgets, batch=16)
+    found = climb(images, model, Watched(*vars(Additive.of(images)).values()), budgets, batch=16)
     assert found.losses.shape == found.reached.shape == (3, C)
     assert found.passes == 3 * C * 16
     # Zero at first: a step is taken from nothing. Then each is scaled to its budget, whatever the class.
@@ -162,8 +181,7 @@ def test_samples_of_the_class_itself_are_left_out_and_classes_share_the_others()
         asked.append(inputs.detach())
         return Planted().eval()(inputs)
 
-    evidence = dataclasses.replace(evidence_of(Planted().eval(), images), classify=classify)
-    climb(evidence, Additive.of(images), [1e-6], classes=torch.tensor([1, 4]), batch=128)
+    climb(images, classify, Additive.of(images), [1e-6], classes=torch.tensor([1, 4]), batch=128)
     asked = asked[-2:]  # before them, all of the images as they are
     first, second = ([int((image - images).flatten(1).norm(dim=1).argmin()) for image in batch] for batch in asked)
     assert 1 not in labels[first]
@@ -176,12 +194,31 @@ def test_samples_of_the_class_itself_are_left_out_and_classes_share_the_others()
 def test_fewer_samples_than_a_batch_come_again():
     images, _ = make_images(12)
     model = Planted().eval()
-    found = climb(evidence_of(model, images), Additive.of(images), [0.1, 0.2], batch=64)
+    found = climb(images, model, Additive.of(images), [0.1, 0.2], batch=64)
     assert found.passes == 2 * C * 64
     assert found.effort.isfinite().all()
     # A model that says the same of everything: there are no others, and that is no reason to fail.
-    same = dataclasses.replace(evidence_of(model, images), classify=lambda inputs: 0 * model(inputs))
-    assert climb(same, Additive.of(images), [0.1], batch=8).losses.shape == (1, C)
+    same = climb(images, lambda inputs: 0 * model(inputs), Additive.of(images), [0.1], batch=8)
+    assert same.losses.shape == (1, C)
+
+
+def test_in_inference_mode_all_is_the_same():
+    images, _ = make_images(60)
+    model = Planted().eval()
+    with torch.inference_mode():
+        made = images.clone()
+        found = UniversalPerturbation(steps=3).values(evidence_of(model, made))
+    torch.testing.assert_close(found, UniversalPerturbation(steps=3).values(evidence_of(model, images)))
+
+
+def test_it_may_wait_for_all_of_the_classes():
+    images, _ = make_images()
+    model = Planted(checkerboard()).eval()
+    sizes = [0.05 * 1.15**t for t in range(60)]
+    one, whole = (climb(images, model, Additive.of(images), sizes, batch=32, enough=share) for share in (0.1, 1.0))
+    assert len(one.losses) < len(whole.losses) < 60
+    assert float(whole.reached[-2:].mean(0).min()) >= 0.8 > float(one.reached[-2:].mean(0).min())
+    assert float(one.reached[-2:].mean(0).max()) >= 0.8
 
 
 @pytest.mark.parametrize("statistic", [UniversalPerturbation(), UniversalWarp()])
