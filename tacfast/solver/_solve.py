@@ -111,8 +111,10 @@ def _with_gradients(solution: TacSolution, latents: Array, W: Array, b: Array | 
     """The solution, with norms and perturbations that depend on latents, W and b if any of these requires grad."""
     tensors = [x for x in (latents, W, b) if isinstance(x, Tensor)]
     asked = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    # Tensors of inference mode cannot be kept for a backward pass.
-    if not (asked and isinstance(latents, Tensor)) or any(x.is_inference() for x in tensors):
+    if not (asked and isinstance(latents, Tensor)):
+        return solution
+    # Tensors of inference mode cannot be kept for a backward pass; compiled, there are none.
+    if not torch.compiler.is_compiling() and any(x.is_inference() for x in tensors):
         return solution
     inputs = latents, _kept("W", W), None if b is None else _kept("b", b)
     hand_back(W, b)

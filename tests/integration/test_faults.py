@@ -97,7 +97,7 @@ def epochs_of(text):
 
 @pytest.mark.parametrize("kills", KILLS)
 def test_a_training_that_is_killed_loses_at_most_an_epoch(tmp_path, kills):
-    draw, epochs = random.Random(kills), 6 if kills < 5 else 60
+    draw, epochs = random.Random(kills), 15 if kills < 5 else 60
     whole, out = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
     start = time.monotonic()
     first = Process(train_command(whole, epochs), tmp_path / "log")
