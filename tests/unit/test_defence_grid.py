@@ -30,8 +30,6 @@ from benchmarks.defence.networks import model_path
 from benchmarks.defence.profiles import DEFENCES as ALL_DEFENCES
 from benchmarks.defence.profiles import PROFILES, Network
 from benchmarks.defence.store import Store, try_lock
-from benchmarks.defence.summary import MIN_ASR, Row, Share, averages, rows_of
-from benchmarks.defence.tables import markdown, sections
 from tacfast.data import LabelledImages
 from tacfast.data.splits import split_indices
 from tacfast.defenses import RepairResult
@@ -369,83 +367,7 @@ def test_a_full_disk_leaves_the_old_cells(copied, monkeypatch):
     assert not list(copied.results.rglob("*.tmp"))
 
 
-# ---- tables ---------------------------------------------------------------------------------------------------
-
-
-def network_cell(asr, acc=0.9, **more):
-    about = {"before": {"acc": acc, "asr": asr, "ra": 0.0}, "test_images": 100, "attacked_images": 90, "target": 1}
-    about |= {"relearning": [{"poisoned_images": n, "asr": 1.0, "acc": 0.9} for n in (5, 50, 500)]}
-    about |= {"scan": {"label": "suspicious", "classes": [1]}, "ceiling": None, "reconstruction": None}
-    return {**about, "seconds": {"training": 1.0}, **more}
-
-
-def defence_cell(acc, asr, *, error=None, relearning=None):
-    after = {"acc": acc, "asr": asr, "ra": 0.5}
-    return {
-        "after": after,
-        "der": 0.5,
-        "relearning": relearning,
-        "seconds": {"defence": 2.0},
-        "error": error,
-        "reason": None,
-    }
-
-
-def test_an_attack_that_did_not_take_is_listed_apart(tmp_path):
-    store = Store(tmp_path)
-    weak, strong = (dataclasses.replace(BADNETS, ratio=ratio) for ratio in (0.01, 0.1))
-    for network, asr in ((weak, MIN_ASR - 1e-9), (strong, MIN_ASR), (CLEAN, 0.1)):
-        store.write(network.name, NETWORK_CELL, network_cell(asr))
-        store.write(network.name, "clp", defence_cell(0.8, asr / 2))
-    rows = rows_of(store, [weak, strong, CLEAN], ["clp"])
-    assert {(row.attack, row.ratio): row.weak for row in rows} == {
-        ("badnets", 0.01): True,
-        ("badnets", 0.1): False,
-        ("clean", 0.0): False,
-    }
-    listed = sections(rows)
-    assert [(section["weak"], section["clean"]) for section in listed] == [(False, False), (False, True), (True, False)]
-    text = markdown(rows, "about")
-    assert text.count("listed apart: ASR below 0.9 before any repair") == 1
-    found = {average.defence: average for average in averages(rows)}
-    assert found["clp"].attacks == 1  # the weak one is in no mean
-    assert found["clp"].means["asr"] == pytest.approx(MIN_ASR / 2)
-    assert found["clp"].clean_loss == pytest.approx(0.1)
-
-
-def test_one_weak_seed_makes_the_group_weak():
-    cells = tuple(network_cell(asr) for asr in (1.0, 0.89, 1.0))
-    assert Row("digits", "a", "badnets", 0.1, "none", (), cells).weak
-    assert not Row("digits", "a", "badnets", 0.1, "none", (), cells[::2]).weak
-
-
-def test_rows_over_seeds():
-    import statistics
-
-    networks = tuple(network_cell(1.0) for _ in range(3))
-    relearned = [{"poisoned_images": 50, "asr": 0.25, "acc": 0.9}]
-    asrs = (0.1, 0.2, 0.6)
-    cells = tuple(defence_cell(0.9, asr, relearning=relearned if asr == 0.1 else None) for asr in asrs)
-    row = Row("digits", "a", "badnets", 0.1, "clp", cells, networks)
-    assert row.mean("asr") == pytest.approx(0.3)
-    assert row.spread("asr") == pytest.approx(statistics.stdev(asrs))
-    assert row.values("relearn-50") == [0.25, 1.0, 1.0]  # what was not repaired relearns as the network does
-    assert (row.interval("acc").value, row.interval("asr").value) == (pytest.approx(0.9), pytest.approx(0.3))
-
-
-@pytest.mark.parametrize(("hits", "n"), [(0, 10), (1, 10), (5, 10), (81, 263), (15, 148), (9999, 10000), (7, 7)])
-def test_wilsons_interval(hits, n):
-    stats = pytest.importorskip("scipy.stats")
-    expected = stats.binomtest(hits, n).proportion_ci(method="wilson")
-    share = Share.of(hits / n, n)
-    assert (share.low, share.high) == (pytest.approx(expected.low, abs=1e-12), pytest.approx(expected.high, abs=1e-12))
-
-
-def test_wilsons_interval_as_published():
-    """Newcombe 1998 (Statistics in Medicine 17), table I: 81 of 263 and 15 of 148 by the score method."""
-    for hits, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611)):
-        share = Share.of(hits / n, n)
-        assert (share.low, share.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+# ---- profiles -------------------------------------------------------------------------------------------------
 
 
 def test_the_order_of_networks_and_seeds_is_fixed():

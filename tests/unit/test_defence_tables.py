@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import statistics
 import sys
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from benchmarks.defence import readme, tables  # noqa: E402
 from benchmarks.defence.__main__ import RESULTS  # noqa: E402
 from benchmarks.defence.profiles import DEFENCES, ORACLES, Network  # noqa: E402
 from benchmarks.defence.store import Store  # noqa: E402
-from benchmarks.defence.summary import Share, averages, rows_of  # noqa: E402
+from benchmarks.defence.summary import MIN_ASR, Row, Share, averages, rows_of  # noqa: E402
 
 NETWORKS = [Network("digits", "small-preact-resnet", "badnets", 0.1, seed) for seed in range(2)]
 WEAK = Network("digits", "small-preact-resnet", "wanet", 0.1, 0)
@@ -94,6 +95,42 @@ def test_attacks_that_did_not_take_are_apart_and_in_no_average(store):
     titles = [section["title"] for section in tables.sections(rows(store))]
     assert "wanet" in titles[-1]
     assert tables.sections(rows(store))[-1]["weak"]
+
+
+def test_an_attack_takes_from_the_limit_on(store):
+    weak, strong = (dataclasses.replace(NETWORKS[0], ratio=ratio) for ratio in (0.02, 0.03))
+    for network, asr in ((weak, MIN_ASR - 1e-9), (strong, MIN_ASR)):
+        store.write(network.name, "network", suspect(asr))
+        store.write(network.name, "clp", cell(0.8, asr / 2, 0.5))
+    found = rows_of(store, [weak, strong, CLEAN], ["clp"])
+    assert {row.ratio: row.weak for row in found} == {0.02: True, 0.03: False, 0.0: False}
+    order = [(section["weak"], section["clean"]) for section in tables.sections(found)]
+    assert order == [(False, False), (False, True), (True, False)]
+    assert tables.markdown(found, "about").count("listed apart: ASR below 0.9 before any repair") == 1
+    (average,) = (each for each in averages(found) if each.defence == "clp")
+    assert average.means["asr"] == pytest.approx(MIN_ASR / 2)
+
+
+def test_one_weak_seed_makes_the_group_weak():
+    cells = tuple(suspect(asr) for asr in (1.0, 0.89, 1.0))
+    assert Row("digits", "a", "badnets", 0.1, "none", (), cells).weak
+    assert not Row("digits", "a", "badnets", 0.1, "none", (), cells[::2]).weak
+
+
+def test_what_was_not_repaired_relearns_as_the_network_does():
+    relearned = [{"poisoned_images": 50, "asr": 0.25, "acc": 0.9}]
+    asrs = (0.1, 0.2, 0.6)
+    cells = tuple(cell(0.9, asr, 0.5, relearning=relearned if asr == 0.1 else None) for asr in asrs)
+    row = Row("digits", "a", "badnets", 0.1, "clp", cells, tuple(suspect(1.0) for _ in range(3)))
+    assert (row.mean("asr"), row.spread("asr")) == (pytest.approx(0.3), pytest.approx(statistics.stdev(asrs)))
+    assert row.values("relearn-50") == [0.25, 0.5, 0.5]
+
+
+def test_wilsons_interval_as_published():
+    """Newcombe 1998 (Statistics in Medicine 17), table I: 81 of 263 and 15 of 148 by the score method."""
+    for hits, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611)):
+        share = Share.of(hits / n, n)
+        assert (share.low, share.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
 
 
 def test_every_poison_ratio_has_a_summary_of_its_own(store):
