@@ -545,7 +545,7 @@ def test_classes_whose_images_cannot_be_read_are_missing(suspect, tmp_path, caps
         capsys, "scan", suspect / "model.pth", "--data", tmp_path / "images", "--skip-unreadable", *MODEL, *PIXELS
     )
     assert status == 3  # of class 4; class 3 is not judged
-    assert re.search(r"not judged, because the model assigns fewer than 10 samples to them:\s+class\s+3 \(\d\)", out)
+    assert re.search(r"not judged, because the model assigns fewer than 4 samples to them:\s+class\s+3 \(\d\)", out)
     assert "classes without an image: 1 (3)" in out
     assert "could not be read and were left out: " in out
 
