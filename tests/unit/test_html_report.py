@@ -376,7 +376,7 @@ def test_borderline_is_said_in_words(page):
 
 def test_inconclusive_says_why(page):
     model = make_model()
-    report = scan(model, make_data(per_class=9).loader(30))
+    report = scan(model, make_data(per_class=3).loader(30))
     found = page("inconclusive", report)
     assert "Inconclusive" in found.text
     assert report.verdict.reasons[0] in found.text
