@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data.randomness import isolated_randomness
 from ..models.head import Head
 from ..scanning import ScanReport
 from ..solver import Status
-from .base import EpochRecord, RepairResult, scanned_copy
-from .selection import EpochChoice, HeldOut
-from .shifts import ShiftSettings, capped, check_reachable, resolve_targets, solve_shifts
-from .training import Objective, Training, is_finite, widened
+from .base import EpochRecord, RepairResult
+from .shifts import ShiftSettings, capped, check_reachable, solve_shifts
+from .targeted import train_against
+from .training import Objective, is_finite, widened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,26 +55,20 @@ class LatentRepair(ShiftSettings):
         state_file: str | PathLike[str] | None = None,
     ) -> RepairResult:
         """Return a repaired copy of ``model``; see `tacfast.repair`."""
-        targets = resolve_targets(self.targets, report)
-        # Not in inference mode: that also turns gradients on where the caller is under no_grad.
-        with isolated_randomness(self.seed, loader), torch.inference_mode(False):
-            repaired, head = scanned_copy(model, report)
-            measured = None if held_out is None else HeldOut(held_out, head, self.seed)
-            choice = EpochChoice(repaired, measured, self.max_drop, first=self.first_choice)
-            objective = ShiftedLoss(repaired, head, loader, targets, trim=self.trim, lam=self.lam)
-            training = Training(repaired, head, loader, self, objective, choice)
-            training.run(on_epoch, state_file)
-        return RepairResult(
-            model=repaired,
-            history=tuple(training.history),
-            seconds=training.seconds,
-            mode="latent",
-            epoch=choice.epoch,
-            rolled_back=choice.epoch == 0,
-            before=choice.before,
-            after=choice.after,
-            targets=targets,
-            settings=asdict(self),
+
+        def objective(copied: nn.Module, head: Head, targets: tuple[int, ...]) -> Objective:
+            return ShiftedLoss(copied, head, loader, targets, trim=self.trim, lam=self.lam)
+
+        return train_against(
+            "latent",
+            self,
+            model,
+            loader,
+            report,
+            objective,
+            held_out=held_out,
+            on_epoch=on_epoch,
+            state_file=state_file,
         )
 
 

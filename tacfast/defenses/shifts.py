@@ -11,30 +11,9 @@ from torch import Tensor, nn
 
 from ..models.head import Head
 from ..models.latents import latent_batches
-from ..scanning import ScanReport
 from ..solver import GapMatrix, Status
-from .training import TrainingSettings, is_finite, is_integer
-
-
-@dataclass(frozen=True, kw_only=True)
-class TargetSettings(TrainingSettings):
-    """Settings of the modes that train against some classes.
-
-    Parameters
-    ----------
-    targets : the classes p, distinct; the report's suspicious classes if None
-    """
-
-    targets: Sequence[int] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        given = self.targets
-        sound = isinstance(given, (tuple, list)) and bool(given) and all(map(is_integer, given))
-        self.check("targets", "one or more classes in a tuple, or None", given is None or sound)
-        if given is not None:
-            self.check("targets", "distinct classes", len(set(given)) == len(given))
-            object.__setattr__(self, "targets", tuple(given))
+from .targeted import TargetSettings
+from .training import is_finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,22 +30,6 @@ class ShiftSettings(TargetSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check("trim", "a share in [0, 1)", is_finite(self.trim) and 0 <= self.trim < 1)
-
-
-def resolve_targets(targets: Sequence[int] | None, report: ScanReport) -> tuple[int, ...]:
-    """Return the classes to repair: ``targets``, or those that the report found suspicious."""
-    if targets is None:
-        if not report.verdict.classes:
-            raise ValueError(
-                f"report: expected a suspicious class to repair, but the verdict is {report.verdict.label}; "
-                "give targets= to repair classes of your choice"
-            )
-        return report.verdict.classes
-    classes = report.head.num_classes
-    for target in targets:
-        if not 0 <= target < classes:
-            raise ValueError(f"targets: expected classes 0 to {classes - 1}, got {target}")
-    return tuple(targets)
 
 
 def solve_shifts(

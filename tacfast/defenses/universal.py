@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
@@ -12,15 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data.randomness import isolated_randomness
 from ..detection.lock_step import REACHED, climb, growing, scaled
 from ..detection.universal import Additive, spread_of
 from ..models.head import Head, evaluation_mode
 from ..scanning import ScanReport
-from .base import EpochRecord, RepairResult, scanned_copy
-from .selection import EpochChoice, HeldOut
-from .shifts import TargetSettings, capped, resolve_targets
-from .training import Objective, Training, is_finite, trainable_batches, widened
+from .base import EpochRecord, RepairResult
+from .shifts import capped
+from .targeted import TargetSettings, train_against
+from .training import Objective, is_finite, trainable_batches, widened
 
 # The perturbation is first looked for on so many samples.
 SAMPLES = 500
@@ -76,25 +75,20 @@ class UniversalRepair(TargetSettings):
         state_file: str | PathLike[str] | None = None,
     ) -> RepairResult:
         """Return a repaired copy of ``model``; see `tacfast.repair`."""
-        targets = resolve_targets(self.targets, report)
-        with isolated_randomness(self.seed, loader), torch.inference_mode(False):
-            repaired, head = scanned_copy(model, report)
-            measured = None if held_out is None else HeldOut(held_out, head, self.seed)
-            choice = EpochChoice(repaired, measured, self.max_drop, first=self.first_choice)
-            objective = PerturbedLoss(repaired, head, loader, targets, self)
-            training = Training(repaired, head, loader, self, objective, choice)
-            training.run(on_epoch, state_file)
-        return RepairResult(
-            model=repaired,
-            history=tuple(training.history),
-            seconds=training.seconds,
-            mode="universal",
-            epoch=choice.epoch,
-            rolled_back=choice.epoch == 0,
-            before=choice.before,
-            after=choice.after,
-            targets=targets,
-            settings=asdict(self),
+
+        def objective(copied: nn.Module, head: Head, targets: tuple[int, ...]) -> Objective:
+            return PerturbedLoss(copied, head, loader, targets, self)
+
+        return train_against(
+            "universal",
+            self,
+            model,
+            loader,
+            report,
+            objective,
+            held_out=held_out,
+            on_epoch=on_epoch,
+            state_file=state_file,
         )
 
 

@@ -1,0 +1,98 @@
+"""What the defences share that train against the suspicious classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data.randomness import isolated_randomness
+from ..models.head import Head
+from ..scanning import ScanReport
+from .base import EpochRecord, RepairResult, scanned_copy
+from .selection import EpochChoice, HeldOut
+from .training import Objective, Training, TrainingSettings, is_integer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSettings(TrainingSettings):
+    """Settings of the modes that train against some classes.
+
+    Parameters
+    ----------
+    targets : the classes p, distinct; the report's suspicious classes if None
+    """
+
+    targets: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = self.targets
+        sound = isinstance(given, (tuple, list)) and bool(given) and all(map(is_integer, given))
+        self.check("targets", "one or more classes in a tuple, or None", given is None or sound)
+        if given is not None:
+            self.check("targets", "distinct classes", len(set(given)) == len(given))
+            object.__setattr__(self, "targets", tuple(given))
+
+
+def resolve_targets(targets: Sequence[int] | None, report: ScanReport) -> tuple[int, ...]:
+    """Return the classes to repair: ``targets``, or those that the report found suspicious."""
+    if targets is None:
+        if not report.verdict.classes:
+            raise ValueError(
+                f"report: expected a suspicious class to repair, but the verdict is {report.verdict.label}; "
+                "give targets= to repair classes of your choice"
+            )
+        return report.verdict.classes
+    classes = report.head.num_classes
+    for target in targets:
+        if not 0 <= target < classes:
+            raise ValueError(f"targets: expected classes 0 to {classes - 1}, got {target}")
+    return tuple(targets)
+
+
+def train_against(
+    mode: str,
+    settings: TargetSettings,
+    model: nn.Module,
+    loader: Iterable[Any],
+    report: ScanReport,
+    objective: Callable[[nn.Module, Head, tuple[int, ...]], Objective],
+    *,
+    held_out: Iterable[Any] | None,
+    on_epoch: Callable[[EpochRecord], None] | None,
+    state_file: str | PathLike[str] | None,
+) -> RepairResult:
+    """Train a copy of the model, and choose an epoch: a mode that is told apart by what it minimises.
+
+    Parameters
+    ----------
+    mode : its name in the result
+    settings : of the training, and which classes
+    objective : makes it, given the copy, its head and the classes
+    model, loader, report, held_out, on_epoch, state_file : as of `tacfast.repair`
+    """
+    targets = resolve_targets(settings.targets, report)
+    # Not in inference mode: that also turns gradients on where the caller is under no_grad.
+    with isolated_randomness(settings.seed, loader), torch.inference_mode(False):
+        repaired, head = scanned_copy(model, report)
+        measured = None if held_out is None else HeldOut(held_out, head, settings.seed)
+        choice = EpochChoice(repaired, measured, settings.max_drop, first=settings.first_choice)
+        training = Training(repaired, head, loader, settings, objective(repaired, head, targets), choice)
+        training.run(on_epoch, state_file)
+    return RepairResult(
+        model=repaired,
+        history=tuple(training.history),
+        seconds=training.seconds,
+        mode=mode,
+        epoch=choice.epoch,
+        rolled_back=choice.epoch == 0,
+        before=choice.before,
+        after=choice.after,
+        targets=targets,
+        settings=asdict(settings),
+    )
