@@ -9,7 +9,7 @@ For the norm, g = s/‖s‖, y = λ/‖s‖ and h = 0: the envelope theorem, and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -110,17 +110,19 @@ def _attaining(latents: Tensor, W: Tensor, b: Tensor | None, gaps: Tensor, k: Te
     """
     value, start = gaps[k, j][:, None], 0
     own = torch.zeros(len(W), dtype=torch.bool, device=gaps.device)
-    if trim > 0:
-        for logits in _logits_of_the_solve(latents, W, b, gaps, trim):
+    chunks: Iterable[Tensor] = _logits_of_the_solve(latents, W, b, gaps, trim)
+    if trim > 0:  # then they are all there at once anyway
+        chunks = list(chunks)
+        for logits in chunks:
             own[logits.argmax(1)] = True
     best, nearest = torch.full_like(value[:, 0], torch.inf), torch.zeros_like(k)
-    for logits in _logits_of_the_solve(latents, W, b, gaps, trim):
-        by_class = logits.T.contiguous()
+    for logits in chunks:
+        by_class, answers = logits.T.contiguous(), logits.argmax(1)
         some = max(1, _BLOCK.get(gaps.device.type, _BLOCK["cuda"]) // len(logits))
         for part in (slice(first, first + some) for first in range(0, len(k), some)):
             distance = (by_class[j[part]] - by_class[k[part]]).sub_(value[part]).abs_()
             if trim > 0:
-                foreign = logits.argmax(1) != j[part][:, None]
+                foreign = answers != j[part][:, None]
                 distance.masked_fill_(foreign & own[j[part]][:, None], torch.inf)
             least, where = distance.min(1)
             nearer = least < best[part]
