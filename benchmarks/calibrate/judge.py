@@ -18,7 +18,8 @@ from torch import Tensor
 
 from tacfast.detection.lock_step import effort_of
 from tacfast.detection.outliers import outlier_scores
-from tacfast.detection.qp_norm import log_norms
+from tacfast.detection.qp_norm import QpNorm
+from tacfast.detection.statistic import Evidence
 from tacfast.solver import GapMatrix
 
 from ..defence.profiles import CLEAN
@@ -66,8 +67,8 @@ class Member:
     def scores(self) -> dict[str, Tensor]:
         """(C,) of each statistic; −inf where one says nothing."""
         W, b, logits = (torch.from_numpy(self.arrays[name]).double() for name in ("W", "b", "logits"))
-        gaps = GapMatrix(W, b if len(b) else None, keep_logits=True).update_logits(logits)
-        values = {f"qp {trim:g}": log_norms(gaps.solve(trim=trim, raise_on_failure=False)) for trim in TRIMS}
+        evidence = Evidence(GapMatrix(W, b if len(b) else None, keep_logits=True).update_logits(logits))
+        values = {f"qp {trim:g}": QpNorm(trim=trim).values(evidence) for trim in TRIMS}
         for name in ("universal", "warp"):
             values[name] = effort_of(torch.from_numpy(self.arrays[f"{name}.losses"]))
         return {name: outlier_scores(value).nan_to_num(-math.inf, math.inf) for name, value in values.items()}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..detection.lock_step import REACHED, climb, growing, scaled
+from ..detection.lock_step import climb, growing, is_reached, scaled
 from ..detection.universal import Additive, spread_of
 from ..models.head import Head, evaluation_mode
 from ..scanning import ScanReport
@@ -197,6 +197,5 @@ def _some_inputs(loader: Iterable[Any], head: Head) -> Tensor:
 
 def _size_that_leads(sizes: Sequence[float], reached: Tensor) -> float:
     """The first size from which on the class is reached, as `climb` sees it; the last that was tried if none is."""
-    over_two = (reached[1:] + reached[:-1]) / 2
-    leading = (over_two >= REACHED).nonzero().flatten().tolist()
+    leading = is_reached(reached[:-1], reached[1:]).nonzero().flatten().tolist()
     return sizes[leading[0] + 1 if leading else len(reached) - 1]

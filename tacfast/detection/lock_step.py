@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from .statistic import Evidence
 
 # A loss below this counts as this: that of a class which is reached would go on to fall for ever.
 FLOOR = 1e-3
@@ -40,14 +43,12 @@ class Climb:
 
     Attributes
     ----------
-    classes : (K,) int64, those that were tried
     losses : (T, K) float64, mean cross-entropy towards each class on a batch, at each of the steps that were made
     reached : (T, K) share of the batch that the model sent there
     distortions : (K, ...) parameters of the last step
     passes : samples that went through the model and back
     """
 
-    classes: Tensor
     losses: Tensor
     reached: Tensor
     distortions: Tensor
@@ -57,6 +58,42 @@ class Climb:
     def effort(self) -> Tensor:
         """(K,) float64, `effort_of` the losses."""
         return effort_of(self.losses)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LockStep(ABC):
+    """Mean log-loss of a universal distortion as it grows towards every class in lock-step: a `Statistic`.
+
+    Parameters
+    ----------
+    batch : samples per class and step
+    steps : at most; they stop when half of the classes are reached
+    first, last : size of the distortion at the first and the last step, in units that `distortion` gives; in between it
+        grows geometrically
+    """
+
+    needs_inputs: ClassVar[bool] = True
+
+    batch: int = 16
+    steps: int = 18
+    first: float
+    last: float
+
+    @abstractmethod
+    def distortion(self, inputs: Tensor) -> tuple[Distortion, float]:
+        """How inputs (n, ...) are changed, and the unit of its size."""
+
+    def values(self, evidence: Evidence) -> Tensor:
+        """(C,) float64."""
+        return self.climb(evidence).effort
+
+    @torch.inference_mode(False)  # gradients are needed, also where the caller is in it
+    def climb(self, evidence: Evidence) -> Climb:
+        """The distortions themselves, and how they grew."""
+        inputs, classify = evidence.for_model()
+        distortion, unit = self.distortion(inputs)
+        budgets = [size * unit for size in growing(self.first, self.last, self.steps)]
+        return climb(inputs, classify, distortion, budgets, batch=self.batch)
 
 
 def growing(first: float, last: float, steps: int) -> list[float]:
@@ -114,9 +151,14 @@ def climb(
         parameters = parameters - STEP * budget * torch.cat(moves)
         losses.append(torch.cat([loss for loss, _ in found]))
         reached.append(torch.cat([share for _, share in found]))
-        if len(reached) > 1 and (torch.stack(reached[-2:]).mean(0) >= REACHED).double().mean() >= enough:
+        if len(reached) > 1 and is_reached(*reached[-2:]).double().mean() >= enough:
             break
-    return Climb(classes.cpu(), torch.stack(losses), torch.stack(reached), parameters.cpu(), passes)
+    return Climb(torch.stack(losses), torch.stack(reached), parameters.cpu(), passes)
+
+
+def is_reached(before: Tensor, now: Tensor) -> Tensor:
+    """Whether classes count as reached, by the shares of the samples that two steps sent there."""
+    return (before + now) / 2 >= REACHED
 
 
 def _others(order: Tensor, answers: Tensor, k: int, batch: int) -> Tensor:

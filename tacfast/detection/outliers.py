@@ -38,8 +38,8 @@ def outlier_scores(values: Tensor) -> Tensor:
     v = values[known].clamp(max=float(finite.max()))
     freedom = count - 2
     from_mean = v - v.mean()
-    below = -from_mean * count / (count - 1)  # the mean of the others
-    squares = from_mean.square().sum() - from_mean * -below
+    below = -from_mean * count / (count - 1)  # how far below the mean of the others
+    squares = from_mean.square().sum() + from_mean * below
     rounding = SAME * v.abs().max()
     spread = (squares.clamp_min(0) / freedom).sqrt().clamp_min(rounding)
     t = (below / (spread * math.sqrt(1 + 1 / (count - 1)))).nan_to_num(0.0)  # 0/0 of zeros

@@ -8,8 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .lock_step import Climb, climb, growing
-from .statistic import Evidence
+from .lock_step import LockStep
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +47,7 @@ def spread_of(inputs: Tensor) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniversalPerturbation:
+class UniversalPerturbation(LockStep):
     """Mean log-loss of a universal additive perturbation as it grows towards every class in lock-step.
 
     A backdoor whose trigger is some pattern makes its class the one that a small pattern leads to. Sizes are relative
@@ -56,28 +55,16 @@ class UniversalPerturbation:
 
     Parameters
     ----------
-    batch : samples per class and step
-    steps : at most; they stop when half of the classes are reached
-    first, last : norm of the perturbation at the first and the last step, over u; in between it grows geometrically
+    batch, steps : as in `LockStep`
+    first, last : norm of the perturbation at the first and the last step, over u
     """
 
     name: ClassVar[str] = "universal"
     title: ClassVar[str] = "smallest perturbation of the pixels"
-    needs_inputs: ClassVar[bool] = True
 
-    batch: int = 16
-    steps: int = 18
     first: float = 0.02
     last: float = 1.2
 
-    def values(self, evidence: Evidence) -> Tensor:
-        """(C,) float64."""
-        return self.climb(evidence).effort
-
-    @torch.inference_mode(False)  # gradients are needed, also where the caller is in it
-    def climb(self, evidence: Evidence) -> Climb:
-        """The perturbations themselves, and how they grew."""
-        inputs, classify = evidence.for_model()
-        scale = spread_of(inputs)
-        budgets = [size * scale for size in growing(self.first, self.last, self.steps)]
-        return climb(inputs, classify, Additive.of(inputs), budgets, batch=self.batch)
+    def distortion(self, inputs: Tensor) -> tuple[Additive, float]:
+        """Something added, and u."""
+        return Additive.of(inputs), spread_of(inputs)

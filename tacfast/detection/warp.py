@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .lock_step import Climb, climb, growing
-from .statistic import Evidence
+from .lock_step import LockStep
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,36 +42,26 @@ class Warp:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniversalWarp:
+class UniversalWarp(LockStep):
     """Mean log-loss of a universal coarse warp as it grows towards every class in lock-step (for attacks like WaNet).
 
     Parameters
     ----------
-    batch, steps : as in `UniversalPerturbation`
+    batch, steps : as in `LockStep`
     grid : places a side at which the warp is free
     first, last : root mean square of the moves at the first and the last step, as a share of the side of an image
     """
 
     name: ClassVar[str] = "warp"
     title: ClassVar[str] = "smallest warp of the image"
-    needs_inputs: ClassVar[bool] = True
 
-    batch: int = 16
-    steps: int = 18
     grid: int = 4
     first: float = 0.003
     last: float = 0.12
 
-    def values(self, evidence: Evidence) -> Tensor:
-        """(C,) float64."""
-        return self.climb(evidence).effort
-
-    @torch.inference_mode(False)  # gradients are needed, also where the caller is in it
-    def climb(self, evidence: Evidence) -> Climb:
-        """The warps themselves, and how they grew."""
-        inputs, classify = evidence.for_model()
+    def distortion(self, inputs: Tensor) -> tuple[Warp, float]:
+        """A warp, and the side of an image."""
         if inputs.ndim != 4:
             raise ValueError(f"evidence: expected images (n, channels, h, w), got shape {tuple(inputs.shape)}")
         size = (int(inputs.shape[-2]), int(inputs.shape[-1]))
-        budgets = [share * sum(size) / 2 for share in growing(self.first, self.last, self.steps)]
-        return climb(inputs, classify, Warp(size, self.grid, inputs[:0]), budgets, batch=self.batch)
+        return Warp(size, self.grid, inputs[:0]), sum(size) / 2
