@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tacfast.data.splits import some_of
 from tacfast.detection.statistic import Evidence
 from tacfast.detection.universal import UniversalPerturbation
 from tacfast.detection.warp import UniversalWarp
@@ -50,7 +51,7 @@ def measure(suspect: Suspect) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             logits: torch.Tensor = model(inputs)
         return logits.float()
 
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:SAMPLES].to(device)
+    order = some_of(len(images), SAMPLES).to(device)
     evidence = Evidence(
         GapMatrix(head.weight, bias), images[order].contiguous(memory_format=torch.channels_last), classify
     )

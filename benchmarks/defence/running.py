@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from .cells import NETWORK_CELL, cells_of, identity
-from .networks import Say, Suspects, model_path
+from .networks import Say, Suspects
 from .profiles import CLEAN, PROFILES, Network, Profile
 from .store import Store, try_lock
 
@@ -107,7 +107,7 @@ def _take(grid: Grid, network: Network, say: Say, failed: set[Network]) -> bool:
     The clean network of the same kind measures the triggered images, and TrojanNN makes its trigger on it.
     """
     first = network.attack != CLEAN and network.clean in grid.networks and network.clean not in failed
-    if first and not model_path(grid.models, network.clean).with_suffix(".json").is_file():
+    if first and not grid.suspects(say).is_trained(network.clean):
         return _train_clean(grid, network.clean, say, failed)
     with try_lock(grid.models / "locks" / network.name) as ours:
         missing = grid.missing(network) if ours else []

@@ -10,6 +10,7 @@ from torch import nn
 from ..attacks import Attack
 from ..data import FolderLoader, ImageFolder, ImageRows
 from ..data.datasets import ImageDataset
+from ..data.splits import some_of
 from ..evaluation import evaluate
 from ..evaluation.metrics import attacked_rows
 from ..models import read_backdoorbench
@@ -71,7 +72,7 @@ class _Listed:
 
     def __init__(self, suspect: Suspect, batch_size: int, workers: int | None) -> None:
         listed = read_backdoorbench(suspect.path).poisoned_images()
-        images = [listed[i] for i in _some(len(listed)).tolist()]
+        images = [listed[i] for i in some_of(len(listed), MAX_IMAGES).tolist()]
         self._wanted = torch.tensor([image.bd_label for image in images])
         self._true = torch.tensor([image.original_label for image in images])
         # Each image has its number for a label, so that those that cannot be read are told apart.
@@ -107,7 +108,7 @@ class _Applied:
         made = suspect.images.preprocessing
         self._mean, self._std, self._attack = made.mean, made.std, attack
         attacked = rows[attacked_rows(attack, dataset.data.labels[rows])]
-        self._images = dataset.data.subset(attacked[_some(len(attacked))])
+        self._images = dataset.data.subset(attacked[some_of(len(attacked), MAX_IMAGES)])
         self._batch = batch
 
     def measure(self, model: nn.Module) -> dict[str, Any]:
@@ -123,10 +124,6 @@ def _applied(suspect: Suspect, batch_size: int) -> _Applied | None:
     dataset = suspect.images.dataset
     splits, attack = splits_of(suspect.checkpoint, dataset), attack_of(suspect.checkpoint, suspect.path, dataset)
     return None if splits is None or attack is None else _Applied(suspect, dataset, attack, splits.test, batch_size)
-
-
-def _some(n: int) -> torch.Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:MAX_IMAGES]
 
 
 def _is_attack(suspect: Suspect) -> bool:

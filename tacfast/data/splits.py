@@ -45,7 +45,7 @@ class Splits:
 
     def some_test(self, count: int) -> Tensor:
         """Some test indices, always the same, of all classes: as they come they may be sorted by class."""
-        return self.test[torch.randperm(len(self.test), generator=torch.Generator().manual_seed(0))[:count]]
+        return self.test[some_of(len(self.test), count)]
 
     def as_dict(self) -> dict[str, str]:
         """Text for JSON that `from_dict` reads: per share the differences of its indices, int32, deflated, base64."""
@@ -89,6 +89,11 @@ def _unpacked(name: str, text: object, n: int) -> Tensor:
     if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < n:
         raise ValueError(f"{name}: expected indices of {n} images, got {int(indices.min())} to {int(indices.max())}")
     return indices
+
+
+def some_of(n: int, count: int) -> Tensor:
+    """Up to ``count`` of 0 … n − 1, drawn at random but always the same."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:count]
 
 
 def split_indices(n: int, *, clean: float, test: float | Tensor, held_out: float = 0.0, seed: int = 0) -> Splits:
