@@ -148,12 +148,15 @@ def judge(members: Iterable[Member]) -> str:
 def _census(members: Sequence[Member], data: Sequence[str]) -> str:
     kinds = ("clean", "all-to-one", "all-to-all", "clean-label", "weak")
     lines = [
-        f"| {name} | "
-        + " | ".join(str(sum(m.kind == kind for m in members if m.facts["data"] == name)) for kind in kinds)
-        + " |"
+        [name, *(str(sum(m.kind == kind for m in members if m.facts["data"] == name)) for kind in kinds)]
         for name in data
     ]
-    return "\n".join([f"| networks | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|", *lines])
+    return _markdown(["networks", *kinds], lines)
+
+
+def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [f"| {' | '.join(cells)} |" for cells in (head, *lines)]
+    return "\n".join([rows[0], "|---" * len(head) + "|", *rows[1:]])
 
 
 def _surprises(members: Iterable[Member], rule: Callable[[Mapping[str, Tensor]], Tensor], kind: str) -> list[float]:
@@ -176,8 +179,8 @@ def _table(members: Sequence[Member]) -> str:
             _share(right, len(attacked)),
             *(f"{auroc(odd[kind], clean):.2f}" for kind in ("all-to-all", "clean-label")),
         ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join([f"| rule | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|", *lines])
+        lines.append([name, *cells])
+    return _markdown(["rule", *head], lines)
 
 
 def _held_out(members: Sequence[Member], data: Sequence[str]) -> str:
@@ -190,9 +193,9 @@ def _held_out(members: Sequence[Member], data: Sequence[str]) -> str:
             limit = limit_of(clean)
             counts = [_surprises(own, rule, kind) for kind in ("all-to-one", "clean")]
             cells += [_share(sum(value > limit for value in found), len(found)) for found in counts]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append([name, *cells])
     head = [text for out in data for text in (f"{out}: found", "false alarms")]
-    return "\n".join([f"| rule | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|", *lines])
+    return _markdown(["rule", *head], lines)
 
 
 def _share(count: int, of: int) -> str:
