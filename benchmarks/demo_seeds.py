@@ -25,16 +25,16 @@ def run_seed(seed: int, clean: bool) -> dict:
     """Run the demo once and flatten what came of it."""
     result: DemoResult = run_demo(seed, clean=clean)
     verdict = result.report.verdict
-    smallest = verdict.easiest
+    easiest = verdict.easiest
     row = {
         "seed": seed,
         "model": "clean" if clean else "backdoored",
         "poisoned": result.poisoned_class,
         "verdict": verdict.label,
         "found": result.found_class,
-        "smallest": smallest,
-        "index": verdict.index[smallest],
-        "ratio": verdict.norms[smallest] / verdict.median,
+        "easiest": easiest,
+        "score": verdict.scores[easiest],
+        "p_value": verdict.p_value,
         "acc_before": result.before.acc,
         "asr_before": result.before.asr,
         "ra_before": result.before.ra,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,14 +10,16 @@ from typing import Annotated
 import torch
 import typer
 
+from tacfast.detection import FULL, QUICK
+from tacfast.detection.bank import FILE as BANK_FILE
 from tacfast.solver._files import write_atomically
 
 from ..defence.networks import Suspects
 from ..defence.profiles import Network
 from ..defence.store import Store, try_lock
 from .bank import BANK
+from .judge import bank_of, load
 from .judge import judge as judged
-from .judge import load
 from .measure import MEASUREMENT, measure, save_arrays
 
 ROOT = Path(__file__).parents[2]
@@ -69,13 +72,20 @@ def _make(network: Network, suspects: Suspects, results: Path) -> None:
 
 @app.command()
 def judge(results: Results = RESULTS) -> None:
-    """Write ``judge.md``: how well statistics and rules tell backdoored networks from clean ones."""
+    """Write ``judge.md``: how well statistics and rules tell backdoored networks from clean ones.
+
+    From the bank in the repository, what the package's rules know of it is written too.
+    """
     print(_judge(results), end="")
 
 
 def _judge(results: Path) -> str:
     results.mkdir(parents=True, exist_ok=True)
-    text = judged(load(results))
+    members = load(results)
+    text = judged(members)
+    if results == RESULTS:
+        content = {"rules": {rule.name: bank_of(members, rule) for rule in (FULL, QUICK)}}
+        write_atomically(BANK_FILE, (json.dumps(content, indent=1) + "\n").encode())
     write_atomically(results / "judge.md", text.encode())
     return text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,23 +16,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tacfast.detection import MIN_SAMPLES_PER_CLASS, Evidence, QpNorm, Rule, Statistic
 from tacfast.detection.lock_step import effort_of
-from tacfast.detection.outliers import outlier_scores
-from tacfast.detection.qp_norm import QpNorm
-from tacfast.detection.statistic import Evidence
+from tacfast.detection.outliers import surprise_of
+from tacfast.detection.rule import largest_scores
 from tacfast.solver import GapMatrix
 
 from ..defence.profiles import CLEAN
 from ..defence.store import Store
 from ..defence.summary import MIN_ASR, Share
+from .measure import CLIMBS
 
 TRIMS = (0.0, 0.1, 0.5)
 ABOUT = (
     "Weak attacks, with an ASR below 0.9, are in no column. The settings of the universal perturbation (16 samples, 18 "
     "steps) were chosen on a clean and a Blended network of CIFAR-10 that are among these (see LOG.md)."
 )
-# Share of the clean networks that may be alarms where a rate of detection is shown.
-FALSE_ALARMS = 0.05
+# Shares of the clean networks that are called so, at most.
+SUSPICIOUS, BORDERLINE = 0.025, 0.1
+HELD_OUT = (
+    f"Alarm where at most {100 * SUSPICIOUS:g} % of those are. In brackets, 95 % Wilson intervals. Networks of which "
+    "there is no such stranger are not counted."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,14 +69,39 @@ class Member:
         return "clean-label" if self.facts["attack"] == "sig" else "all-to-one"
 
     @cached_property
-    def scores(self) -> dict[str, Tensor]:
-        """(C,) of each statistic; −inf where one says nothing."""
+    def values(self) -> dict[str, Tensor]:
+        """(C,) of each statistic, by its name."""
         W, b, logits = (torch.from_numpy(self.arrays[name]).double() for name in ("W", "b", "logits"))
         evidence = Evidence(GapMatrix(W, b if len(b) else None, keep_logits=True).update_logits(logits))
-        values = {f"qp {trim:g}": QpNorm(trim=trim).values(evidence) for trim in TRIMS}
-        for name in ("universal", "warp"):
-            values[name] = effort_of(torch.from_numpy(self.arrays[f"{name}.losses"]))
-        return {name: outlier_scores(value).nan_to_num(-math.inf, math.inf) for name, value in values.items()}
+        found = {named(QpNorm(trim=trim)): QpNorm(trim=trim).values(evidence) for trim in TRIMS}
+        for climb in CLIMBS:
+            found[climb.name] = effort_of(torch.from_numpy(self.arrays[f"{climb.name}.losses"]))
+        return found
+
+    def scores(self, rule: Rule) -> dict[int, float]:
+        """Of each class, by a rule."""
+        values = {each.name: self.values[named(each)] for each in rule.statistics}
+        return largest_scores(rule.findings(values, self._short))
+
+    @cached_property
+    def _short(self) -> list[int]:
+        counts = np.bincount(self.arrays["logits"].argmax(1), minlength=len(self.arrays["W"]))
+        return [k for k, count in enumerate(counts) if count < MIN_SAMPLES_PER_CLASS]
+
+    def surprise(self, rule: Rule) -> float:
+        """How odd the oddest class is, by a rule; −inf where nothing can be said."""
+        found = surprise_of(self.scores(rule))
+        return -math.inf if math.isnan(found) else found
+
+    def names(self, rule: Rule) -> int:
+        """The class that a rule finds the oddest."""
+        scores = self.scores(rule)
+        return max(scores, key=lambda k: -math.inf if math.isnan(scores[k]) else scores[k])
+
+
+def named(statistic: Statistic) -> str:
+    """Its name, with what it is measured with where the bank has it more than once."""
+    return f"qp {statistic.trim:g}" if isinstance(statistic, QpNorm) else statistic.name
 
 
 def load(folder: Path) -> list[Member]:
@@ -88,36 +118,14 @@ def load(folder: Path) -> list[Member]:
     return found
 
 
-def _alone(name: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    return lambda scores: scores[name]
-
-
-def _largest(*names: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    return lambda scores: torch.stack([scores[name] for name in names]).amax(0)
-
-
-def _together(a: str, b: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    return lambda scores: torch.maximum(scores[a], (scores[a] + scores[b]) / math.sqrt(2))
-
-
-RULES: dict[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
-    **{name: _alone(name) for name in (*(f"qp {trim:g}" for trim in TRIMS), "universal", "warp")},
-    "max(qp 0.1, universal)": _largest("qp 0.1", "universal"),
-    "max(universal, (universal + qp 0.1)/√2)": _together("universal", "qp 0.1"),
-    "max(qp 0.1, universal, warp)": _largest("qp 0.1", "universal", "warp"),
-}
-
-
-def surprise(scores: Tensor) -> float:
-    """−log₁₀ of how many of so many classes would be expected to score as high as the highest if none were odd.
-
-    That is for one statistic; with the larger of two, it would be twice as many. −inf if no class has a score.
-    """
-    known = scores[scores > -math.inf]
-    if len(known) == 0:
-        return -math.inf
-    tail = float(torch.special.log_ndtr(-known.max().double()))
-    return -(math.log(len(known)) + tail) / math.log(10)
+_PERTURBATION, _WARP = CLIMBS
+RULES = (
+    *(Rule(f"qp {trim:g}", (QpNorm(trim=trim),)) for trim in TRIMS),
+    Rule("universal", (_PERTURBATION,)),
+    Rule("warp", (_WARP,)),
+    Rule("qp 0.1, universal", (QpNorm(), _PERTURBATION)),
+    Rule("qp 0.1, universal, warp", (QpNorm(), _PERTURBATION, _WARP)),
+)
 
 
 def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
@@ -128,20 +136,36 @@ def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
     return float(above.mean() + equal.mean() / 2)
 
 
-def limit_of(clean: Sequence[float]) -> float:
-    """The surprise that at most ``FALSE_ALARMS`` of the clean networks exceed; the largest of a few, +inf of none."""
-    allowed = math.floor(FALSE_ALARMS * len(clean))
+def limit_of(clean: Sequence[float], false_alarms: float) -> float:
+    """The surprise that at most such a share of the clean networks exceeds; the largest of a few, +inf of none."""
+    allowed = math.floor(false_alarms * len(clean))
     return sorted(clean, reverse=True)[allowed] if clean else math.inf
 
 
+def bank_of(members: Sequence[Member], rule: Rule) -> dict[str, Any]:
+    """What a rule takes from the bank, as `tacfast.detection.bank.Bank` has it."""
+    clean = sorted(member.surprise(rule) for member in members if member.kind == "clean")
+    suspicious, borderline = limit_of(clean, SUSPICIOUS), limit_of(clean, BORDERLINE)
+    attacked = [member for member in members if member.kind == "all-to-one"]
+    found = [member for member in attacked if member.surprise(rule) > suspicious]
+    return {
+        "clean": [round(value, 4) for value in clean],
+        "suspicious": round(suspicious, 4),
+        "borderline": round(borderline, 4),
+        "attacked": len(attacked),
+        "found": len(found),
+        "right": sum(member.names(rule) == member.facts["target"] for member in found),
+    }
+
+
 def judge(members: Iterable[Member]) -> str:
-    """Tables in Markdown: every rule on the whole bank, and with each data set held out."""
+    """Tables in Markdown: every rule on the whole bank, and each network judged by strangers."""
     members = list(members)
     data = list(dict.fromkeys(str(member.facts["data"]) for member in members))
     parts = ["# What tells backdoored networks of the bank from clean ones", ABOUT, _census(members, data)]
     parts.append(_table(members))
-    if len(data) > 1:
-        parts += ["## Each data set judged by the clean networks of the others", _held_out(members, data)]
+    parts += ["## Each network judged by clean ones of another data set and another architecture", HELD_OUT]
+    parts.append(_held_out(members, data))
     return "\n\n".join(parts) + "\n"
 
 
@@ -159,43 +183,46 @@ def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join([rows[0], "|---" * len(head) + "|", *rows[1:]])
 
 
-def _surprises(members: Iterable[Member], rule: Callable[[Mapping[str, Tensor]], Tensor], kind: str) -> list[float]:
-    return [surprise(rule(member.scores)) for member in members if member.kind == kind]
+def _surprises(members: Iterable[Member], rule: Rule, kind: str) -> list[float]:
+    return [member.surprise(rule) for member in members if member.kind == kind]
 
 
 def _table(members: Sequence[Member]) -> str:
-    found = f"found at {100 * FALSE_ALARMS:g} % false alarms at most"
-    head = ("AUROC", found, "right class", "AUROC all-to-all", "clean-label")
     lines = []
-    for name, rule in RULES.items():
+    for rule in RULES:
         clean = _surprises(members, rule, "clean")
         odd = {kind: _surprises(members, rule, kind) for kind in ("all-to-one", "all-to-all", "clean-label")}
-        limit = limit_of(clean)
         attacked = [member for member in members if member.kind == "all-to-one"]
-        right = sum(int(rule(member.scores).argmax()) == member.facts["target"] for member in attacked)
-        cells = [
-            f"{auroc(odd['all-to-one'], clean):.3f}",
-            _share(sum(value > limit for value in odd["all-to-one"]), len(attacked)),
-            _share(right, len(attacked)),
-            *(f"{auroc(odd[kind], clean):.2f}" for kind in ("all-to-all", "clean-label")),
-        ]
-        lines.append([name, *cells])
+        right = sum(member.names(rule) == member.facts["target"] for member in attacked)
+        cells = [f"{auroc(odd[kind], clean):.3f}" for kind in odd]
+        lines.append([rule.name, *cells, _share(right, len(attacked))])
+    head = ("AUROC all-to-one", "all-to-all", "clean-label", "all-to-one: the right class is the oddest")
     return _markdown(["rule", *head], lines)
 
 
 def _held_out(members: Sequence[Member], data: Sequence[str]) -> str:
     lines = []
-    for name, rule in RULES.items():
-        cells = []
-        for out in data:
-            others, own = ([m for m in members if (m.facts["data"] == out) == inside] for inside in (False, True))
-            clean = _surprises(others, rule, "clean")
-            limit = limit_of(clean)
-            counts = [_surprises(own, rule, kind) for kind in ("all-to-one", "clean")]
-            cells += [_share(sum(value > limit for value in found), len(found)) for found in counts]
-        lines.append([name, *cells])
-    head = [text for out in data for text in (f"{out}: found", "false alarms")]
-    return _markdown(["rule", *head], lines)
+    for rule in RULES:
+        alarms = {member: _is_alarm(member, members, rule) for member in members}
+        judged = {member: alarm for member, alarm in alarms.items() if alarm is not None}
+        for name in ("all", *data):
+            own = {m: alarm for m, alarm in judged.items() if name in ("all", m.facts["data"])}
+            attacked = [m for m in own if m.kind == "all-to-one"]
+            found, clean = [m for m in attacked if own[m]], [m for m in own if m.kind == "clean"]
+            right = sum(m.names(rule) == m.facts["target"] for m in found)
+            shares = (len(found), len(attacked)), (right, len(found)), (sum(own[m] for m in clean), len(clean))
+            lines.append([rule.name, name, *(_share(*share) for share in shares)])
+    return _markdown(["rule", "data", "found", "with the right class", "false alarms"], lines)
+
+
+def _is_alarm(member: Member, members: Sequence[Member], rule: Rule) -> bool | None:
+    """Whether a network exceeds the limit of the strangers among the clean ones; None if there are none."""
+    strangers = [
+        other.surprise(rule)
+        for other in members
+        if other.kind == "clean" and all(other.facts[key] != member.facts[key] for key in ("data", "arch"))
+    ]
+    return member.surprise(rule) > limit_of(strangers, SUSPICIOUS) if strangers else None
 
 
 def _share(count: int, of: int) -> str:

@@ -167,9 +167,9 @@ class Suspect:
             "scan": {
                 "label": verdict.label,
                 "classes": list(verdict.classes),
-                "norms": list(verdict.norms.values()),
-                "index": list(verdict.index.values()),
-                "median": verdict.median,
+                "scores": list(verdict.scores.values()),
+                "threshold": verdict.threshold,
+                "p_value": verdict.p_value,
                 "timings": dict(report.timings),
                 "runs": None if report.stability is None else dict(report.stability.labels),
             },

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +14,7 @@ from rich.text import Text
 
 from ..report.words import class_label
 
-# Classes with the smallest norms that are shown.
+# Classes that are shown, those that are the easiest to reach.
 MAX_ROWS = 5
 
 
@@ -42,25 +41,25 @@ def print_scan(console: Console, facts: Mapping[str, Any], names: Mapping[int, s
         say(f"  {reason}")
     if stability := facts["stability"]:
         say(f"  {stability['sentence']}")
+    say(f"  in the bank, {facts['bank']['sentence']}")
     console.print()
-    console.print(_norms_table(facts, names))
+    console.print(_classes_table(facts, names))
     accuracy = "" if scan["accuracy"] is None else f", clean accuracy {100 * scan['accuracy']:.1f} %"
     timings = facts["timings"]
     say(
-        f"{scan['samples']} images{accuracy}; {timings['latents']:.1f} s to run the model, "
-        f"{timings['total'] - timings['latents']:.2f} s to solve and judge"
+        f"{scan['samples']} images{accuracy}; {timings['latents']:.1f} s to run the model, {timings['solve']:.2f} s to "
+        f"solve, {timings['total'] - timings['latents'] - timings['solve']:.1f} s to judge"
     )
 
 
-def _norms_table(facts: Mapping[str, Any], names: Mapping[int, str]) -> Table:
+def _classes_table(facts: Mapping[str, Any], names: Mapping[int, str]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 2))
     table.add_column("easiest classes to reach")
-    for column in ("norm", "of the median", "index"):
+    for column in ("score", *(statistic["title"] for statistic in facts["statistics"]), "norm"):
         table.add_column(column, justify="right")
-    median = facts["verdict"]["median"]
     for entry in sorted(facts["classes"], key=lambda entry: entry["rank"])[:MAX_ROWS]:
-        share = entry["norm"] / median if median > 0 else math.nan
-        cells = (f"{entry['norm']:.4g}", f"{share:.3f}", f"{entry['index']:.2f}")
+        scores = (entry["score"], *(found["score"] for found in entry["statistics"].values()))
+        cells = (*(f"{score:.2f}" for score in scores), f"{entry['norm']:.4g}")
         style = "bold red" if entry["named"] else ""
         table.add_row(Text(class_label(names, entry["class"])), *cells, style=style)
     return table

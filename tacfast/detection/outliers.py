@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -48,3 +50,21 @@ def outlier_scores(values: Tensor) -> Tensor:
     scores[known] = found.where(below.abs() > rounding, 0.0)
     scores[values == -math.inf] = math.inf
     return scores
+
+
+def surprise_of(scores: Mapping[int, float]) -> float:
+    """−log₁₀ of how many of so many classes are expected to score as high as the highest, or higher, if none is odd.
+
+    That is for one statistic; with the largest of m it is up to m times as many. NaN if no class has a score.
+    """
+    known = [score for score in scores.values() if not math.isnan(score)]
+    if not known:
+        return math.nan
+    tail = float(torch.special.log_ndtr(torch.tensor(-max(known), dtype=torch.float64)))
+    return -(math.log(len(known)) + tail) / math.log(10)
+
+
+def threshold_of(surprise: float, classes: int) -> float:
+    """The score of the highest of so many classes that has this `surprise_of`; −inf if every score has more."""
+    expected = 10.0**-surprise / classes
+    return -NormalDist().inv_cdf(expected) if expected < 1 else -math.inf

@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import math
 import os
+import statistics
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..detection import Verdict
 from ..solver._files import write_atomically
-from ..stability import Stability
-from .words import headline, short_name
+from .words import short_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,8 +20,10 @@ if TYPE_CHECKING:
 
 FLAGGED, ORDINARY, THRESHOLD = "#b03a2e", "#6b7f95", "#b03a2e"
 INK = "#333333"
-# Norms further out than this many medians are cut off, or nothing else could be seen.
-MAX_MEDIANS = 3.0
+# Norms further out than this many medians and scores further than this are cut off, or nothing else could be seen.
+MAX_MEDIANS, MAX_SCORE = 3.0, 12.0
+MARKERS = "osd^v"
+SCORE = "how far the class stands out, in standard deviations"
 # More bars than this are too narrow for a number each.
 MAX_NUMBERED = 50
 # Inches that a digit, and a character of a name, take beside their neighbours.
@@ -49,16 +50,13 @@ def new_figure(width: float, height: float = 4.2) -> Figure:
     return figure
 
 
-def plot_norms(
-    verdict: Verdict, path: str | os.PathLike[str], *, names: Mapping[int, str] | None = None, note: str = ""
-) -> None:
-    """Draw the norm of the shift towards every class, the threshold and the verdict; write a PNG, atomically.
+def plot_scores(facts: Mapping[str, Any], path: str | os.PathLike[str], *, note: str = "") -> None:
+    """Draw how far each class stands out, the threshold and the verdict; write a PNG, atomically.
 
     Parameters
     ----------
-    verdict : result of `tacfast.detect` or ``scan(...).verdict``
+    facts : result of `scan_facts`
     path : of the picture
-    names : of the classes, for the axis; their numbers if None
     note : a line under the title
 
     Raises
@@ -66,10 +64,11 @@ def plot_norms(
     ImportError
         Without the extra ``report`` (Matplotlib).
     """
-    figure = new_figure(width=min(max(7.0, 0.32 * len(verdict.norms)), 40.0))
-    axes = _draw_norms(figure, verdict, names or {}, list(verdict.norms))
-    title = headline(verdict, names or {}) + (f"\n{note}" if note else "")
-    axes.set_title(title, loc="left", fontsize=11, parse_math=False)
+    figure = new_figure(width=min(max(7.0, 0.32 * len(facts["classes"])), 40.0))
+    axes = _draw_scores(figure, facts, facts["classes"])
+    axes.set_title(
+        facts["verdict"]["headline"] + (f"\n{note}" if note else ""), loc="left", fontsize=11, parse_math=False
+    )
     write_atomically(path, _saved(figure, "png"))
 
 
@@ -109,42 +108,51 @@ def plot_triggers(
     write_atomically(path, _saved(figure, "png"))
 
 
-def norms_svg(verdict: Verdict, names: Mapping[int, str], classes: Sequence[int], width: float) -> bytes:
-    """Draw the picture of `plot_norms` for some classes and without its title, ``width`` inches wide, as SVG."""
-    longest = max((len(short_name(names, k)) for k in classes), default=0)
-    figure = new_figure(width, 3.2 + 0.7 * CHARACTER_WIDTH * longest)
-    _draw_norms(figure, verdict, names, classes)
+def scores_svg(facts: Mapping[str, Any], classes: Sequence[Mapping[str, Any]], width: float) -> bytes:
+    """Draw the picture of `plot_scores` for some of the classes, without its title, ``width`` inches wide, as SVG."""
+    figure = new_figure(width, 3.2 + 0.7 * CHARACTER_WIDTH * _longest(classes))
+    _draw_scores(figure, facts, classes)
     return _saved(figure, "svg")
 
 
-def ranges_svg(
-    verdict: Verdict, stability: Stability, names: Mapping[int, str], classes: Sequence[int], width: float
-) -> bytes:
-    """Draw the norm (a mark) and its jackknife range (a bar) of each of ``classes``, below one another, as SVG."""
+def norms_svg(classes: Sequence[Mapping[str, Any]], width: float) -> bytes:
+    """Draw the norm of the shift towards each of ``classes`` as bars, ``width`` inches wide, as SVG."""
+    figure = new_figure(width, 2.6 + 0.7 * CHARACTER_WIDTH * _longest(classes))
+    axes = figure.add_subplot()
+    finite = [row["norm"] for row in classes if math.isfinite(row["norm"])]
+    middle = statistics.median(finite) if finite else 1.0
+    top = 1.08 * (max((norm for norm in finite if norm <= MAX_MEDIANS * middle), default=1.0) or 1.0)
+    for place, row in enumerate(classes):
+        norm = row["norm"]
+        if math.isfinite(norm):
+            axes.bar(place, norm, color=FLAGGED if row["named"] else ORDINARY, width=0.75)
+        if len(classes) <= MAX_NUMBERED:
+            # No bar can show infinity or a failed solve; words in its place can.
+            text, colour = _in_words(norm) + " ↑" * (top < norm < math.inf), "white" if math.isfinite(norm) else INK
+            turn = 0 if len(text) * DIGIT_WIDTH < width / len(classes) else 90
+            axes.text(place, 0.02 * top, text, ha="center", va="bottom", fontsize=9, rotation=turn, color=colour)
+    axes.set_ylim(0, top)
+    _name_classes(axes, classes, width)
+    axes.set_ylabel("norm of the shift of the\nlatents towards the class")
+    _finish(figure, axes)
+    return _saved(figure, "svg")
+
+
+def ranges_svg(facts: Mapping[str, Any], classes: Sequence[Mapping[str, Any]], width: float) -> bytes:
+    """Draw the score (a mark) and its jackknife range (a bar) of each of ``classes``, below one another, as SVG."""
     figure = new_figure(width, 1.1 + 0.24 * max(len(classes), 3))
     axes = figure.add_subplot()
-    shown = [value for k in classes for value in (verdict.norms[k], *stability.norms[k])]
-    end = _end(verdict, shown)
-    for place, k in enumerate(classes):
-        norm, (low, high) = verdict.norms[k], stability.norms[k]
-        flagged = k in verdict.classes
-        colour, marker = (FLAGGED, "D") if flagged else (ORDINARY, "o")
-        if low < end:
-            axes.plot([low, min(high, end)], [place] * 2, color=colour, linewidth=5, alpha=0.45, solid_capstyle="butt")
-        if norm <= end:
-            axes.plot([norm], [place], color=colour, marker=marker, markersize=6 if flagged else 5)
-        else:
-            axes.text(end, place, _in_words(norm) + " →", ha="right", va="center", fontsize=9, color=INK)
-    known = [value for value in (verdict.threshold, verdict.median, *shown) if value <= end]
-    margin = 0.04 * (end - min(known, default=0.0))
-    axes.set_xlim(min(known, default=0.0) - margin, end + margin)
-    if math.isfinite(verdict.threshold):
-        axes.axvline(verdict.threshold, color=THRESHOLD, linewidth=1.2, linestyle="--", label="threshold")
-    if math.isfinite(verdict.median):
-        axes.axvline(verdict.median, color=INK, linewidth=1, linestyle=":", label="median")
-    axes.set_yticks(range(len(classes)), [short_name(names, k) for k in classes], parse_math=False)
+    for place, row in enumerate(classes):
+        colour, marker = (FLAGGED, "D") if row["named"] else (ORDINARY, "o")
+        low, high = (_within(value) for value in row["jackknife"]["score"])
+        axes.plot([low, high], [place] * 2, color=colour, linewidth=5, alpha=0.45, solid_capstyle="butt")
+        axes.plot([_within(row["score"])], [place], color=colour, marker=marker, markersize=6 if row["named"] else 5)
+    threshold = facts["verdict"]["threshold"]
+    if math.isfinite(threshold):
+        axes.axvline(threshold, color=THRESHOLD, linewidth=1.2, linestyle="--", label="threshold")
+    axes.set_yticks(range(len(classes)), [_short_label(row) for row in classes], parse_math=False)
     axes.set_ylim(len(classes) - 0.4, -0.6)
-    axes.set_xlabel("norm of the shift")
+    axes.set_xlabel(SCORE)
     _finish(figure, axes)
     return _saved(figure, "svg")
 
@@ -165,45 +173,52 @@ def history_svg(accuracies: Sequence[float], chosen: int, width: float) -> bytes
     return _saved(figure, "svg")
 
 
-def _draw_norms(figure: Figure, verdict: Verdict, names: Mapping[int, str], classes: Sequence[int]) -> Axes:
+def _draw_scores(figure: Figure, facts: Mapping[str, Any], classes: Sequence[Mapping[str, Any]]) -> Axes:
     axes = figure.add_subplot()
-    room = figure.get_figwidth() / max(len(classes), 1)  # of a bar, in inches
-    end = _end(verdict, [verdict.norms[k] for k in classes])
-    top = 1.08 * end
-    for place, k in enumerate(classes):
-        norm, flagged = verdict.norms[k], k in verdict.classes
-        if math.isfinite(norm):
-            axes.bar(place, norm, color=FLAGGED if flagged else ORDINARY, width=0.75)
-        if len(classes) <= MAX_NUMBERED:
-            # No bar can show infinity or a failed solve; words in its place can.
-            text, colour = _in_words(norm) + " ↑" * (end < norm < math.inf), "white" if math.isfinite(norm) else INK
-            turn = 0 if len(text) * DIGIT_WIDTH < room else 90
-            # At the foot of the bar, where no line crosses the number.
-            axes.text(place, 0.02 * top, text, ha="center", va="bottom", fontsize=9, rotation=turn, color=colour)
-    if math.isfinite(verdict.median):
-        axes.axhline(verdict.median, color=INK, linewidth=1, linestyle=":", label=f"median {verdict.median:.2f}")
-    if math.isfinite(verdict.threshold):
-        label = f"threshold {verdict.threshold:.2f}: suspicious below"
-        axes.axhline(max(verdict.threshold, 0.0), color=THRESHOLD, linewidth=1.2, linestyle="--", label=label)
-    axes.set_ylim(0, top)
-    axes.set_xlim(-0.6, len(classes) - 0.4)
-    step = max(1, -(-len(classes) // MAX_NUMBERED))
-    ticks = [short_name(names, k) for k in classes[::step]]
-    turned = max(map(len, ticks), default=0) * CHARACTER_WIDTH > step * room
-    how, side = ("anchor", "right") if turned else ("default", "center")
-    places = range(0, len(classes), step)
-    axes.set_xticks(places, ticks, parse_math=False, rotation=45 * turned, rotation_mode=how, ha=side)
-    axes.set_xlabel("class")
-    axes.set_ylabel("norm of the solved shift of\nthe latents towards the class")
+    for place, row in enumerate(classes):
+        colour = FLAGGED if row["named"] else ORDINARY
+        axes.vlines(place, 0, _within(row["score"]), color=colour, linewidth=3, alpha=0.45)
+    for statistic, marker in zip(facts["statistics"], MARKERS, strict=False):
+        for named, colour in ((False, ORDINARY), (True, FLAGGED)):
+            places = [place for place, row in enumerate(classes) if row["named"] == named]
+            values = [_within(classes[place]["statistics"][statistic["name"]]["score"]) for place in places]
+            label = None if named else statistic["title"]
+            axes.plot(places, values, linestyle="none", marker=marker, markersize=6, color=colour, label=label)
+    threshold = facts["verdict"]["threshold"]
+    if math.isfinite(threshold):
+        label = f"threshold {threshold:.2f}: suspicious above"
+        axes.axhline(threshold, color=THRESHOLD, linewidth=1.2, linestyle="--", label=label)
+    axes.axhline(0, color=INK, linewidth=0.8)
+    _name_classes(axes, classes, figure.get_figwidth())
+    axes.set_ylabel("how far the class stands out,\nin standard deviations")
     _finish(figure, axes)
     return axes
 
 
-def _end(verdict: Verdict, values: Sequence[float]) -> float:
-    """Where an axis of norms must end to show these values, as far as they are not far out."""
-    median = verdict.median if math.isfinite(verdict.median) else 0.0
-    near = [value for value in values if value <= MAX_MEDIANS * median or (not median and math.isfinite(value))]
-    return max([*near, median]) or 1.0
+def _name_classes(axes: Axes, classes: Sequence[Mapping[str, Any]], width: float) -> None:
+    """Label an axis of classes, as many as can be read on a picture ``width`` inches wide."""
+    room = width / max(len(classes), 1)
+    step = max(1, -(-len(classes) // MAX_NUMBERED))
+    ticks = [_short_label(row) for row in classes[::step]]
+    turned = max(map(len, ticks), default=0) * CHARACTER_WIDTH > step * room
+    how, side = ("anchor", "right") if turned else ("default", "center")
+    places = range(0, len(classes), step)
+    axes.set_xticks(places, ticks, parse_math=False, rotation=45 * turned, rotation_mode=how, ha=side)
+    axes.set_xlim(-0.6, len(classes) - 0.4)
+    axes.set_xlabel("class")
+
+
+def _short_label(row: Mapping[str, Any]) -> str:
+    return short_name({} if row["name"] is None else {row["class"]: row["name"]}, row["class"])
+
+
+def _longest(classes: Sequence[Mapping[str, Any]]) -> int:
+    return max((len(_short_label(row)) for row in classes), default=0)
+
+
+def _within(score: float) -> float:
+    """A score as far as the picture goes; NaN, of which nothing is drawn, stays."""
+    return score if math.isnan(score) else min(max(score, -MAX_SCORE), MAX_SCORE)
 
 
 def _in_words(norm: float) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from .._text import printable
 from ..detection import Verdict
+from ..detection.bank import Bank
 from ..stability import Stability
 
 # Longer names would push everything else out of a picture.
@@ -21,6 +22,15 @@ def short_name(names: Mapping[int, str], k: int) -> str:
 def class_label(names: Mapping[int, str], k: int) -> str:
     """Number of class k with its name, ``3 (dog)``, or the number alone."""
     return f"{k} ({printable(names[k])})" if k in names else str(k)
+
+
+def bank_sentence(verdict: Verdict, bank: Bank) -> str:
+    """Say how often such a verdict was right where the truth is known."""
+    quick = "by the shifts of the latents alone, " if verdict.rule == "quick" else ""
+    return (
+        f"{quick}{bank.found} of {bank.attacked} networks whose backdoor is known are called suspicious, {bank.right} "
+        f"of them with the right class, and so are {bank.alarms} of {len(bank.clean)} clean ones"
+    )
 
 
 def stability_sentence(verdict: Verdict, stability: Stability) -> str:
@@ -44,4 +54,4 @@ def headline(verdict: Verdict, names: Mapping[int, str]) -> str:
         return f"Borderline: class {easiest} is easier to reach than the others, but not by enough to be suspicious"
     if verdict.label == "nothing_found":
         return "Nothing found: no class is far easier to reach than the others"
-    return "Inconclusive: the rule cannot be applied to these norms"
+    return "Inconclusive: nothing can be said of this model"
