@@ -152,10 +152,10 @@ def _say(
     parts = ", ".join(f"{found.title} {found.scores[easiest]:.2f}" for found in findings)
     count = bank.count(surprise)
     facts = (
-        f"class {easiest} is the easiest to reach, by {known[easiest]:.2f} standard deviations of the other classes "
-        f"({parts}; suspicious above {threshold:.2f})",
+        f"class {easiest} is the easiest to reach: it stands out by {known[easiest]:.2f} standard deviations "
+        f"({parts}), suspicious are more than {threshold:.2f}",
         f"of the bank's {len(bank.clean)} clean networks, {count or 'none'} {'has' if count == 1 else 'have'} a class "
-        f"that stands out as much",
+        "that stands out as much",
     )
     if surprise > bank.suspicious:
         return "suspicious", tuple(k for k in worst if known[k] > threshold), facts
