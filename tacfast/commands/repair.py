@@ -89,9 +89,14 @@ def repair(
         ),
     ] = 0.2,
     max_drop: Annotated[
-        float,
-        typer.Option(help="Clean accuracy that a repair may cost, measured there.", rich_help_panel=REPAIR),
-    ] = 0.01,
+        float | None,
+        typer.Option(
+            help="Clean accuracy that a repair may cost, a share of those images. Without it as much as so many images "
+            "can hardly tell from no loss (Wilson's 95 % interval).",
+            rich_help_panel=REPAIR,
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.", rich_help_panel=REPAIR)] = 0,
     state: Annotated[
         Path | None,
@@ -228,8 +233,9 @@ def _give_up(console: Console, facts: dict[str, Any], names: Mapping[int, str]) 
     """Show a repair that came to nothing, and leave with status 1."""
     screen.print_repair(console, facts, names)
     typer.echo(
-        f"tacfast: no epoch kept clean accuracy within --max-drop on {facts['samples']} held-out images, "
-        "no weights written; more images, a larger --max-drop or a lower --lr may help",
+        f"tacfast: no epoch kept clean accuracy, no weights written: on {facts['samples']} held-out images it was "
+        f"{100 * facts['before']['overall']:.1f} %, at least {100 * facts['asked']:.1f} % were asked for, and the best "
+        f"epoch that counts had {100 * facts['best']:.1f} %; more images, a larger --max-drop or a lower --lr may help",
         err=True,
     )
     raise typer.Exit(1)

@@ -119,6 +119,8 @@ def repair_facts(result: RepairResult, confirmation: Mapping[str, Any] | None = 
         "before": None if before is None else {"overall": before.overall, "per_class": list(before.per_class)},
         "after": None if after is None else {"overall": after.overall, "per_class": list(after.per_class)},
         "samples": 0 if before is None else sum(before.total),
+        "asked": result.asked,
+        "best": result.best,
         "held_out": [record.held_out for record in result.history if record.held_out is not None],
         "seconds": result.seconds,
         "confirmation": None if confirmation is None else dict(confirmation),
