@@ -29,7 +29,7 @@ from .measure import CLIMBS
 
 TRIMS = (0.0, 0.1, 0.5)
 ABOUT = (
-    "Weak attacks, with an ASR below 0.9, are in no column. The settings of the universal perturbation (16 samples, 18 "
+    "Weak attacks, with an ASR below 0.9, are in no column. The settings of the universal perturbation (8 samples, 15 "
     "steps) were chosen on a clean and a Blended network of CIFAR-10 that are among these (see LOG.md)."
 )
 # Shares of the clean networks that are called so, at most.

@@ -22,7 +22,7 @@ from tacfast.solver._files import write_atomically
 from ..defence.networks import Suspect
 
 # Raised when what is measured changes.
-MEASUREMENT = 1
+MEASUREMENT = 2
 SAMPLES = 500
 TEST_IMAGES = 2000
 CLIMBS = (UniversalPerturbation(), UniversalWarp())

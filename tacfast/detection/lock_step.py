@@ -74,8 +74,8 @@ class LockStep(ABC):
 
     needs_inputs: ClassVar[bool] = True
 
-    batch: int = 16
-    steps: int = 18
+    batch: int = 8
+    steps: int = 15
     first: float
     last: float
 
@@ -88,12 +88,15 @@ class LockStep(ABC):
         return self.climb(evidence).effort
 
     @torch.inference_mode(False)  # gradients are needed, also where the caller is in it
-    def climb(self, evidence: Evidence) -> Climb:
-        """The distortions themselves, and how they grew."""
+    def climb(self, evidence: Evidence, classes: Sequence[int] | None = None) -> Climb:
+        """The distortions towards all classes, or until they are reached towards some, and how they grew."""
         inputs, classify = evidence.for_model()
         distortion, unit = self.distortion(inputs)
         budgets = [size * unit for size in growing(self.first, self.last, self.steps)]
-        return climb(inputs, classify, distortion, budgets, batch=self.batch)
+        if classes is None:
+            return climb(inputs, classify, distortion, budgets, batch=self.batch)
+        aims = torch.tensor(classes, dtype=torch.int64)
+        return climb(inputs, classify, distortion, budgets, batch=self.batch, classes=aims, enough=1.0)
 
 
 def growing(first: float, last: float, steps: int) -> list[float]:

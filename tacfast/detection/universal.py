@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .lock_step import LockStep
+from .statistic import Evidence
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,3 +69,41 @@ class UniversalPerturbation(LockStep):
     def distortion(self, inputs: Tensor) -> tuple[Additive, float]:
         """Something added, and u."""
         return Additive.of(inputs), spread_of(inputs)
+
+
+@dataclass(frozen=True, eq=False)
+class Perturbation:
+    """A small change of all inputs alike that sends them to a class: what a trigger may look like to the model.
+
+    Attributes
+    ----------
+    target : the class
+    inputs, perturbed : (m, ...) float32, some inputs without and with it
+    size : its norm, over the mean distance of an input from the mean of all
+    share : of other inputs that the model sends to the class with it
+    """
+
+    target: int
+    inputs: Tensor
+    perturbed: Tensor
+    size: float
+    share: float
+
+
+def reconstruct(evidence: Evidence, target: int, *, shown: int = 5) -> Perturbation:
+    """Grow a universal perturbation towards one class until it is reached, more carefully than towards all at once."""
+    climb = CAREFUL.climb(evidence, [target])
+    inputs = evidence.for_model()[0]
+    additive, unit = CAREFUL.distortion(inputs)
+    change = climb.distortions.to(inputs.device)
+    examples = inputs[:shown]
+    return Perturbation(
+        target=target,
+        inputs=examples.cpu(),
+        perturbed=additive.apply(examples, change).cpu(),
+        size=float(change.norm()) / unit,
+        share=float(climb.reached[-1]),
+    )
+
+
+CAREFUL = UniversalPerturbation(batch=64, steps=36)
