@@ -19,7 +19,7 @@ from torch import Tensor
 from tacfast.detection import MIN_SAMPLES_PER_CLASS, Evidence, QpNorm, Rule, Statistic
 from tacfast.detection.lock_step import effort_of
 from tacfast.detection.outliers import surprise_of
-from tacfast.detection.rule import largest_scores
+from tacfast.detection.rule import combined_scores
 from tacfast.solver import GapMatrix
 
 from ..defence.profiles import CLEAN
@@ -81,7 +81,7 @@ class Member:
     def scores(self, rule: Rule) -> dict[int, float]:
         """Of each class, by a rule."""
         values = {each.name: self.values[named(each)] for each in rule.statistics}
-        return largest_scores(rule.findings(values, self._short))
+        return combined_scores(rule.findings(values, self._short))
 
     @cached_property
     def _short(self) -> list[int]:

@@ -31,7 +31,7 @@ NO_PROOF = "nothing found is no proof that the model is clean: some backdoors le
 
 @dataclass(frozen=True)
 class Rule:
-    """Which statistics are looked at; of the scores that they give a class, the largest counts.
+    """Which statistics are looked at. Of the scores that they give a class, and of their sum, the largest counts.
 
     Attributes
     ----------
@@ -64,7 +64,7 @@ class Rule:
         known = _known_anywhere(values)
         short = _short_classes(known, samples_per_class)
         findings = self.findings(values, list(short))
-        scores = largest_scores(findings)
+        scores = combined_scores(findings)
         judged = sum(not math.isnan(score) for score in scores.values())
         obstacles = [*obstacles, *_too_few(int(known.sum()), len(short), judged)]
         bank = Bank.of(self.name)
@@ -97,9 +97,16 @@ class Rule:
         return tuple(found)
 
 
-def largest_scores(findings: Sequence[Finding]) -> dict[int, float]:
-    """Per class the largest of its scores; NaN where none is defined."""
-    return {k: _largest([found.scores[k] for found in findings]) for k in findings[0].scores}
+def combined_scores(findings: Sequence[Finding]) -> dict[int, float]:
+    """Per class the largest of its scores and of their sum over √m, which is on the same scale; NaN without any.
+
+    One statistic may be all but blind to a trigger, and two may each see too little of it.
+    """
+    combined = {}
+    for k in findings[0].scores:
+        scores = [found.scores[k] for found in findings]
+        combined[k] = _largest([*scores, sum(scores) / math.sqrt(len(scores))])
+    return combined
 
 
 def _known_anywhere(values: Mapping[str, Tensor]) -> Tensor:

@@ -39,7 +39,7 @@ class Verdict:
     classes : the suspicious classes, worst first. Of a borderline verdict those that all samples together call
         suspicious, if any
     findings : one per statistic that was computed
-    scores : per class, the largest of its scores over the statistics; NaN where none is defined
+    scores : per class, the largest of its scores and of their sum, see `combined_scores`; NaN where none is defined
     surprise : −log₁₀ of how many classes of such a score are expected if none is odd; NaN where it is undefined
     p_value : share of the clean networks of the bank that are at least as surprising, this one counted in, so that it
         is 1/(n + 1) at least; NaN where there is no surprise
