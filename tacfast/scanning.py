@@ -11,7 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .detection import FULL, QUICK, RULE_TRIM, Evidence, Verdict, obstacles_of
+from .detection import (
+    FULL,
+    QUICK,
+    RULE_TRIM,
+    Evidence,
+    Perturbation,
+    Verdict,
+    obstacles_of,
+    reconstruct,
+)
 from .models.head import Head, evaluation_mode, unwrapped
 from .models.latents import latent_batches, resolve_head
 from .models.precision import bfloat16_autocast, native_bfloat16
@@ -22,6 +31,8 @@ from .stability import Stability, check_blocks, leave_blocks_out, weigh
 
 # So many inputs are kept to run the model on again.
 KEPT_INPUTS = 500
+# Of more suspicious classes than this the perturbations are not looked for: a few seconds each.
+MAX_PERTURBATIONS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +51,8 @@ class ScanReport:
         the model gave to the gap matrix); the model runs for the rest
     class_accuracy : the same share for each class, (C,) float64, NaN where no sample is labelled so; None without
         labels
+    perturbations : of the inputs that send them to the class, of each class that is suspicious, or the easiest to reach
+        if the verdict is borderline; empty without a look at the inputs
     stability : how much of this survives leaving out blocks of samples; None if that was not asked for
     """
 
@@ -50,6 +63,7 @@ class ScanReport:
     accuracy: float | None
     timings: Mapping[str, float]
     class_accuracy: Tensor | None = None
+    perturbations: tuple[Perturbation, ...] = ()
     stability: Stability | None = None
 
 
@@ -131,6 +145,8 @@ def scan(
     verdict = rule.judge(values, tally.gaps.samples_per_class, obstacles_of(solution))
     if missing is not None and not quick:
         verdict = replace(verdict, reasons=(*verdict.reasons, missing))
+    with evaluation_mode(model):
+        perturbations = _perturbations(evidence, verdict)
     compared = time.perf_counter()
     stability = leave_blocks_out(tally.gaps, rule, values, blocks)
     if file is not None:
@@ -153,8 +169,15 @@ def scan(
             "total": end - start,
         },
         class_accuracy=tally.correct.cpu().double() / tally.labelled.cpu() if any_labels else None,
+        perturbations=perturbations,
         stability=stability,
     )
+
+
+def _perturbations(evidence: Evidence, verdict: Verdict) -> tuple[Perturbation, ...]:
+    if evidence.inputs is None or verdict.label not in ("suspicious", "borderline"):
+        return ()
+    return tuple(reconstruct(evidence, k) for k in (verdict.classes or (verdict.easiest,))[:MAX_PERTURBATIONS])
 
 
 class _Waiting:

@@ -14,7 +14,7 @@ from .rule import (
     obstacles_of,
 )
 from .statistic import Evidence, Statistic
-from .universal import UniversalPerturbation
+from .universal import Perturbation, UniversalPerturbation, reconstruct
 from .verdict import Finding, Label, Verdict
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Evidence",
     "Finding",
     "Label",
+    "Perturbation",
     "QpNorm",
     "Rule",
     "Statistic",
@@ -35,4 +36,5 @@ __all__ = [
     "detect",
     "obstacles_of",
     "outlier_scores",
+    "reconstruct",
 ]

@@ -90,6 +90,10 @@ class Perturbation:
     share: float
 
 
+# One class alone can be given more samples and smaller steps.
+CAREFUL = UniversalPerturbation(batch=64, steps=36)
+
+
 def reconstruct(evidence: Evidence, target: int, *, shown: int = 5) -> Perturbation:
     """Grow a universal perturbation towards one class until it is reached, more carefully than towards all at once."""
     climb = CAREFUL.climb(evidence, [target])
@@ -104,6 +108,3 @@ def reconstruct(evidence: Evidence, target: int, *, shown: int = 5) -> Perturbat
         size=float(change.norm()) / unit,
         share=float(climb.reached[-1]),
     )
-
-
-CAREFUL = UniversalPerturbation(batch=64, steps=36)
