@@ -27,10 +27,12 @@ from .._common import processor
 from .networks import Suspect
 from .profiles import DEFENCES, ORACLES, Contender, Network, Profile
 
-NETWORK_CELL = "network"
+NETWORK_CELL, SCAN_CELL = "network", "scan"
 BATCH_SIZE = 64
 # Of the cell of a network: raised when what is measured there changes.
 MEASUREMENT = 2
+# Raised when the verdict of a scan changes: scans, and the defences that wait for them, are made again.
+VERDICT = 1
 # Relearning is measured on so many test images, and has so many poisoned ones at hand.
 RELEARN_TEST_IMAGES, RELEARN_POISONED_IMAGES = 1000, 2000
 
@@ -45,21 +47,39 @@ def identity(profile: Profile, network: Network, name: str) -> dict[str, Any]:
     found = {"network": plan_as_dict(profile.plan(network))}
     if name == NETWORK_CELL:
         return {**found, "measurement": MEASUREMENT}
+    if name == SCAN_CELL:
+        return {**found, "verdict": VERDICT}
     chosen = contender(name)
-    oracle = {"oracle": True} if chosen.oracle else {}
+    special = {"oracle": True} if chosen.oracle else {"verdict": VERDICT} if chosen.waits else {}
     settings = asdict(chosen.make(**chosen.settings_for(network)))  # those left at their defaults, too
-    return {**found, "settings": settings, "batch_size": BATCH_SIZE, "augmented": True, **oracle}
+    return {**found, "settings": settings, "batch_size": BATCH_SIZE, "augmented": True, **special}
 
 
 def network_cell(suspect: Suspect, profile: Profile) -> dict[str, Any]:
     """The suspect before any defence, with what relearning does to it as it is."""
-    about, _ = _about(profile, suspect, NETWORK_CELL), suspect.trial.report  # the scan, in full precision
+    about = _about(profile, suspect, NETWORK_CELL)
     with _precision(suspect):
         facts = suspect.facts()
         start = time.perf_counter()
         facts["relearning"] = _relearned(suspect, suspect.trial.model)
         facts["seconds"]["relearning"] = time.perf_counter() - start
     return {**about, **facts}
+
+
+def scan_cell(suspect: Suspect, profile: Profile) -> dict[str, Any]:
+    """The verdict on the suspect, by a scan of the defender's clean share in full precision."""
+    report = suspect.trial.report
+    verdict = report.verdict
+    return {
+        **_about(profile, suspect, SCAN_CELL),
+        "label": verdict.label,
+        "classes": list(verdict.classes),
+        "scores": list(verdict.scores.values()),
+        "threshold": verdict.threshold,
+        "p_value": verdict.p_value,
+        "runs": None if report.stability is None else dict(report.stability.labels),
+        "seconds": dict(report.timings),
+    }
 
 
 def defence_cell(suspect: Suspect, profile: Profile, name: str) -> dict[str, Any]:
@@ -185,5 +205,9 @@ def _about(profile: Profile, suspect: Suspect, name: str) -> dict[str, Any]:
 def cells_of(suspect: Suspect, profile: Profile, names: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Run cells of one network, each when it is asked for."""
     for name in names:
-        cell = network_cell(suspect, profile) if name == NETWORK_CELL else defence_cell(suspect, profile, name)
-        yield name, cell
+        if name == NETWORK_CELL:
+            yield name, network_cell(suspect, profile)
+        elif name == SCAN_CELL:
+            yield name, scan_cell(suspect, profile)
+        else:
+            yield name, defence_cell(suspect, profile, name)

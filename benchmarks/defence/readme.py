@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tacfast.solver._files import write_atomically
 
-from .cells import identity
+from .cells import SCAN_CELL, identity
 from .profiles import CLEAN, DEFENCES, PROFILES, Network
 from .store import Store
 from .summary import MIN_ASR, NONE, Row, averages, rows_of
@@ -41,11 +41,12 @@ def readme_summary(store: Store) -> str:
 
 def _verdicts(suspects: Sequence[Row]) -> str:
     """How the scan judged them, in words."""
-    clean = [network for row in suspects if row.attack == CLEAN for network in row.networks]
-    attacked = [network for row in suspects if row.attack != CLEAN for network in row.networks]
-    right = sum(network["scan"]["classes"] == [network["target"]] for network in attacked)
-    named = sum(bool(network["scan"]["classes"]) for network in attacked)
-    alarms = sum(bool(network["scan"]["classes"]) for network in clean)
+    scanned = [(row.attack, network) for row in suspects for network in row.networks if network[SCAN_CELL] is not None]
+    clean = [network for attack, network in scanned if attack == CLEAN]
+    attacked = [network for attack, network in scanned if attack != CLEAN]
+    right = sum(network[SCAN_CELL]["classes"] == [network["target"]] for network in attacked)
+    named = sum(bool(network[SCAN_CELL]["classes"]) for network in attacked)
+    alarms = sum(bool(network[SCAN_CELL]["classes"]) for network in clean)
     return (
         f"The scan named the poisoned class of {right} of {len(attacked)} backdoored networks, a wrong one of "
         f"{named - right}, and a class of {alarms} of {len(clean)} clean ones."

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from .cells import NETWORK_CELL, cells_of, identity
+from .cells import NETWORK_CELL, SCAN_CELL, cells_of, identity
 from .networks import Say, Suspects
 from .profiles import CLEAN, PROFILES, Network, Profile
 from .store import Store, try_lock
@@ -55,7 +55,7 @@ class Grid:
     @property
     def cells(self) -> tuple[str, ...]:
         """Names of the cells of each network."""
-        return (NETWORK_CELL, *self.defences)
+        return (NETWORK_CELL, SCAN_CELL, *self.defences)
 
     def suspects(self, say: Say) -> Suspects:
         """Its networks."""

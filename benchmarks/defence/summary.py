@@ -10,7 +10,7 @@ from typing import Any
 
 from tacfast.defenses.selection import wilson_interval
 
-from .cells import NETWORK_CELL, contender
+from .cells import NETWORK_CELL, SCAN_CELL, contender
 from .profiles import CLEAN, Network
 from .store import Store
 
@@ -43,7 +43,7 @@ class Row:
     data, arch, attack, ratio : of the group
     defence : name of the column; "none" for the suspects themselves
     cells : the JSON of each seed
-    networks : that of the suspects, in the same order
+    networks : that of the suspects, in the same order, each with that of its ``scan``, or None
     """
 
     data: str
@@ -118,6 +118,7 @@ def rows_of(
             continue
         found = {name: cell for name in defences if (cell := read(network, name)) is not None}
         key = (network.data, network.arch, network.attack, network.ratio)
+        suspect[SCAN_CELL] = read(network, SCAN_CELL)
         groups.setdefault(key, []).append({NETWORK_CELL: suspect, **found})
     rows = []
     for key, members in groups.items():
