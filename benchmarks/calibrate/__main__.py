@@ -16,14 +16,17 @@ from tacfast.solver._files import write_atomically
 
 from ..defence.networks import Suspects
 from ..defence.profiles import Network
+from ..defence.readme import with_summary
 from ..defence.store import Store, try_lock
 from .bank import BANK
-from .judge import bank_of, load
+from .judge import bank_of, load, summary
 from .judge import judge as judged
 from .measure import MEASUREMENT, measure, save_arrays
 
 ROOT = Path(__file__).parents[2]
 RESULTS, MODELS = ROOT / "benchmarks" / "results" / "bank", ROOT / "models"
+
+MARKS = "<!-- bank: begin, made by python -m benchmarks.calibrate judge -->", "<!-- bank: end -->"
 
 app = typer.Typer(add_completion=False)
 Results = Annotated[Path, typer.Option(metavar="FOLDER", help="Of what is kept of the networks.")]
@@ -84,6 +87,10 @@ def _judge(results: Path) -> str:
     members = load(results)
     text = judged(members)
     if results == RESULTS:
+        rules = {"`scan`": FULL, "`scan --quick`": QUICK}
+        readme = ROOT / "README.md"
+        text_there = readme.read_text(encoding="utf-8")
+        write_atomically(readme, with_summary(text_there, summary(members, rules), MARKS).encode())
         content = {"rules": {rule.name: bank_of(members, rule) for rule in (FULL, QUICK)}}
         write_atomically(BANK_FILE, (json.dumps(content, indent=1) + "\n").encode())
     write_atomically(results / "judge.md", text.encode())

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import math
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class Member:
 
     facts: Mapping[str, Any]
     arrays: Mapping[str, np.ndarray]
+    _scores: dict[Rule, dict[int, float]] = field(default_factory=dict)
 
     @property
     def clean(self) -> bool:
@@ -80,8 +82,10 @@ class Member:
 
     def scores(self, rule: Rule) -> dict[int, float]:
         """Of each class, by a rule."""
-        values = {each.name: self.values[named(each)] for each in rule.statistics}
-        return combined_scores(rule.findings(values, self._short))
+        if rule not in self._scores:
+            values = {each.name: self.values[named(each)] for each in rule.statistics}
+            self._scores[rule] = combined_scores(rule.findings(values, self._short))
+        return self._scores[rule]
 
     @cached_property
     def _short(self) -> list[int]:
@@ -169,6 +173,25 @@ def judge(members: Iterable[Member]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def summary(members: Sequence[Member], rules: Mapping[str, Rule]) -> str:
+    """For the README: the rules of the package, and what strangers say of each network, in few lines."""
+    kinds = Counter(member.kind for member in members)
+    data = ", ".join(dict.fromkeys(str(member.facts["data"]) for member in members))
+    lines = []
+    for name, rule in rules.items():
+        clean, attacked = (_surprises(members, rule, kind) for kind in ("clean", "all-to-one"))
+        others = (auroc(_surprises(members, rule, kind), clean) for kind in ("all-to-all", "clean-label"))
+        cells = (f"{auroc(attacked, clean):.3f}", *_shares(members, rule), *(f"{value:.2f}" for value in others))
+        lines.append([name, *cells])
+    head = ("AUROC", "found", "with the right class", "false alarms", "AUROC all-to-all", "AUROC clean-label")
+    said = (
+        f"{len(members)} networks on {data}: {kinds['clean']} clean, {kinds['all-to-one']} with a backdoor that sends "
+        f"all classes to one, {kinds['all-to-all']} all-to-all, {kinds['clean-label']} clean-label; not counted are "
+        f"{kinds['weak']} whose backdoor works on less than {100 * MIN_ASR:g} % of the images."
+    )
+    return f"{said}\n\n{_markdown(['', *head], lines)}"
+
+
 def _census(members: Sequence[Member], data: Sequence[str]) -> str:
     kinds = ("clean", "all-to-one", "all-to-all", "clean-label", "weak")
     lines = [
@@ -201,18 +224,26 @@ def _table(members: Sequence[Member]) -> str:
 
 
 def _held_out(members: Sequence[Member], data: Sequence[str]) -> str:
-    lines = []
-    for rule in RULES:
-        alarms = {member: _is_alarm(member, members, rule) for member in members}
-        judged = {member: alarm for member, alarm in alarms.items() if alarm is not None}
-        for name in ("all", *data):
-            own = {m: alarm for m, alarm in judged.items() if name in ("all", m.facts["data"])}
-            attacked = [m for m in own if m.kind == "all-to-one"]
-            found, clean = [m for m in attacked if own[m]], [m for m in own if m.kind == "clean"]
-            right = sum(m.names(rule) == m.facts["target"] for m in found)
-            shares = (len(found), len(attacked)), (right, len(found)), (sum(own[m] for m in clean), len(clean))
-            lines.append([rule.name, name, *(_share(*share) for share in shares)])
+    lines = [
+        [rule.name, name, *_shares(members, rule, None if name == "all" else name)]
+        for rule in RULES
+        for name in ("all", *data)
+    ]
     return _markdown(["rule", "data", "found", "with the right class", "false alarms"], lines)
+
+
+def _shares(members: Sequence[Member], rule: Rule, data: str | None = None) -> tuple[str, str, str]:
+    """Found, of these with the right class, and false alarms, of one or all data sets, each judged by strangers."""
+    own = [member for member in members if data in (None, member.facts["data"])]
+    judged = {member: alarm for member in own if (alarm := _is_alarm(member, members, rule)) is not None}
+    attacked, clean = ([m for m in judged if m.kind == kind] for kind in ("all-to-one", "clean"))
+    found = [member for member in attacked if judged[member]]
+    right = sum(member.names(rule) == member.facts["target"] for member in found)
+    return (
+        _share(len(found), len(attacked)),
+        _share(right, len(found)),
+        _share(sum(judged[member] for member in clean), len(clean)),
+    )
 
 
 def _is_alarm(member: Member, members: Sequence[Member], rule: Rule) -> bool | None:

@@ -63,22 +63,23 @@ def update_readme(root: Path, store: Store) -> list[Path]:
     """Put the summary into the README; returns its path, or nothing if it stood there already."""
     path = root / "README.md"
     text = path.read_text(encoding="utf-8")
-    new = with_summary(text, readme_summary(store))
+    new = with_summary(text, readme_summary(store), (BEGIN, END))
     if new == text:
         return []
     write_atomically(path, new.encode())
     return [path]
 
 
-def with_summary(text: str, summary: str) -> str:
-    """The README with another summary between its marks.
+def with_summary(text: str, summary: str, marks: tuple[str, str]) -> str:
+    """The README with another summary between two marks.
 
     Raises
     ------
     ValueError
         If a mark is missing.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError("README.md: expected the two marks of the summary, each once")
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{summary}\n\n{END}{rest.split(END)[1]}"
+    begin, end = marks
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"README.md: expected the marks {begin} and {end}, each once")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n\n{summary}\n\n{end}{rest.split(end)[1]}"
