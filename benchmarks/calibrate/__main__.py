@@ -22,6 +22,8 @@ from .bank import BANK
 from .judge import bank_of, load, summary
 from .judge import judge as judged
 from .measure import MEASUREMENT, measure, save_arrays
+from .rivals import MEASUREMENT as RIVAL_MEASUREMENT
+from .rivals import measure_rivals
 
 ROOT = Path(__file__).parents[2]
 RESULTS, MODELS = ROOT / "benchmarks" / "results" / "bank", ROOT / "models"
@@ -29,16 +31,18 @@ RESULTS, MODELS = ROOT / "benchmarks" / "results" / "bank", ROOT / "models"
 MARKS = "<!-- bank: begin, made by python -m benchmarks.calibrate judge -->", "<!-- bank: end -->"
 
 app = typer.Typer(add_completion=False)
+Only = Annotated[str, typer.Option(metavar="TEXT", help="Networks whose name has this in it.")]
+Models = Annotated[Path, typer.Option(metavar="FOLDER", help="Of the trained networks.")]
 Results = Annotated[Path, typer.Option(metavar="FOLDER", help="Of what is kept of the networks.")]
 
 
 @app.callback(invoke_without_command=True)
 def bank(
     context: typer.Context,
-    only: Annotated[str, typer.Option(metavar="TEXT", help="Networks whose name has this in it.")] = "",
+    only: Only = "",
     trained: Annotated[bool, typer.Option("--trained", help="Measure those that are trained, train none.")] = False,
     results: Results = RESULTS,
-    models: Annotated[Path, typer.Option(metavar="FOLDER", help="Of the trained networks.")] = MODELS,
+    models: Models = MODELS,
 ) -> None:
     """Train and measure the networks that are missing.
 
@@ -48,12 +52,16 @@ def bank(
     if context.invoked_subcommand is not None:
         return
     torch.set_num_threads(1)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    suspects = Suspects(BANK, models, None, lambda text, cells=0: None, device)
+    suspects = _suspects(models)
     for network in BANK.networks:
         if only in network.name and (suspects.is_trained(network) or not trained):
             _make(network, suspects, results)
     _judge(results)
+
+
+def _suspects(models: Path) -> Suspects:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Suspects(BANK, models, None, lambda text, cells=0: None, device)
 
 
 def _make(network: Network, suspects: Suspects, results: Path) -> None:
@@ -71,6 +79,22 @@ def _make(network: Network, suspects: Suspects, results: Path) -> None:
         store.write(network.data, network.name, facts)
     metrics = facts["metrics"]
     print(f"{network.name}: acc {metrics['acc']:.3f}, asr {metrics['asr']:.3f}", flush=True)
+
+
+@app.command()
+def rivals(only: Only = "", results: Results = RESULTS, models: Models = MODELS) -> None:
+    """Run Neural Cleanse and MM-BD on those networks of the bank that are trained."""
+    torch.set_num_threads(1)
+    suspects = _suspects(models)
+    store = Store(results / "rivals")
+    for network in BANK.networks:
+        if only not in network.name or not suspects.is_trained(network):
+            continue
+        with try_lock(models / "locks" / f"{network.name}-rivals") as ours:
+            cell = store.read(network.data, network.name)
+            if ours and (cell is None or cell.get("measurement") != RIVAL_MEASUREMENT):
+                store.write(network.data, network.name, measure_rivals(suspects.get(network)))
+                print(network.name, flush=True)
 
 
 @app.command()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import math
+import statistics
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tacfast.detection import MIN_SAMPLES_PER_CLASS, Evidence, QpNorm, Rule, Statistic
+from tacfast.detection import FULL, MIN_SAMPLES_PER_CLASS, QUICK, Evidence, QpNorm, Rule, Statistic
 from tacfast.detection.lock_step import effort_of
 from tacfast.detection.outliers import surprise_of
 from tacfast.detection.rule import combined_scores
@@ -27,6 +28,7 @@ from ..defence.profiles import CLEAN
 from ..defence.store import Store
 from ..defence.summary import MIN_ASR, Share
 from .measure import CLIMBS
+from .rivals import mm_bd_score, nc_score
 
 TRIMS = (0.0, 0.1, 0.5)
 ABOUT = (
@@ -48,10 +50,12 @@ class Member:
     Attributes
     ----------
     facts, arrays : as `measure` gave them
+    rivals : as `measure_rivals` gave it, of the same weights; None where they were not run
     """
 
     facts: Mapping[str, Any]
     arrays: Mapping[str, np.ndarray]
+    rivals: Mapping[str, Any] | None = None
     _scores: dict[Rule, dict[int, float]] = field(default_factory=dict)
 
     @property
@@ -118,7 +122,9 @@ def load(folder: Path) -> list[Member]:
                 suppress(ValueError, OSError, zipfile.BadZipFile),
                 np.load(io.BytesIO(path.with_suffix(".npz").read_bytes())) as arrays,
             ):
-                found.append(Member(facts, dict(arrays)))
+                rivals = Store(folder / "rivals").read(path.parent.name, path.stem)
+                same = rivals is not None and rivals["weights"] == facts["weights"]
+                found.append(Member(facts, dict(arrays), rivals if same else None))
     return found
 
 
@@ -168,6 +174,7 @@ def judge(members: Iterable[Member]) -> str:
     data = list(dict.fromkeys(str(member.facts["data"]) for member in members))
     parts = ["# What tells backdoored networks of the bank from clean ones", ABOUT, _census(members, data)]
     parts.append(_table(members))
+    parts += ["## Rivals on the same networks", _against_rivals(members)]
     parts += ["## Each network judged by clean ones of another data set and another architecture", HELD_OUT]
     parts.append(_held_out(members, data))
     return "\n\n".join(parts) + "\n"
@@ -221,6 +228,32 @@ def _table(members: Sequence[Member]) -> str:
         lines.append([rule.name, *cells, _share(right, len(attacked))])
     head = ("AUROC all-to-one", "all-to-all", "clean-label", "all-to-one: the right class is the oddest")
     return _markdown(["rule", *head], lines)
+
+
+def _against_rivals(members: Sequence[Member]) -> str:
+    """Ours and the published statistics of others, on the networks that all have looked at."""
+    both = [member for member in members if member.rivals is not None]
+    if not both:
+        return "Not run yet."
+    detectors: dict[str, Callable[[Member, Any], tuple[float, int, float]]] = {
+        "scan": lambda m, _: (m.surprise(FULL), m.names(FULL), _seconds(m, "latents", "universal")),
+        "scan --quick": lambda m, _: (m.surprise(QUICK), m.names(QUICK), _seconds(m, "latents")),
+        "Neural Cleanse": lambda _, rivals: (*nc_score(**rivals["nc"]), rivals["seconds"]["nc"]),
+        "MM-BD": lambda _, rivals: (*mm_bd_score(**rivals["mm-bd"]), rivals["seconds"]["mm-bd"]),
+    }
+    lines = []
+    for name, detector in detectors.items():
+        found = {member: detector(member, member.rivals) for member in both}
+        clean, attacked = ([m for m in both if m.kind == kind] for kind in ("clean", "all-to-one"))
+        scores = ([found[member][0] for member in some] for some in (attacked, clean))
+        right = sum(found[member][1] == member.facts["target"] for member in attacked)
+        seconds = statistics.median(spent for _, _, spent in found.values())
+        lines.append([name, f"{auroc(*scores):.3f}", _share(right, len(attacked)), f"{seconds:.1f}"])
+    return _markdown(["detector", "AUROC", "all-to-one: the right class is the oddest", "seconds (median)"], lines)
+
+
+def _seconds(member: Member, *stages: str) -> float:
+    return sum(float(member.facts["seconds"][stage]) for stage in stages)
 
 
 def _held_out(members: Sequence[Member], data: Sequence[str]) -> str:
