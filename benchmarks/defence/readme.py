@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tacfast.solver._files import write_atomically
 
-from .cells import SCAN_CELL, identity
+from .cells import SCAN_CELL, is_sound
 from .profiles import CLEAN, DEFENCES, PROFILES, Network
 from .store import Store
 from .summary import MIN_ASR, NONE, Row, averages, rows_of
@@ -22,7 +22,7 @@ def rows_in_profile(store: Store, profile: str, defences: Sequence[str]) -> list
     settings = PROFILES[profile]
 
     def sound(network: Network, name: str) -> bool:
-        return store.has(network.name, name, identity(settings, network, name))
+        return is_sound(store, settings, network, name)
 
     return rows_of(store, settings.networks, defences, sound)
 
