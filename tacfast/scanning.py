@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .detection import FULL, QUICK, RULE_TRIM, Evidence, Verdict, obstacles_of
-from .models.head import Head, evaluation_mode, unwrapped
+from .models.head import Head, as_written, evaluation_mode, unwrapped
 from .models.latents import latent_batches, resolve_head
 from .models.precision import bfloat16_autocast, native_bfloat16
 from .models.reservoir import Reservoir
@@ -194,7 +194,7 @@ def evidence_of(model: nn.Module, head: Head, gaps: GapMatrix, inputs: Tensor | 
     mixed = head.weight.dtype == torch.float32 and native_bfloat16(head.device)
 
     def classify(given: Tensor) -> Tensor:
-        with bfloat16_autocast(head.device, enabled=mixed):
+        with as_written(), bfloat16_autocast(head.device, enabled=mixed):
             logits: Tensor = run(given.to(dtype))
         return logits.float()
 
@@ -202,8 +202,22 @@ def evidence_of(model: nn.Module, head: Head, gaps: GapMatrix, inputs: Tensor | 
     if inputs.ndim == 4:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     evidence = Evidence(gaps, inputs, classify)
-    with evaluation_mode(model), torch.inference_mode(False), torch.enable_grad():
-        first = evidence.for_model()[0][:1].clone().requires_grad_()
-        if not classify(first).requires_grad:
-            return Evidence(gaps), f"the model gives no gradients, {without}"
+    if not _gives_gradients(model, evidence):
+        return Evidence(gaps), f"the model gives no gradients, {without}"
     return evidence, None
+
+
+@torch.inference_mode(False)
+def _gives_gradients(model: nn.Module, evidence: Evidence) -> bool:
+    """Whether the first logit of an input or two has a gradient with respect to them."""
+    inputs, classify = evidence.for_model()
+    given = inputs[:2].clone().requires_grad_()
+    try:
+        with evaluation_mode(model), torch.enable_grad():
+            logit = classify(given)[:, 0].sum()
+            (gradient,) = torch.autograd.grad(logit, given, allow_unused=True)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # no gradient at all, or a layer that has none, such as a recurrent one of cuDNN
+        return False
+    return gradient is not None
