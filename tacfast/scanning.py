@@ -21,7 +21,7 @@ from .detection import (
     obstacles_of,
     reconstruct,
 )
-from .models.head import Head, evaluation_mode, unwrapped
+from .models.head import Head, as_written, evaluation_mode, unwrapped
 from .models.latents import latent_batches, resolve_head
 from .models.precision import bfloat16_autocast, native_bfloat16
 from .models.reservoir import Reservoir
@@ -118,23 +118,12 @@ def scan(
     """
     check_blocks(blocks)
     start = time.perf_counter()
-    loader = reading = _Waiting(loader)
-    folding = 0.0
-    loader = kept = Reservoir(loader, 0 if quick else KEPT_INPUTS)
-    found, loader = resolve_head(model, loader, head)
+    reading = _Waiting(loader)
+    kept = Reservoir(reading, 0 if quick else KEPT_INPUTS)
+    found, batches = resolve_head(model, kept, head)
     tally = Tally(found)
     file = None if resume is None else ResumeFile(resume, tally)
-    if file is not None:
-        loader = file.restore(model, loader, found)
-    with latent_batches(model, loader, found, skip=tally.gaps.n_samples) as batches:
-        for batch in batches if file is None else file.keep(batches):
-            came = time.perf_counter()
-            tally.update(batch)
-            folding += time.perf_counter() - came
-            if on_batch is not None:
-                on_batch(tally.gaps.n_samples)
-    if tally.gaps.n_samples == 0:
-        raise ValueError("loader: expected at least one batch, got none")
+    folding = _stream(model, batches, found, tally, file, on_batch)
     streamed = time.perf_counter()
     evidence, missing = evidence_of(model, found, tally.gaps, kept.inputs)
     rule = QUICK if evidence.inputs is None else FULL
@@ -142,11 +131,10 @@ def scan(
     solved = time.perf_counter()
     with evaluation_mode(model):
         values = {statistic.name: statistic.values(evidence) for statistic in rule.statistics}
-    verdict = rule.judge(values, tally.gaps.samples_per_class, obstacles_of(solution))
+        verdict = rule.judge(values, tally.gaps.samples_per_class, obstacles_of(solution))
+        perturbations = _perturbations(evidence, verdict)
     if missing is not None and not quick:
         verdict = replace(verdict, reasons=(*verdict.reasons, missing))
-    with evaluation_mode(model):
-        perturbations = _perturbations(evidence, verdict)
     compared = time.perf_counter()
     stability = leave_blocks_out(tally.gaps, rule, values, blocks)
     if file is not None:
@@ -172,6 +160,30 @@ def scan(
         perturbations=perturbations,
         stability=stability,
     )
+
+
+def _stream(
+    model: nn.Module,
+    loader: Iterable[Any],
+    head: Head,
+    tally: Tally,
+    file: ResumeFile | None,
+    on_batch: Callable[[int], None] | None,
+) -> float:
+    """Add all batches to the tally; returns the seconds that this took beside running the model."""
+    if file is not None:
+        loader = file.restore(model, loader, head)
+    folding = 0.0
+    with latent_batches(model, loader, head, skip=tally.gaps.n_samples) as batches:
+        for batch in batches if file is None else file.keep(batches):
+            came = time.perf_counter()
+            tally.update(batch)
+            folding += time.perf_counter() - came
+            if on_batch is not None:
+                on_batch(tally.gaps.n_samples)
+    if tally.gaps.n_samples == 0:
+        raise ValueError("loader: expected at least one batch, got none")
+    return folding
 
 
 def _perturbations(evidence: Evidence, verdict: Verdict) -> tuple[Perturbation, ...]:
@@ -217,7 +229,7 @@ def evidence_of(model: nn.Module, head: Head, gaps: GapMatrix, inputs: Tensor | 
     mixed = head.weight.dtype == torch.float32 and native_bfloat16(head.device)
 
     def classify(given: Tensor) -> Tensor:
-        with bfloat16_autocast(head.device, enabled=mixed):
+        with as_written(), bfloat16_autocast(head.device, enabled=mixed):
             logits: Tensor = run(given.to(dtype))
         return logits.float()
 
@@ -225,8 +237,22 @@ def evidence_of(model: nn.Module, head: Head, gaps: GapMatrix, inputs: Tensor | 
     if inputs.ndim == 4:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     evidence = Evidence(gaps, inputs, classify)
-    with evaluation_mode(model), torch.inference_mode(False), torch.enable_grad():
-        first = evidence.for_model()[0][:1].clone().requires_grad_()
-        if not classify(first).requires_grad:
-            return Evidence(gaps), f"the model gives no gradients, {without}"
+    if not _gives_gradients(model, evidence):
+        return Evidence(gaps), f"the model gives no gradients, {without}"
     return evidence, None
+
+
+@torch.inference_mode(False)
+def _gives_gradients(model: nn.Module, evidence: Evidence) -> bool:
+    """Whether the first logit of an input or two has a gradient with respect to them."""
+    inputs, classify = evidence.for_model()
+    given = inputs[:2].clone().requires_grad_()
+    try:
+        with evaluation_mode(model), torch.enable_grad():
+            logit = classify(given)[:, 0].sum()
+            (gradient,) = torch.autograd.grad(logit, given, allow_unused=True)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # no gradient at all, or a layer that has none, such as a recurrent one of cuDNN
+        return False
+    return gradient is not None

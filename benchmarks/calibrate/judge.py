@@ -160,12 +160,17 @@ def bank_of(members: Sequence[Member], rule: Rule) -> dict[str, Any]:
     found = [member for member in attacked if member.surprise(rule) > suspicious]
     return {
         "clean": [round(value, 4) for value in clean],
-        "suspicious": round(suspicious, 4),
-        "borderline": round(borderline, 4),
+        "suspicious": _rounded_up(suspicious),
+        "borderline": _rounded_up(borderline),
         "attacked": len(attacked),
         "found": len(found),
         "right": sum(member.names(rule) == member.facts["target"] for member in found),
     }
+
+
+def _rounded_up(limit: float) -> float:
+    """To four digits, and never below the clean network that it was chosen by."""
+    return math.ceil(limit * 1e4) / 1e4 if math.isfinite(limit) else limit
 
 
 def judge(members: Iterable[Member]) -> str:

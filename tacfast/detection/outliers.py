@@ -70,6 +70,8 @@ def surprise_of(scores: Mapping[int, float]) -> float:
 
 
 def threshold_of(surprise: float, classes: int) -> float:
-    """The score of the highest of so many classes that has this `surprise_of`; −inf if every score has more."""
+    """The score of the highest of so many classes with this `surprise_of`; −inf if all have more, +inf if none has."""
     expected = 10.0**-surprise / classes
+    if expected == 0:
+        return math.inf
     return -NormalDist().inv_cdf(expected) if expected < 1 else -math.inf

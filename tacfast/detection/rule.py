@@ -164,8 +164,8 @@ def _say(
         f"of the bank's {len(bank.clean)} clean networks, {count or 'none'} {'has' if count == 1 else 'have'} a class "
         "that stands out as much",
     )
-    if surprise > bank.suspicious:
-        return "suspicious", tuple(k for k in worst if known[k] > threshold), facts
+    if named := tuple(k for k in worst if known[k] > threshold):
+        return "suspicious", named, facts
     if surprise > bank.borderline:
         return "borderline", (), (*facts, "that is less than an alarm, and more than most clean networks show")
     return "nothing_found", (), (*facts, NO_PROOF)

@@ -19,7 +19,8 @@ class Reservoir:
     Parameters
     ----------
     loader : yields ``inputs`` or ``(inputs, labels)``
-    count : at most so many are kept, or as many as fit into 2²⁸ bytes; inputs of another shape than the first are not
+    count : at most so many are kept, or as many as fit into 2²⁸ bytes; inputs of another shape, dtype or device than
+        the first are passed over
 
     Attributes
     ----------
@@ -33,16 +34,15 @@ class Reservoir:
     def __iter__(self) -> Iterator[Any]:
         self.inputs, seen, generator = None, 0, torch.Generator().manual_seed(0)
         for batch in self._loader:
-            inputs = split_batch(batch)[0].detach()
             if self._count:
-                self._take(inputs, seen, generator)
-            seen += len(inputs)
+                seen += self._take(split_batch(batch)[0].detach(), seen, generator)
             yield batch
 
-    def _take(self, inputs: Tensor, seen: int, generator: torch.Generator) -> None:
+    def _take(self, inputs: Tensor, seen: int, generator: torch.Generator) -> int:
+        """Keep some of a batch, after so many that could have been kept; returns how many of these it has."""
         kept = inputs[:0] if self.inputs is None else self.inputs
-        if inputs.shape[1:] != kept.shape[1:]:
-            return
+        if (inputs.shape[1:], inputs.dtype, inputs.device) != (kept.shape[1:], kept.dtype, kept.device):
+            return 0
         count = max(1, min(self._count, MAX_BYTES // max(1, inputs[0].numel() * inputs.element_size())))
         free = count - len(kept)
         kept = torch.cat([kept, inputs[:free]]) if free else kept
@@ -52,3 +52,4 @@ class Reservoir:
         for row in (places < count).nonzero().flatten().tolist():
             kept[places[row]] = inputs[row]
         self.inputs = kept
+        return len(inputs)
