@@ -180,7 +180,7 @@ def judge(members: Iterable[Member]) -> str:
     parts = ["# What tells backdoored networks of the bank from clean ones", ABOUT, _census(members, data)]
     parts.append(_table(members))
     parts += ["## Rivals on the same networks", _against_rivals(members)]
-    parts += ["## Each network judged by clean ones of another data set and another architecture", HELD_OUT]
+    parts += ["## Each network judged by clean ones of another data set or another architecture", HELD_OUT]
     parts.append(_held_out(members, data))
     return "\n\n".join(parts) + "\n"
 
@@ -289,7 +289,7 @@ def _is_alarm(member: Member, members: Sequence[Member], rule: Rule) -> bool | N
     strangers = [
         other.surprise(rule)
         for other in members
-        if other.kind == "clean" and all(other.facts[key] != member.facts[key] for key in ("data", "arch"))
+        if other.kind == "clean" and any(other.facts[key] != member.facts[key] for key in ("data", "arch"))
     ]
     return member.surprise(rule) > limit_of(strangers, SUSPICIOUS) if strangers else None
 

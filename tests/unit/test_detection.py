@@ -55,7 +55,7 @@ def scores_by_scipy(values):
     for k, value in enumerate(values):
         rest = np.delete(values, k)
         t = (rest.mean() - value) / (rest.std(ddof=1) * math.sqrt(1 + 1 / len(rest)))
-        scores.append(float(stats.norm.isf(stats.t.sf(t, len(rest) - 1))))
+        scores.append(float(stats.norm.isf(stats.t.sf(t, min(len(rest) - 1, 8)))))
     return scores
 
 
@@ -226,7 +226,7 @@ def test_classes_that_are_all_alike_are_not_odd(norms):
 # ---- several statistics --------------------------------------------------------------------------------------
 
 
-def test_of_several_statistics_the_largest_score_counts():
+def test_of_several_statistics_the_largest_score_or_their_sum_counts():
     rule = Rule("any", (Told("a"), Told("b")))
     a, b = with_scores(3.2), with_scores(0.0, 0.0, 3.6)
     verdict = rule.judge({"b": b, "a": a})
@@ -234,10 +234,21 @@ def test_of_several_statistics_the_largest_score_counts():
     alone = [outlier_scores(values) for values in (a, b)]
     for finding, scores in zip(verdict.findings, alone, strict=True):
         assert list(finding.scores.values()) == scores.tolist()
-    assert list(verdict.scores.values()) == torch.stack(alone).amax(0).tolist()
+    together = (alone[0] + alone[1]) / math.sqrt(2)
+    assert list(verdict.scores.values()) == pytest.approx(torch.stack([*alone, together]).amax(0).tolist(), abs=1e-12)
     assert (verdict.easiest, verdict.classes) == (2, (2, 0))
     # Both are said of the easiest class, also what is not odd.
     assert f"(a {alone[0][2]:.2f}, b {alone[1][2]:.2f})" in verdict.reasons[0]
+
+
+def test_two_statistics_that_each_see_too_little_see_enough_together():
+    rule = Rule("any", (Told("a"), Told("b")))
+    both = with_scores(2.6)
+    verdict = rule.judge({"a": both, "b": both})
+    single = float(outlier_scores(both)[0])
+    assert verdict.scores[0] == pytest.approx(math.sqrt(2) * single)
+    assert single < verdict.threshold < verdict.scores[0]
+    assert verdict.classes == (0,)
 
 
 def test_a_statistic_that_says_nothing_of_a_class_leaves_it_to_the_other():

@@ -11,6 +11,7 @@ from independent import gap_matrix, trimmed_gap_matrix
 
 from tacfast import GapMatrix, scan
 from tacfast.detection import FULL, QUICK, RULE_TRIM, Evidence, Finding, Verdict, detect
+from tacfast.detection.rule import combined_scores
 from tacfast.stability import MAX_UNASKED_WORK, Range, Stability, leave_blocks_out, ranks, weigh
 
 C, DIM = 7, 12
@@ -201,7 +202,7 @@ def test_what_needs_the_model_stays_as_it_is_with_all_samples():
         assert qp == other.findings[0]  # and not what was given
         assert list(universal.values.values()) == given.tolist()
         assert (run.rule, run.easiest) == ("full", 3)
-        assert run.scores == {k: max(qp.scores[k], universal.scores[k]) for k in range(C)}
+        assert run.scores == combined_scores((qp, universal))
 
 
 @pytest.mark.parametrize(("blocks", "n"), [(0, 100), (20, 19)])
