@@ -186,8 +186,8 @@ def test_the_bank_is_told_as_it_is():
     sentence = facts.pop("sentence")
     assert facts == {"clean": 4, "false_alarms": 1, "attacked": 9, "found": 7, "right": 6}
     assert sentence == (
-        "7 of 9 networks whose backdoor is known are called suspicious, 6 of them with the right class, and so are 1 of "
-        "4 clean ones"
+        "7 of 9 networks whose backdoor is known are called suspicious, 6 of them with the right class, and so are 1 "
+        "of 4 clean ones"
     )
 
 

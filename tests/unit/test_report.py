@@ -1,12 +1,17 @@
+import io
 import json
 import math
+import re
 import stat
 import sys
 
 import pytest
+from _shortcut import TARGET, make_data, make_model
 
+from tacfast import scan
+from tacfast.detection import FULL
 from tacfast.evaluation import Metrics
-from tacfast.report import before_after_table, plot_scores, write_json
+from tacfast.report import before_after_table, plot_scores, scan_facts, write_json
 from tacfast.solver._files import write_atomically
 
 
@@ -117,7 +122,10 @@ def test_without_a_threshold_none_is_drawn(tmp_path, monkeypatch):
     plot_scores(facts({"a": []}, (), threshold=math.nan), tmp_path / "scores.png")
     for figure in kept:
         assert not any("threshold" in text.get_text() for legend in figure.legends for text in legend.get_texts())
-        assert [y for label, points in lines(figure.axes[0]).items() for _, y in points if "title" not in label] == [0, 0]
+        assert [y for label, points in lines(figure.axes[0]).items() for _, y in points if "title" not in label] == [
+            0,
+            0,
+        ]
 
 
 def test_scores_far_out_are_cut_off_and_written_beside_their_mark(tmp_path, monkeypatch):
@@ -132,7 +140,10 @@ def test_scores_far_out_are_cut_off_and_written_beside_their_mark(tmp_path, monk
     assert 12 < high < 14
     # Nothing is drawn of the NaN.
     assert [segment[1].tolist() for segment in axes.collections[0].get_segments() if len(segment)] == [
-        [0, 12], [1, 0.5], [2, 12], [4, 1.0]
+        [0, 12],
+        [1, 0.5],
+        [2, 12],
+        [4, 1.0],
     ]
 
 
@@ -170,6 +181,58 @@ def test_table_has_one_row_per_figure():
     assert "after repair" not in second
     for words in (["ACC", "99.0 %", "98.0 %"], ["ASR", "100.0 %", "1.2 %"], ["RA", "0.0 %", "90.0 %"]):
         assert any(all(word in line for word in words) for line in first.splitlines())
+
+
+def printed(facts, names):
+    """What `print_scan` says, and the rows of its table."""
+    console = pytest.importorskip("rich.console")
+    pytest.importorskip("typer")
+    from tacfast.commands import screen
+
+    output = console.Console(width=160, file=io.StringIO())
+    screen.print_scan(output, facts, names)
+    text = output.file.getvalue()
+    start = text.index("easiest classes to reach")
+    return text, [re.split(" {2,}", line.strip()) for line in text[start:].splitlines()[1 : 1 + screen.MAX_ROWS]]
+
+
+@pytest.mark.parametrize(("quick", "classes"), [(False, 10), (True, 200)])
+def test_terminal_says_what_the_facts_say(quick, classes):
+    report = scan(make_model(classes), make_data(classes, per_class=8, noise=0.1).loader(400), quick=quick, blocks=2)
+    facts = scan_facts(report)
+    text, rows = printed(facts, {TARGET: "[b]truck[/b]"})
+    said = (facts["verdict"]["headline"], *facts["verdict"]["reasons"], facts["bank"]["sentence"])
+    for sentence in (*said, facts["stability"]["sentence"], f"Verdict: {facts['verdict']['label']}"):
+        assert sentence in text
+    assert ("which show fewer backdoors" in text) == quick
+    easiest = sorted(report.verdict.scores, key=lambda k: -report.verdict.scores[k])[:5]
+    expected = [
+        [
+            f"{k} ([b]truck[/b])" if k == TARGET else str(k),
+            f"{report.verdict.scores[k]:.2f}",
+            *(f"{found.scores[k]:.2f}" for found in report.verdict.findings),
+            f"{float(report.solution.norms[k]):.4g}",
+        ]
+        for k in easiest
+    ]
+    assert rows == expected
+    assert len(rows[0]) == (4 if quick else 3 + len(FULL.statistics))
+
+
+def test_terminal_shows_what_is_no_number():
+    facts = scan_facts(scan(make_model(5), make_data(5).loader(64), quick=True, blocks=0))
+    odd = [(math.inf, 0.0), (2.0, 1.0), (-1.5, math.inf), (math.nan, math.nan), (-math.inf, 1.0)]
+    for place, (row, (score, norm)) in enumerate(zip(facts["classes"], odd, strict=True)):
+        row |= {"score": score, "norm": norm, "rank": place, "statistics": {"qp": {"score": score}}}
+    _, rows = printed(facts, {})
+    cells = [
+        ["inf", "inf", "0"],
+        ["2.00", "2.00", "1"],
+        ["-1.50", "-1.50", "inf"],
+        ["-", "-", "-"],
+        ["-inf", "-inf", "1"],
+    ]
+    assert [row[1:] for row in rows] == cells
 
 
 @pytest.mark.parametrize(
