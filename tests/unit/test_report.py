@@ -130,12 +130,12 @@ def test_without_a_threshold_none_is_drawn(tmp_path, monkeypatch):
 
 def test_scores_far_out_are_cut_off_and_written_beside_their_mark(tmp_path, monkeypatch):
     kept = capture(monkeypatch)
-    shown = facts({"a": [math.inf, 0.5, 16.77, math.nan, 1.0], "b": [math.nan, -15.0, 13.0, math.nan, 1.0]})
+    shown = facts({"a": [math.inf, 0.5, 16.77, math.nan, math.nan], "b": [math.nan, -15.0, 13.0, math.nan, 14.0]})
     plot_scores(shown, tmp_path / "scores.png")
     (axes,) = kept[0].axes
     written = {text.get_text(): text.xy for text in axes.texts}
     low, high = axes.get_ylim()
-    assert written == {"∞ ↑": (0, 12), "−15.0 ↓": (1, -12), "16.8 ↑": (2, 12)}
+    assert written == {"∞ ↑": (0, 12), "−15.0 ↓": (1, -12), "16.8 ↑": (2, 12), "14.0 ↑": (4, 12)}
     assert -14 < low < -12
     assert 12 < high < 14
     # Nothing is drawn of the NaN.
@@ -143,7 +143,7 @@ def test_scores_far_out_are_cut_off_and_written_beside_their_mark(tmp_path, monk
         [0, 12],
         [1, 0.5],
         [2, 12],
-        [4, 1.0],
+        [4, 12],
     ]
 
 
