@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -59,10 +60,15 @@ def _classes_table(facts: Mapping[str, Any], names: Mapping[int, str]) -> Table:
         table.add_column(column, justify="right")
     for entry in sorted(facts["classes"], key=lambda entry: entry["rank"])[:MAX_ROWS]:
         scores = (entry["score"], *(found["score"] for found in entry["statistics"].values()))
-        cells = (*(f"{score:.2f}" for score in scores), f"{entry['norm']:.4g}")
+        cells = (*(_number(score, ".2f") for score in scores), _number(entry["norm"], ".4g"))
         style = "bold red" if entry["named"] else ""
         table.add_row(Text(class_label(names, entry["class"])), *cells, style=style)
     return table
+
+
+def _number(value: float, form: str) -> str:
+    """Write a number for a terminal, which may know nothing but ASCII; "-" for NaN."""
+    return "-" if math.isnan(value) else format(value, form)
 
 
 def print_repair(console: Console, facts: Mapping[str, Any], names: Mapping[int, str]) -> None:

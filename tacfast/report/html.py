@@ -13,7 +13,7 @@ from .._text import printable
 from ..solver._files import write_atomically
 from .facts import RESIDUALS
 from .plots import history_svg, norms_svg, ranges_svg, scores_svg
-from .words import class_label
+from .words import class_label, number
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -69,7 +69,7 @@ def _environment() -> Environment:
         finalize=lambda value: printable(value) if type(value) is str else value,  # a subclass of it is markup
     )
     environment.filters |= {
-        "number": _number,
+        "number": number,
         "score": _score,
         "percent": _percent,
         "points": _points,
@@ -128,14 +128,8 @@ def _data_uri(svg: bytes) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
 
 
-def _number(value: float, form: str = "#.4g") -> str:
-    if math.isnan(value):
-        return "–"
-    return ("−" if value < 0 else "") + (format(abs(value), form) if math.isfinite(value) else "∞")
-
-
 def _score(value: float) -> str:
-    return _number(value, ".2f" if abs(value) < 1000 else ".1e")
+    return number(value, ".2f")
 
 
 def _percent(share: float) -> str:
@@ -143,11 +137,11 @@ def _percent(share: float) -> str:
 
 
 def _points(change: float) -> str:
-    return ("+" if change > 0 else "") + _number(100 * change, ".1f")
+    return ("+" if change > 0 else "") + number(100 * change, ".1f")
 
 
 def _residual(value: float) -> str:
-    return "0" if value == 0 else _number(value, ".1e")
+    return "0" if value == 0 else number(value, ".1e")
 
 
 def _seconds(value: float) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..solver._files import write_atomically
-from .words import short_name
+from .words import number, short_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,11 +23,13 @@ INK = "#333333"
 # Norms further out than this many medians and scores further than this are cut off, or nothing else could be seen.
 MAX_MEDIANS, MAX_SCORE = 3.0, 12.0
 MARKERS = "osd^v"
-SCORE = "how far the class stands out, in standard deviations"
+SCORE = "how far the class stands out,\nin standard deviations"
 # More bars than this are too narrow for a number each.
 MAX_NUMBERED = 50
 # Inches that a digit, and a character of a name, take beside their neighbours.
 DIGIT_WIDTH, CHARACTER_WIDTH = 0.1125, 0.09
+# And an entry of a legend.
+LEGEND_WIDTH = 3.0
 # Inches an image of a trigger takes, and how much its difference to the clean one is magnified.
 IMAGE_WIDTH, DIFFERENCE_FACTOR = 1.1, 10
 
@@ -147,6 +149,8 @@ def ranges_svg(facts: Mapping[str, Any], classes: Sequence[Mapping[str, Any]], w
         low, high = (_within(value) for value in row["jackknife"]["score"])
         axes.plot([low, high], [place] * 2, color=colour, linewidth=5, alpha=0.45, solid_capstyle="butt")
         axes.plot([_within(row["score"])], [place], color=colour, marker=marker, markersize=6 if row["named"] else 5)
+        if row["score"] > MAX_SCORE:
+            _say_cut(axes, f"{number(row['score'], '.1f')} →", (MAX_SCORE, place), left=True)
     threshold = facts["verdict"]["threshold"]
     if math.isfinite(threshold):
         axes.axvline(threshold, color=THRESHOLD, linewidth=1.2, linestyle="--", label="threshold")
@@ -175,9 +179,15 @@ def history_svg(accuracies: Sequence[float], chosen: int, width: float) -> bytes
 
 def _draw_scores(figure: Figure, facts: Mapping[str, Any], classes: Sequence[Mapping[str, Any]]) -> Axes:
     axes = figure.add_subplot()
+    colours = [FLAGGED if row["named"] else ORDINARY for row in classes]
+    ends = [_within(row["score"]) for row in classes]
+    axes.vlines(range(len(classes)), 0, ends, colors=colours, linewidth=3, alpha=0.45)
     for place, row in enumerate(classes):
-        colour = FLAGGED if row["named"] else ORDINARY
-        axes.vlines(place, 0, _within(row["score"]), color=colour, linewidth=3, alpha=0.45)
+        scores = [found["score"] for found in row["statistics"].values() if not math.isnan(found["score"])]
+        high, low = max(scores, default=0.0), min(scores, default=0.0)
+        for end, arrow, furthest in ((MAX_SCORE, "↑", high), (-MAX_SCORE, "↓", low)):
+            if furthest / end > 1:
+                _say_cut(axes, f"{number(furthest, '.1f')} {arrow}", (place, end), left=2 * place > len(classes))
     for statistic, marker in zip(facts["statistics"], MARKERS, strict=False):
         for named, colour in ((False, ORDINARY), (True, FLAGGED)):
             places = [place for place, row in enumerate(classes) if row["named"] == named]
@@ -190,9 +200,15 @@ def _draw_scores(figure: Figure, facts: Mapping[str, Any], classes: Sequence[Map
         axes.axhline(threshold, color=THRESHOLD, linewidth=1.2, linestyle="--", label=label)
     axes.axhline(0, color=INK, linewidth=0.8)
     _name_classes(axes, classes, figure.get_figwidth())
-    axes.set_ylabel("how far the class stands out,\nin standard deviations")
+    axes.set_ylabel(SCORE)
     _finish(figure, axes)
     return axes
+
+
+def _say_cut(axes: Axes, text: str, place: tuple[float, float], *, left: bool) -> None:
+    """Write a score that is too large for the picture beside the mark that stands for it."""
+    side = "right" if left else "left"
+    axes.annotate(text, place, (-7 if left else 7, 0), textcoords="offset points", ha=side, va="center", fontsize=9)
 
 
 def _name_classes(axes: Axes, classes: Sequence[Mapping[str, Any]], width: float) -> None:
@@ -230,7 +246,8 @@ def _in_words(norm: float) -> str:
 def _finish(figure: Figure, axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+        columns = 2 if figure.get_figwidth() > 2 * LEGEND_WIDTH else 1
+        figure.legend(loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
 
 
 def _saved(figure: Figure, kind: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from .._text import printable
@@ -24,9 +25,17 @@ def class_label(names: Mapping[int, str], k: int) -> str:
     return f"{k} ({printable(names[k])})" if k in names else str(k)
 
 
+def number(value: float, form: str = "#.4g") -> str:
+    """Write a number with a true minus, which zero never has; "–" for NaN."""
+    if math.isnan(value):
+        return "–"
+    text = format(abs(value), form).replace("inf", "∞")
+    return ("−" if value < 0 and text.strip("0.") else "") + text
+
+
 def bank_sentence(verdict: Verdict, bank: Bank) -> str:
     """Say how often such a verdict was right where the truth is known."""
-    quick = "by the shifts of the latents alone, " if verdict.rule == "quick" else ""
+    quick = "by the shifts of the latents alone, which show fewer backdoors, " if verdict.rule == "quick" else ""
     return (
         f"{quick}{bank.found} of {bank.attacked} networks whose backdoor is known are called suspicious, {bank.right} "
         f"of them with the right class, and so are {bank.alarms} of {len(bank.clean)} clean ones"

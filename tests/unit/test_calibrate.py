@@ -220,18 +220,18 @@ def test_the_table_counts_kinds_apart():
 def test_each_network_is_judged_by_strangers():
     members = [
         *(member("clean", None, 0, 0.1 * i, data=data, arch=arch) for i, (data, arch) in enumerate(["xa", "xb", "yb"])),
-        member("badnets", 5, 5, 9.0, data="x", arch="a"),  # judged by y, b alone
-        member("badnets", 5, 6, 9.0, data="y", arch="b"),  # by x, a alone
-        member("badnets", 5, 5, 9.0, data="y", arch="a"),  # by x, b alone
+        member("badnets", 5, 5, 9.0, data="x", arch="a"),  # judged by all but x, a
+        member("badnets", 5, 6, 9.0, data="y", arch="b"),
+        member("badnets", 5, 5, 9.0, data="y", arch="a"),  # by all: there is no clean y, a
         member("badnets", 5, 5, 0.05, data="x", arch="a"),  # less odd than y, b
         member("badnets", 5, 5, 9.0, data="z", arch="c"),  # by all
-        member("badnets", 5, 5, 9.0, data="x", arch="b"),  # by none: a data set y with architecture a is not clean
+        member("badnets", 5, 5, 9.0, data="x", arch="b"),
     ]
     text = judge(members)
     text = text[text.index("## Each network") :]
-    # Of the clean ones x, b has no strangers; x, a is judged by y, b; y, b by x, a, which it exceeds.
-    assert cells(text, "universal", "all") == ["4/5 [38, 96] %", "3/4 [30, 95] %", "1/2 [9, 91] %"]
-    assert cells(text, "universal", "x") == ["1/2 [9, 91] %", "1/1 [21, 100] %", "0/1 [0, 79] %"]
+    # Of the clean ones each is judged by the two others; only y, b exceeds them.
+    assert cells(text, "universal", "all") == ["5/6 [44, 97] %", "4/5 [38, 96] %", "1/3 [6, 79] %"]
+    assert cells(text, "universal", "x") == ["2/3 [21, 94] %", "2/2 [34, 100] %", "0/2 [0, 66] %"]
     assert cells(text, "universal", "z") == ["1/1 [21, 100] %", "1/1 [21, 100] %", "–"]
 
 

@@ -195,7 +195,7 @@ def test_one_clean_network_that_is_as_odd_has_a_class():
 
 def test_every_class_above_the_threshold_is_named_worst_first():
     values = torch.linspace(-1, 1, 43, dtype=torch.float64)
-    values[[20, 21, 22]] = torch.tensor([-3.6, -2.0, -3.8], dtype=torch.float64)
+    values[[20, 21, 22]] = torch.tensor([-6.0, -2.0, -6.4], dtype=torch.float64)
     verdict = Rule("any", (Told("a"),)).judge({"a": values})
     assert verdict.label == "suspicious"
     above = [k for k, score in verdict.scores.items() if score > verdict.threshold]
