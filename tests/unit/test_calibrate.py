@@ -158,11 +158,11 @@ def test_a_member_is_scored_as_a_rule_would_score_it():
     assert (made.names(RULE), made.names(OTHER)) == (3, 9)
     assert 10 ** -made.surprise(RULE) == pytest.approx(10 * stats.norm.sf(pairs[0][3]))
     # Classes that are left out are no rivals, and no measure.
-    made = Member(made.facts, made.arrays)
+    made._scores.clear()
     made.__dict__["_short"] = [3]
     assert made.names(RULE) == 0
     assert math.isnan(made.scores(RULE)[3])
-    made = Member(made.facts, made.arrays)
+    made._scores.clear()
     made.__dict__["_short"] = list(range(8))
     assert made.surprise(RULE) == -math.inf
 
