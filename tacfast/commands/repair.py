@@ -167,7 +167,7 @@ def repair(
     found = scan_facts(report, **about)
     show_scan(console, found, suspect.names)
     if not report.verdict.classes and not target:
-        write_reports(found, json=json, html=html)
+        write_reports(found, report, json=json, html=html)
         typer.echo("tacfast: nothing to repair, nothing written; --target repairs a class of your choice", err=True)
         raise typer.Exit(EXIT_STATUS[report.verdict.label] or 1)
 
@@ -192,7 +192,7 @@ def repair(
     result = _first_kept(rates[first:], attempt)
     if result.rolled_back:
         facts = scan_facts(report, **about, repair=repair_facts(result))
-        write_reports(facts, json=json, html=html)
+        write_reports(facts, report, json=json, html=html)
         _give_up(console, facts["repair"], suspect.names)
     repaired = replace(suspect, model=result.model)
     again = run_scan(console, repaired, everything, report.head.name, task="scanning again")
@@ -210,7 +210,7 @@ def repair(
     done = repair_facts(result, doubts)
     _write_weights(suspect, result, done, out, suspect.images.subset(trained).digests())
     about |= {"repair": done, "attack": after and about["attack"] | {"after": after}}
-    write_reports(scan_facts(report, **about), json=json, html=html)
+    write_reports(scan_facts(report, **about), report, json=json, html=html)
     _show_repair(console, about, out)
 
 

@@ -76,7 +76,7 @@ def scan(
     about = describe(suspect, report, loader, Triggered(suspect, batch_size, workers=workers))
     facts = scan_facts(report, **about)
     # First what may be lost: printing fails where nobody reads on.
-    write_reports(facts, json=json, html=html)
+    write_reports(facts, report, json=json, html=html)
     show_scan(console, facts, about["names"])
     raise typer.Exit(EXIT_STATUS[report.verdict.label])
 
@@ -115,9 +115,9 @@ def show_scan(console: Console, facts: dict[str, Any], names: Mapping[int, str])
     screen.print_warnings(console, [*filter(None, [facts["scan"]["accuracy_warning"]]), *facts["warnings"]])
 
 
-def write_reports(facts: dict[str, Any], *, json: Path | None, html: Path | None) -> None:
+def write_reports(facts: dict[str, Any], report: ScanReport, *, json: Path | None, html: Path | None) -> None:
     """Write the files that were asked for."""
     if json is not None:
         write_json(json, facts)
     if html is not None:
-        write_html(html, facts)
+        write_html(html, facts, report.perturbations)

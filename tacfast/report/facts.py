@@ -76,6 +76,9 @@ def scan_facts(
         "statistics": [{"name": found.name, "title": found.title} for found in verdict.findings],
         "bank": _bank(verdict),
         "classes": _classes(report, solution, norms, names or {}),
+        "perturbations": [
+            {"class": each.target, "size": each.size, "share": each.share} for each in report.perturbations
+        ],
         "stability": _stability(report),
         "latents": [_latents(solution, k) for k in _worth_a_look(verdict, norms)],
         "certificate": _certificate(solution),

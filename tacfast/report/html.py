@@ -5,14 +5,15 @@ from __future__ import annotations
 import base64
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._text import printable
+from ..detection import Perturbation
 from ..solver._files import write_atomically
 from .facts import RESIDUALS
-from .plots import history_svg, norms_svg, ranges_svg, scores_svg
+from .plots import history_svg, is_image, norms_svg, perturbation_png, ranges_svg, scores_svg
 from .words import class_label, number
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ WIDE, NARROW = (7.6, 40), (3.9, 16)
 MAX_RANGES = 40
 
 
-def write_html(path: str | os.PathLike[str], facts: Mapping[str, Any]) -> None:
+def write_html(
+    path: str | os.PathLike[str], facts: Mapping[str, Any], perturbations: Sequence[Perturbation] = ()
+) -> None:
     """Write the report of a scan, and of the repair after it, as one HTML file, atomically.
 
     Of many classes, it shows those that are the easiest to reach. Names and the source are shown as text, whatever they
@@ -35,6 +38,7 @@ def write_html(path: str | os.PathLike[str], facts: Mapping[str, Any]) -> None:
     ----------
     path : of the page
     facts : result of `scan_facts`
+    perturbations : ``perturbations`` of the report, to be shown as pictures
 
     Raises
     ------
@@ -50,6 +54,7 @@ def write_html(path: str | os.PathLike[str], facts: Mapping[str, Any]) -> None:
         residuals=RESIDUALS,
         losses=_losses(facts),
         pictures=_pictures(facts),
+        changes={each.target: _data_uri(perturbation_png(each), "png") for each in perturbations if is_image(each)},
         label=lambda k: class_label(names, k),
     )
     write_atomically(path, text.encode())
@@ -124,8 +129,8 @@ def _pictures(facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _data_uri(svg: bytes) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
+def _data_uri(picture: bytes, kind: str = "svg+xml") -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(picture).decode()
 
 
 def _score(value: float) -> str:

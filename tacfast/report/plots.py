@@ -10,6 +10,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from ..detection import Perturbation
 from ..solver._files import write_atomically
 from .words import number, short_name
 
@@ -91,14 +94,48 @@ def plot_triggers(
     ImportError
         Without the extra ``report`` (Matplotlib).
     """
-    difference = (0.5 + DIFFERENCE_FACTOR * (triggered - clean)).clamp(0, 1)
     rows = {
         "clean": clean,
         "triggered": triggered,
-        f"difference × {DIFFERENCE_FACTOR}\n(0.5 + {DIFFERENCE_FACTOR} (x′ − x),\ncut to 0…1)": difference,
+        f"difference × {DIFFERENCE_FACTOR}\n(0.5 + {DIFFERENCE_FACTOR} (x′ − x),\ncut to 0…1)": _difference(
+            clean, triggered, DIFFERENCE_FACTOR
+        ),
     }
-    figure = new_figure(1.6 + IMAGE_WIDTH * len(clean), 0.8 + IMAGE_WIDTH * len(rows))
-    axes = figure.subplots(len(rows), len(clean), squeeze=False)
+    figure = _draw_images(rows, titles)
+    figure.suptitle(headline, fontsize=11, parse_math=False)
+    write_atomically(path, _saved(figure, "png"))
+
+
+def is_image(perturbation: Perturbation) -> bool:
+    """Whether its inputs can be shown: images (n, channels, h, w) with 1 or 3 channels."""
+    return perturbation.inputs.ndim == 4 and perturbation.inputs.shape[1] in (1, 3)
+
+
+def perturbation_png(perturbation: Perturbation) -> bytes:
+    """Draw images without and with a universal perturbation, and the difference, as PNG.
+
+    Whatever the inputs are normalised by, the smallest and largest value of each channel become 0 and 1.
+    """
+    both = torch.cat([perturbation.inputs, perturbation.perturbed])
+    low, high = both.amin((0, 2, 3), keepdim=True), both.amax((0, 2, 3), keepdim=True)
+    clean, changed = ((both - low) / (high - low).clamp_min(1e-12)).chunk(2)
+    largest = float((changed - clean).abs().max())
+    rows = {
+        "as they are": clean,
+        "with the\nperturbation": changed,
+        "difference,\nin full contrast": _difference(clean, changed, 0.5 / max(largest, 1e-12)),
+    }
+    return _saved(_draw_images(rows, [""] * len(clean)), "png")
+
+
+def _difference(clean: Tensor, changed: Tensor, factor: float) -> Tensor:
+    return (0.5 + factor * (changed - clean)).clamp(0, 1)
+
+
+def _draw_images(rows: Mapping[str, Tensor], titles: Sequence[str]) -> Figure:
+    """Rows of images (n, channels, h, w) in [0, 1] below one another, each with its label."""
+    figure = new_figure(1.6 + IMAGE_WIDTH * len(titles), 0.8 + IMAGE_WIDTH * len(rows))
+    axes = figure.subplots(len(rows), len(titles), squeeze=False)
     for line, (label, images) in zip(axes, rows.items(), strict=True):
         line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
         for cell, image in zip(line, images.float().permute(0, 2, 3, 1), strict=True):
@@ -106,8 +143,7 @@ def plot_triggers(
             cell.set(xticks=[], yticks=[])
     for cell, title in zip(axes[0], titles, strict=True):
         cell.set_title(title, fontsize=9, parse_math=False)
-    figure.suptitle(headline, fontsize=11, parse_math=False)
-    write_atomically(path, _saved(figure, "png"))
+    return figure
 
 
 def scores_svg(facts: Mapping[str, Any], classes: Sequence[Mapping[str, Any]], width: float) -> bytes:
