@@ -94,7 +94,7 @@ def print_attack(console: Console, attack: Mapping[str, Any] | None) -> None:
     asr, ra = (" → ".join(f"{100 * each[name]:.1f} %" for each in figures) for name in ("asr", "ra"))
     printer(console)(
         f"attack success (ASR) {asr}, robust accuracy (RA) {ra}, on {attack['before']['images']} images with the "
-        "trigger: known only because it lies beside the checkpoint, and no part of the verdict"
+        "trigger, which lie beside the checkpoint or are made as its training was attacked: no part of the verdict"
     )
 
 

@@ -104,9 +104,13 @@ def combined_scores(findings: Sequence[Finding]) -> dict[int, float]:
     """
     combined = {}
     for k in findings[0].scores:
-        scores = [found.scores[k] for found in findings]
+        scores = _scores_of(k, findings)
         combined[k] = _largest([*scores, sum(scores) / math.sqrt(len(scores))])
     return combined
+
+
+def _scores_of(k: int, findings: Sequence[Finding]) -> list[float]:
+    return [found.scores[k] for found in findings]
 
 
 def _known_anywhere(values: Mapping[str, Tensor]) -> Tensor:
@@ -157,6 +161,7 @@ def _say(
     worst = sorted(known, key=lambda k: -known[k])
     easiest = worst[0]
     parts = ", ".join(f"{found.title} {found.scores[easiest]:.2f}" for found in findings)
+    parts += f", together {known[easiest]:.2f}" if known[easiest] not in _scores_of(easiest, findings) else ""
     count = bank.count(surprise)
     facts = (
         f"class {easiest} is the easiest to reach: it stands out by {known[easiest]:.2f} standard deviations "

@@ -20,7 +20,7 @@ from torch import nn
 from tacfast import scan
 from tacfast._text import printable
 from tacfast.defenses.base import Accuracy, EpochRecord, RepairResult
-from tacfast.detection import FULL
+from tacfast.detection import FULL, Perturbation
 from tacfast.detection.bank import Bank
 from tacfast.report import accuracy_warning, repair_facts, scan_facts, write_html, write_json
 from tacfast.report.html import MAX_ROWS
@@ -157,7 +157,8 @@ def test_facts_are_those_of_the_report_and_survive_json(tmp_path):
             found.name: {"value": found.values[row["class"]], "score": found.scores[row["class"]]}
             for found in verdict.findings
         }
-        assert row["score"] == max(each["score"] for each in row["statistics"].values())
+        scores = [each["score"] for each in row["statistics"].values()]
+        assert row["score"] == pytest.approx(max(*scores, sum(scores) / math.sqrt(2)))
         assert row["rank"] == 1 + sum(other["score"] > row["score"] for other in facts["classes"])
     assert [row["jackknife"]["score"] for row in facts["classes"]] == [
         list(report.stability.scores[k]) for k in range(10)
@@ -544,8 +545,8 @@ def test_a_quick_scan_says_that_it_sees_less(page):
     for title in others:
         assert title in full.text
         assert not any(title in text for text in (found.text, *found.pictures))
-    assert "statistics the largest counts" not in found.text
-    assert f"of {len(TITLES)} statistics the largest counts" in full.text
+    assert "the largest of its scores" not in found.text
+    assert f"the largest of its scores by {len(TITLES)} statistics (marks)" in full.text
 
 
 def test_without_labels_stability_or_names(page):
@@ -592,6 +593,26 @@ CONFIRMATION = {
 }
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_perturbation_is_shown_where_the_inputs_are_images(tmp_path, channels):
+    inputs = torch.rand(5, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = Perturbation(target=3, inputs=inputs, perturbed=inputs + 0.1, size=0.25, share=0.875)
+    facts = scan_facts(dataclasses.replace(suspicious(), perturbations=(found,)), names={3: "<cat>"})
+    assert facts["perturbations"] == [{"class": 3, "size": 0.25, "share": 0.875}]
+    path = tmp_path / "report.html"
+    write_html(path, facts, (found,))
+    shown = Page(path.read_text(encoding="utf-8"))
+    assert "sends 87.5 % of them to class 3 (<cat>), and its norm is 0.2500 of" in shown.text
+    (image,) = [attrs for tag, attrs in shown.tags if tag == "img" and attrs["src"].startswith("data:image/png")]
+    assert base64.b64decode(image["src"].partition(",")[2]).startswith(b"\x89PNG")
+    # Other inputs have no picture, and no perturbation no section.
+    flat = dataclasses.replace(found, inputs=inputs.flatten(1), perturbed=inputs.flatten(1))
+    write_html(path, facts, (flat,))
+    assert "image/png" not in path.read_text(encoding="utf-8")
+    write_html(path, scan_facts(dataclasses.replace(suspicious(), perturbations=())))
+    assert "What leads there" not in path.read_text(encoding="utf-8")
+
+
 def test_a_second_scan_and_its_doubts_are_told(page):
     result = make_result([0.9] * 10, [0.8] * 10, mode="latent", epoch=2, targets=(3,))
     facts = repair_facts(result, CONFIRMATION)
@@ -610,7 +631,8 @@ def test_what_was_measured_of_the_attack_and_warnings_are_told(page):
         {"images with the trigger": "sent to the attacker's class (ASR)", "before": "98.7 %"},
         {"images with the trigger": "classified correctly (RA)", "before": "1.2 %"},
     ]
-    assert "holds 800 test images with the trigger: they had no part in the verdict." in found.text
+    assert "Measured on 800 test images with the trigger, which lie beside the checkpoint" in found.text
+    assert "they had no part in the verdict." in found.text
     assert "Warning: <b>mind</b>. Warning: the gap." in found.text
     repair = repair_facts(make_result([0.9] * 10, [0.8] * 10, mode="latent", epoch=2, targets=(3,)))
     found = page("attack-after", suspicious(), attack=attack | {"after": after}, repair=repair)

@@ -73,6 +73,25 @@ def test_a_shortcut_that_only_the_inputs_show_is_found():
     assert scan(Model(pattern=False), batches(), blocks=0).verdict.label == "nothing_found"
 
 
+def test_the_perturbation_of_a_suspicious_class_is_kept_to_be_looked_at():
+    model = Model().eval()
+    report = scan(model, batches(), blocks=0)
+    (found,) = report.perturbations
+    assert found.target == TARGET
+    assert found.inputs.shape == found.perturbed.shape == (5, *IMAGES.shape[1:])
+    assert found.share >= 0.8  # says the climb; of all images, when some are cut to the range:
+    change = (found.perturbed - found.inputs).mean(0)
+    with torch.no_grad():
+        answers = model((IMAGES + change).clamp(0, 1)).argmax(1)
+    assert float((answers == TARGET).double().mean()) > 0.7
+    spread = (IMAGES - IMAGES.mean(0)).flatten(1).norm(dim=1).mean()
+    assert found.size == pytest.approx(float(change.norm() / spread), rel=0.1)
+    assert float(torch.cosine_similarity(change.flatten(), checkerboard().flatten(), dim=0)) > 0.5
+    # Nothing is looked for where nothing was found, or where only the latents were looked at.
+    assert scan(Model(pattern=False), batches(), blocks=0).perturbations == ()
+    assert scan(model, batches(), blocks=0, quick=True).perturbations == ()
+
+
 def test_a_quick_scan_runs_the_model_once_and_wants_no_gradients():
     model = Model()
     head = find_head(model, IMAGES)
