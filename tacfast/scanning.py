@@ -21,6 +21,7 @@ from .detection import (
     obstacles_of,
     reconstruct,
 )
+from .detection.universal import spread_of
 from .models.head import Head, as_written, evaluation_mode, unwrapped
 from .models.latents import latent_batches, resolve_head
 from .models.precision import bfloat16_autocast, native_bfloat16
@@ -31,6 +32,8 @@ from .stability import Stability, check_blocks, leave_blocks_out, weigh
 
 # So many inputs are kept to run the model on again.
 KEPT_INPUTS = 500
+# A change of the inputs is found from no fewer than so many of them.
+MIN_INPUTS = 8
 # Of more suspicious classes than this the perturbations are not looked for: a few seconds each.
 MAX_PERTURBATIONS = 3
 
@@ -47,8 +50,8 @@ class ScanReport:
     fingerprint : of the weights of the head, by which `tacfast.repair` knows the model again
     accuracy : share of the samples that the model classifies as labelled; None without labels
     timings : seconds for ``"latents"`` (streaming), ``"solve"``, ``"statistics"`` (all but the norms), ``"stability"``
-        and ``"total"``. Parts of the first are ``"reading"`` (waiting for the loader) and ``"folding"`` (adding what
-        the model gave to the gap matrix); the model runs for the rest
+        and ``"total"`` (with ``perturbations``). Parts of the first are ``"reading"`` (waiting for the loader) and
+        ``"folding"`` (adding what the model gave to the gap matrix); the model runs for the rest
     class_accuracy : the same share for each class, (C,) float64, NaN where no sample is labelled so; None without
         labels
     perturbations : of the inputs that send them to the class, of each class that is suspicious, or the easiest to reach
@@ -125,24 +128,27 @@ def scan(
     file = None if resume is None else ResumeFile(resume, tally)
     folding = _stream(model, batches, found, tally, file, on_batch)
     streamed = time.perf_counter()
-    evidence, missing = evidence_of(model, found, tally.gaps, kept.inputs)
+    evidence, missing = evidence_of(model, found, tally.gaps, kept.inputs, together=kept.largest)
     rule = QUICK if evidence.inputs is None else FULL
     solution = evidence.solution(RULE_TRIM)
     solved = time.perf_counter()
     with evaluation_mode(model):
         values = {statistic.name: statistic.values(evidence) for statistic in rule.statistics}
         verdict = rule.judge(values, tally.gaps.samples_per_class, obstacles_of(solution))
-        perturbations = _perturbations(evidence, verdict)
     if missing is not None and not quick:
         verdict = replace(verdict, reasons=(*verdict.reasons, missing))
     compared = time.perf_counter()
     stability = leave_blocks_out(tally.gaps, rule, values, blocks)
+    verdict = weigh(verdict, stability)
+    weighed = time.perf_counter()
+    with evaluation_mode(model):
+        perturbations = _perturbations(evidence, verdict)
     if file is not None:
         file.remove()
     end = time.perf_counter()
     any_labels = bool(tally.labelled.any())
     return ScanReport(
-        verdict=weigh(verdict, stability),
+        verdict=verdict,
         solution=solution,
         head=found,
         fingerprint=tally.gaps.fingerprint,
@@ -153,7 +159,7 @@ def scan(
             "folding": folding,
             "solve": solved - streamed,
             "statistics": compared - solved,
-            "stability": end - compared,
+            "stability": weighed - compared,
             "total": end - start,
         },
         class_accuracy=tally.correct.cpu().double() / tally.labelled.cpu() if any_labels else None,
@@ -207,7 +213,9 @@ class _Waiting:
             start = time.perf_counter()
 
 
-def evidence_of(model: nn.Module, head: Head, gaps: GapMatrix, inputs: Tensor | None) -> tuple[Evidence, str | None]:
+def evidence_of(
+    model: nn.Module, head: Head, gaps: GapMatrix, inputs: Tensor | None, *, together: int = Evidence.together
+) -> tuple[Evidence, str | None]:
     """Collect what statistics are made of.
 
     Parameters
@@ -215,6 +223,7 @@ def evidence_of(model: nn.Module, head: Head, gaps: GapMatrix, inputs: Tensor | 
     model, head : the classifier
     gaps : of all samples, with their logits
     inputs : (n, ...) some of them, as the model takes them; None for nothing but the gap matrix
+    together : samples that the model is known to take at once
 
     Returns
     -------
@@ -223,6 +232,8 @@ def evidence_of(model: nn.Module, head: Head, gaps: GapMatrix, inputs: Tensor | 
     without = "so only the shifts of the latents were looked at, and fewer backdoors can be seen"
     if inputs is None or not inputs.is_floating_point() or inputs.ndim < 2:
         return Evidence(gaps), f"the inputs are no batches of floating-point numbers, {without}"
+    if len(inputs) < MIN_INPUTS or not spread_of(inputs.float()) > 0:
+        return Evidence(gaps), f"fewer than {MIN_INPUTS} inputs that differ can be kept in memory, {without}"
     run, _ = unwrapped(model)
     dtype = inputs.dtype
     # Elsewhere than in float32, the model is run as it is.
@@ -236,23 +247,24 @@ def evidence_of(model: nn.Module, head: Head, gaps: GapMatrix, inputs: Tensor | 
     inputs = inputs.to(head.device, torch.float32)
     if inputs.ndim == 4:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-    evidence = Evidence(gaps, inputs, classify)
-    if not _gives_gradients(model, evidence):
-        return Evidence(gaps), f"the model gives no gradients, {without}"
+    evidence = Evidence(gaps, inputs, classify, min(together, Evidence.together))
+    if obstacle := _no_gradients(model, evidence):
+        return Evidence(gaps), f"{obstacle}, {without}"
     return evidence, None
 
 
 @torch.inference_mode(False)
-def _gives_gradients(model: nn.Module, evidence: Evidence) -> bool:
-    """Whether the first logit of an input or two has a gradient with respect to them."""
+def _no_gradients(model: nn.Module, evidence: Evidence) -> str | None:
+    """Why the model gives no gradients with respect to its inputs; None if it gives some."""
     inputs, classify = evidence.for_model()
     given = inputs[:2].clone().requires_grad_()
     try:
         with evaluation_mode(model), torch.enable_grad():
-            logit = classify(given)[:, 0].sum()
-            (gradient,) = torch.autograd.grad(logit, given, allow_unused=True)
+            (gradient,) = torch.autograd.grad(classify(given).square().sum(), given, allow_unused=True)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError:  # no gradient at all, or a layer that has none, such as a recurrent one of cuDNN
-        return False
-    return gradient is not None
+    except RuntimeError as error:  # no gradient at all, or a layer that has none, such as a recurrent one of cuDNN
+        return f"the model gives no gradients ({str(error).splitlines()[0]})"
+    if gradient is None or not bool(gradient.isfinite().all()) or not bool(gradient.any()):
+        return "the model gives no gradients, or none that say anything"
+    return None

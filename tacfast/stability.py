@@ -141,7 +141,8 @@ def weigh(verdict: Verdict, stability: Stability | None) -> Verdict:
     """
     if stability is None or verdict.label in ("borderline", "inconclusive"):
         return verdict
-    others = [run for run in stability.runs if (run.label, run.classes) != (verdict.label, verdict.classes)]
+    expected = verdict.label, set(verdict.classes)  # which of several comes first is no disagreement
+    others = [run for run in stability.runs if (run.label, set(run.classes)) != expected]
     if not others:
         return verdict
     counted = Counter(_said(run) for run in others)

@@ -19,7 +19,7 @@ from ..defence.profiles import Network
 from ..defence.readme import with_summary
 from ..defence.store import Store, try_lock
 from .bank import BANK
-from .judge import bank_of, load, summary
+from .judge import Member, bank_of, load, summary
 from .judge import judge as judged
 from .measure import MEASUREMENT, measure, save_arrays
 from .rivals import MEASUREMENT as RIVAL_MEASUREMENT
@@ -29,6 +29,11 @@ ROOT = Path(__file__).parents[2]
 RESULTS, MODELS = ROOT / "benchmarks" / "results" / "bank", ROOT / "models"
 
 MARKS = "<!-- bank: begin, made by python -m benchmarks.calibrate judge -->", "<!-- bank: end -->"
+
+README = ROOT / "README.md"
+RULES = {"`scan`": FULL, "`scan --quick`": QUICK}
+# Limits for one in forty are no limits if they come from fewer.
+MIN_CLEAN = 40
 
 app = typer.Typer(add_completion=False)
 Only = Annotated[str, typer.Option(metavar="TEXT", help="Networks whose name has this in it.")]
@@ -91,9 +96,11 @@ def rivals(only: Only = "", results: Results = RESULTS, models: Models = MODELS)
         if only not in network.name or not suspects.is_trained(network):
             continue
         with try_lock(models / "locks" / f"{network.name}-rivals") as ours:
-            cell = store.read(network.data, network.name)
-            if ours and (cell is None or cell.get("measurement") != RIVAL_MEASUREMENT):
-                store.write(network.data, network.name, measure_rivals(suspects.get(network)))
+            suspect = suspects.get(network) if ours else None
+            cell = store.read(network.data, network.name) or {}
+            made = cell.get("measurement"), cell.get("weights")
+            if suspect is not None and made != (RIVAL_MEASUREMENT, suspect.weights):
+                store.write(network.data, network.name, measure_rivals(suspect))
                 print(network.name, flush=True)
 
 
@@ -101,24 +108,28 @@ def rivals(only: Only = "", results: Results = RESULTS, models: Models = MODELS)
 def judge(results: Results = RESULTS) -> None:
     """Write ``judge.md``: how well statistics and rules tell backdoored networks from clean ones.
 
-    From the bank in the repository, what the package's rules know of it is written too.
+    From the bank in the repository, the limits of the package and the table of the README are written too.
     """
     print(_judge(results), end="")
+    if results == RESULTS:
+        _tell_package(load(results))
 
 
 def _judge(results: Path) -> str:
     results.mkdir(parents=True, exist_ok=True)
-    members = load(results)
-    text = judged(members)
-    if results == RESULTS:
-        rules = {"`scan`": FULL, "`scan --quick`": QUICK}
-        readme = ROOT / "README.md"
-        text_there = readme.read_text(encoding="utf-8")
-        write_atomically(readme, with_summary(text_there, summary(members, rules), MARKS).encode())
-        content = {"rules": {rule.name: bank_of(members, rule) for rule in (FULL, QUICK)}}
-        write_atomically(BANK_FILE, (json.dumps(content, indent=1) + "\n").encode())
+    text = judged(load(results))
     write_atomically(results / "judge.md", text.encode())
     return text
+
+
+def _tell_package(members: list[Member]) -> None:
+    clean = sum(member.kind == "clean" for member in members)
+    if clean < MIN_CLEAN:
+        raise ValueError(f"bank: expected at least {MIN_CLEAN} clean networks to take limits from, got {clean}")
+    content = {"rules": {rule.name: bank_of(members, rule) for rule in RULES.values()}}
+    write_atomically(BANK_FILE, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    text = README.read_text(encoding="utf-8")
+    write_atomically(README, with_summary(text, summary(members, RULES), MARKS).encode())
 
 
 if __name__ == "__main__":

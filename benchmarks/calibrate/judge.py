@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,14 +32,17 @@ from .rivals import mm_bd_score, nc_score
 
 TRIMS = (0.0, 0.1, 0.5)
 ABOUT = (
-    "Weak attacks, with an ASR below 0.9, are in no column. The settings of the universal perturbation (8 samples, 15 "
-    "steps) were chosen on a clean and a Blended network of CIFAR-10 that are among these (see LOG.md)."
+    "Weak attacks, with an ASR below 0.9, are in no column. The limits come from clean networks alone, but the form of "
+    "the rule was chosen by people who had looked at some of these networks (see LOG.md): the samples and steps of the "
+    "universal perturbation at four of CIFAR-10 and GTSRB, the sum of two scores and the heavier tail for many classes "
+    "at the first 35 (19 clean, 16 all-to-one), and that the warp is no part of it at all of them."
 )
 # Shares of the clean networks that are called so, at most.
 SUSPICIOUS, BORDERLINE = 0.025, 0.1
 HELD_OUT = (
-    f"Alarm where at most {100 * SUSPICIOUS:g} % of those are. In brackets, 95 % Wilson intervals. Networks of which "
-    "there is no such stranger are not counted."
+    f"Alarm where at most {100 * SUSPICIOUS:g} % of those are, before the runs without a block of samples, which may "
+    "turn a verdict into borderline. In brackets, 95 % Wilson intervals. Networks of which there is no such stranger "
+    "are not counted."
 )
 
 
@@ -156,15 +159,12 @@ def bank_of(members: Sequence[Member], rule: Rule) -> dict[str, Any]:
     """What a rule takes from the bank, as `tacfast.detection.bank.Bank` has it."""
     clean = sorted(member.surprise(rule) for member in members if member.kind == "clean")
     suspicious, borderline = limit_of(clean, SUSPICIOUS), limit_of(clean, BORDERLINE)
-    attacked = [member for member in members if member.kind == "all-to-one"]
-    found = [member for member in attacked if member.surprise(rule) > suspicious]
+    counted = _counts(members, rule)
     return {
         "clean": [round(value, 4) for value in clean],
         "suspicious": _rounded_up(suspicious),
         "borderline": _rounded_up(borderline),
-        "attacked": len(attacked),
-        "found": len(found),
-        "right": sum(member.names(rule) == member.facts["target"] for member in found),
+        **{name: getattr(counted, name) for name in counted._fields},
     }
 
 
@@ -188,18 +188,21 @@ def judge(members: Iterable[Member]) -> str:
 def summary(members: Sequence[Member], rules: Mapping[str, Rule]) -> str:
     """For the README: the rules of the package, and what strangers say of each network, in few lines."""
     kinds = Counter(member.kind for member in members)
-    data = ", ".join(dict.fromkeys(str(member.facts["data"]) for member in members))
+    clean_of = Counter(str(member.facts["data"]) for member in members if member.kind == "clean")
+    data = ", ".join(f"{count} on {name}" for name, count in clean_of.most_common())
     lines = []
     for name, rule in rules.items():
         clean, attacked = (_surprises(members, rule, kind) for kind in ("clean", "all-to-one"))
         others = (auroc(_surprises(members, rule, kind), clean) for kind in ("all-to-all", "clean-label"))
-        cells = (f"{auroc(attacked, clean):.3f}", *_shares(members, rule), *(f"{value:.2f}" for value in others))
+        apart = ("–" if math.isnan(value) else f"{value:.2f}" for value in others)
+        cells = (f"{auroc(attacked, clean):.3f}", *_shares(members, rule), *apart)
         lines.append([name, *cells])
     head = ("AUROC", "found", "with the right class", "false alarms", "AUROC all-to-all", "AUROC clean-label")
     said = (
-        f"{len(members)} networks on {data}: {kinds['clean']} clean, {kinds['all-to-one']} with a backdoor that sends "
-        f"all classes to one, {kinds['all-to-all']} all-to-all, {kinds['clean-label']} clean-label; not counted are "
-        f"{kinds['weak']} whose backdoor works on less than {100 * MIN_ASR:g} % of the images."
+        f"{len(members)} networks: {kinds['clean']} clean ({data}), {kinds['all-to-one']} with a backdoor that "
+        f"sends all classes to one, {kinds['all-to-all']} all-to-all, {kinds['clean-label']} clean-label; not counted "
+        f"are {kinds['weak']} whose backdoor works on less than {100 * MIN_ASR:g} % of the images. The form of the "
+        "rule was chosen on 35 of them, the limits on clean ones alone."
     )
     return f"{said}\n\n{_markdown(['', *head], lines)}"
 
@@ -272,16 +275,31 @@ def _held_out(members: Sequence[Member], data: Sequence[str]) -> str:
 
 def _shares(members: Sequence[Member], rule: Rule, data: str | None = None) -> tuple[str, str, str]:
     """Found, of these with the right class, and false alarms, of one or all data sets, each judged by strangers."""
+    counted = _counts(members, rule, data)
+    return (
+        _share(counted.found, counted.attacked),
+        _share(counted.right, counted.found),
+        _share(counted.alarms, counted.judged),
+    )
+
+
+class Counts(NamedTuple):
+    """As of `tacfast.detection.bank.Bank`."""
+
+    judged: int
+    alarms: int
+    attacked: int
+    found: int
+    right: int
+
+
+def _counts(members: Sequence[Member], rule: Rule, data: str | None = None) -> Counts:
     own = [member for member in members if data in (None, member.facts["data"])]
     judged = {member: alarm for member in own if (alarm := _is_alarm(member, members, rule)) is not None}
     attacked, clean = ([m for m in judged if m.kind == kind] for kind in ("all-to-one", "clean"))
     found = [member for member in attacked if judged[member]]
     right = sum(member.names(rule) == member.facts["target"] for member in found)
-    return (
-        _share(len(found), len(attacked)),
-        _share(right, len(found)),
-        _share(sum(judged[member] for member in clean), len(clean)),
-    )
+    return Counts(len(clean), sum(judged[member] for member in clean), len(attacked), len(found), right)
 
 
 def _is_alarm(member: Member, members: Sequence[Member], rule: Rule) -> bool | None:

@@ -19,6 +19,8 @@ from tacfast.defenses import DivergedError
 from tacfast.defenses.rivals import PruningRival
 from tacfast.defenses.rivals.base import PruningStep
 from tacfast.defenses.selection import cloned_weights, load_weights
+from tacfast.detection import FULL
+from tacfast.detection.bank import Bank
 from tacfast.evaluation import Metrics, defense_effectiveness, relearn, run_defense
 from tacfast.models.precision import bfloat16_autocast, native_bfloat16
 from tacfast.training.trained import plan_as_dict
@@ -32,7 +34,7 @@ NETWORK_CELL, SCAN_CELL = "network", "scan"
 BATCH_SIZE = 64
 # Of the cell of a network: raised when what is measured there changes.
 MEASUREMENT = 2
-# Raised when the verdict of a scan changes.
+# Raised when the verdict of a scan changes otherwise than by its limits.
 VERDICT = 1
 # Relearning is measured on so many test images, and has so many poisoned ones at hand.
 RELEARN_TEST_IMAGES, RELEARN_POISONED_IMAGES = 1000, 2000
@@ -49,7 +51,8 @@ def identity(profile: Profile, network: Network, name: str, named: Sequence[int]
     if name == NETWORK_CELL:
         return {**found, "measurement": MEASUREMENT}
     if name == SCAN_CELL:
-        return {**found, "verdict": VERDICT}
+        bank = Bank.of(FULL.name)
+        return {**found, "verdict": VERDICT, "limits": [bank.suspicious, bank.borderline]}
     chosen = contender(name)
     special = {"oracle": True} if chosen.oracle else {"named": list(named or ())} if chosen.waits else {}
     settings = asdict(chosen.make(**chosen.settings_for(network)))  # those left at their defaults, too

@@ -91,8 +91,8 @@ def repair(
     max_drop: Annotated[
         float | None,
         typer.Option(
-            help="Clean accuracy that a repair may cost, a share of those images. Without it as much as so many images "
-            "can hardly tell from no loss (Wilson's 95 % interval).",
+            help="Clean accuracy that a repair may cost, a share of those images. Without it down to the lower end of "
+            "Wilson's 95 % interval of the accuracy before.",
             rich_help_panel=REPAIR,
             show_default=False,
         ),

@@ -88,9 +88,9 @@ def wilson_interval(share: float, n: int) -> tuple[float, float]:
 def fewest_correct(before: Accuracy, max_drop: float | None) -> int:
     """How many held-out samples must be right, so that the drop of accuracy is allowed; whole samples are compared.
 
-    Of 250, a drop of 0.01 allows two errors more, and of fewer than 100 none. None allows what so many samples can
-    hardly tell from no loss: an accuracy within Wilson's 95 % interval of that before. Of 135 samples that is 5.1
-    points at an accuracy of 0.95, of 1000 1.5, of 10 000 0.4.
+    Of 250, a drop of 0.01 allows two errors more, and of fewer than 100 none. None allows an
+    accuracy down to the lower end of Wilson's 95 % interval of that before, so that few samples do not forbid a single
+    error: of 135 at an accuracy of 0.95 six errors more, of 1000 fifteen, of 10 000 forty-four.
     """
     if max_drop is None:
         n = sum(before.total)

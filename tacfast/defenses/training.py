@@ -45,8 +45,8 @@ class TrainingSettings(Settings):
     epochs : passes over the clean samples
     lr : peak learning rate
     momentum, weight_decay : of SGD
-    max_drop : loss of held-out accuracy that is allowed, a share of the held-out samples; None for what they can hardly
-        tell from no loss, see `EpochChoice`
+    max_drop : loss of held-out accuracy that is allowed, a share of the held-out samples; None for the lower
+        end of Wilson's interval, see `fewest_correct`
     seed : of torch, NumPy, Python's ``random`` and the loader's generators; all are left as they were
     """
 

@@ -19,14 +19,17 @@ class Bank:
     ----------
     clean : surprise of each clean network, ascending, see `surprise_of`
     suspicious, borderline : surprises above which a network is called so; chosen on the clean networks alone
-    attacked : how many networks have a backdoor that sends all classes to one, and works
-    found : of these, how many are suspicious
-    right : of these, how many with the right class
+    judged, alarms : clean networks, and how many of them are called suspicious, each by limits from strangers: clean
+        networks of another data set or architecture
+    attacked, found, right : networks with a backdoor that sends all classes to one, and works; how many are suspicious,
+        by such limits; and of these, how many with the right class
     """
 
     clean: tuple[float, ...]
     suspicious: float
     borderline: float
+    judged: int
+    alarms: int
     attacked: int
     found: int
     right: int
@@ -37,11 +40,6 @@ class Bank:
         """That of a rule by its name."""
         found = json.loads(FILE.read_text(encoding="utf-8"))["rules"][rule]
         return cls(**{**found, "clean": tuple(sorted(found["clean"]))})
-
-    @property
-    def alarms(self) -> int:
-        """How many of the clean networks are called suspicious."""
-        return self.count(self.suspicious) - self.clean.count(self.suspicious)
 
     def count(self, surprise: float) -> int:
         """How many clean networks are at least as surprising."""

@@ -35,7 +35,7 @@ class Rule:
 
     Attributes
     ----------
-    name : under which the bank has its networks
+    name : under which the bank has its networks: ``"full"`` or ``"quick"``
     statistics : at least one
     """
 
@@ -66,7 +66,7 @@ class Rule:
         findings = self.findings(values, list(short))
         scores = combined_scores(findings)
         judged = sum(not math.isnan(score) for score in scores.values())
-        obstacles = [*obstacles, *_too_few(int(known.sum()), len(short), judged)]
+        obstacles = [*obstacles, *_silent(findings), *_too_few(int(known.sum()), len(short), judged)]
         bank = Bank.of(self.name)
         surprise = math.nan if obstacles else surprise_of(scores)
         threshold = math.nan if obstacles else threshold_of(bank.suspicious, judged)
@@ -144,6 +144,12 @@ def _said_of_short(short: Mapping[int, int]) -> str:
     more = f" and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
     listed = ", ".join(named[:MAX_NAMED]) + more
     return f"not judged, because the model assigns fewer than {MIN_SAMPLES_PER_CLASS} samples to them: {listed}"
+
+
+def _silent(findings: Sequence[Finding]) -> list[str]:
+    """Statistics that say nothing at all: the bank's networks were judged by all of them."""
+    silent = [found.title for found in findings if all(math.isnan(value) for value in found.values.values())]
+    return [f"no value for any class by the {title}" for title in silent]
 
 
 def _too_few(known: int, short: int, judged: int) -> list[str]:

@@ -80,7 +80,7 @@ class Perturbation:
     target : the class
     inputs, perturbed : (m, ...) float32, some inputs without and with it
     size : its norm, over the mean distance of an input from the mean of all
-    share : of other inputs that the model sends to the class with it
+    share : of the inputs that it was made with, and that are not of the class, which the model sends there with it
     """
 
     target: int
@@ -96,15 +96,20 @@ CAREFUL = UniversalPerturbation(batch=64, steps=36)
 
 def reconstruct(evidence: Evidence, target: int, *, shown: int = 5) -> Perturbation:
     """Grow a universal perturbation towards one class until it is reached, more carefully than towards all at once."""
-    climb = CAREFUL.climb(evidence, [target])
-    inputs = evidence.for_model()[0]
+    inputs, classify = evidence.for_model()
     additive, unit = CAREFUL.distortion(inputs)
-    change = climb.distortions.to(inputs.device)
-    examples = inputs[:shown]
+    change = CAREFUL.climb(evidence, [target]).distortions.to(inputs.device)
+    with torch.no_grad():
+        parts = torch.split(inputs, evidence.together)
+        others = inputs[torch.cat([classify(part).argmax(1) for part in parts]) != target]
+        others = others if len(others) else inputs
+        parts = torch.split(others, evidence.together)
+        sent = [classify(additive.apply(part, change)).argmax(1) == target for part in parts]
+    examples = others[:shown]
     return Perturbation(
         target=target,
         inputs=examples.cpu(),
         perturbed=additive.apply(examples, change).cpu(),
         size=float(change.norm()) / unit,
-        share=float(climb.reached[-1]),
+        share=float(torch.cat(sent).double().mean()),
     )

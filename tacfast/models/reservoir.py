@@ -25,15 +25,18 @@ class Reservoir:
     Attributes
     ----------
     inputs : (n, ...) those of the latest pass; None before one, or if ``count`` is 0
+    largest : size of its largest batch
     """
 
     def __init__(self, loader: Iterable[Any], count: int) -> None:
         self._loader, self._count = loader, count
         self.inputs: Tensor | None = None
+        self.largest = 0
 
     def __iter__(self) -> Iterator[Any]:
         self.inputs, seen, generator = None, 0, torch.Generator().manual_seed(0)
         for batch in self._loader:
+            self.largest = max(self.largest, len(split_batch(batch)[0]))
             if self._count:
                 seen += self._take(split_batch(batch)[0].detach(), seen, generator)
             yield batch

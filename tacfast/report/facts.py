@@ -171,7 +171,7 @@ def _bank(verdict: Verdict) -> dict[str, Any]:
     """How often the rule was right about the networks of the bank."""
     bank = Bank.of(verdict.rule)
     return {
-        "clean": len(bank.clean),
+        "clean": bank.judged,
         "false_alarms": bank.alarms,
         "attacked": bank.attacked,
         "found": bank.found,

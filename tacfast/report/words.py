@@ -38,13 +38,13 @@ def bank_sentence(verdict: Verdict, bank: Bank) -> str:
     quick = "by the shifts of the latents alone, which show fewer backdoors, " if verdict.rule == "quick" else ""
     return (
         f"{quick}{bank.found} of {bank.attacked} networks whose backdoor is known are called suspicious, {bank.right} "
-        f"of them with the right class, and so are {bank.alarms} of {len(bank.clean)} clean ones"
+        f"of them with the right class, and so are {bank.alarms} of {bank.judged} clean ones"
     )
 
 
 def stability_sentence(verdict: Verdict, stability: Stability) -> str:
     """Say what the runs without a block of samples came to; of nothing found, that their agreement shows nothing."""
-    runs = f"{len(stability.runs)} runs, each without another block of the samples"
+    runs = f"{len(stability.runs)} runs, the shifts of each solved for without another block of the samples"
     if verdict.label == "nothing_found":
         return f"{runs}, find nothing either, which is no evidence of a clean model: they miss the same backdoors"
     counts = ", ".join(f"{label.replace('_', ' ')} in {count}" for label, count in stability.labels.items())

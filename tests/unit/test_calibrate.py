@@ -20,9 +20,10 @@ from typer.testing import CliRunner
 
 from benchmarks.calibrate import __main__ as command
 from benchmarks.calibrate.bank import BANK
-from benchmarks.calibrate.judge import BORDERLINE, SUSPICIOUS, Member, auroc, bank_of, judge, limit_of, load
+from benchmarks.calibrate.judge import BORDERLINE, SUSPICIOUS, Member, auroc, bank_of, judge, limit_of, load, summary
 from benchmarks.calibrate.measure import CLIMBS
 from benchmarks.defence.profiles import PROFILES
+from benchmarks.defence.readme import with_summary
 from tacfast.attacks import ATTACKS
 from tacfast.data import load_dataset
 from tacfast.detection import FULL, QUICK, QpNorm, Rule
@@ -194,12 +195,11 @@ def test_what_a_rule_takes_from_the_bank():
     clean = [each.surprise(RULE) for each in MEMBERS[:4]]
     assert found["clean"] == sorted(round(value, 4) for value in clean)
     assert found["suspicious"] == found["borderline"] == round(max(clean), 4)  # none of four may be an alarm
-    assert (found["attacked"], found["found"], found["right"]) == (3, 2, 1)
-    assert Bank(**found).alarms == 0
+    assert Bank(**found).judged == 0  # no stranger is among them
     # Of 40, one may be an alarm, and four may be borderline: it is in this that the two limits differ.
     many = [member("clean", None, 0, 0.05 * i) for i in range(40)]
     bank = Bank(**(bank_of(many, RULE) | {"clean": tuple(bank_of(many, RULE)["clean"])}))
-    assert bank.alarms == 1
+    assert sum(value > bank.suspicious for value in bank.clean) == 1
     assert sum(value > bank.borderline for value in bank.clean) == 4
 
 
@@ -241,15 +241,27 @@ def test_what_the_package_knows_is_what_the_committed_networks_say():
     members = load(command.RESULTS)
     expected = {"rules": {rule.name: bank_of(members, rule) for rule in (FULL, QUICK)}}
     assert json.loads(BANK_FILE.read_text(encoding="utf-8")) == expected, "run python -m benchmarks.calibrate judge"
+    text = command.README.read_text(encoding="utf-8")
+    assert with_summary(text, summary(members, command.RULES), command.MARKS) == text
 
 
 def test_only_the_bank_of_the_repository_is_what_the_package_knows(made, tmp_path, monkeypatch):
     folder, _ = made
+    places = "--results", folder / "bank", "--models", folder / "models"
     monkeypatch.setattr(command, "BANK_FILE", tmp_path / "bank.json")
+    monkeypatch.setattr(command, "README", tmp_path / "README.md")
+    before = "\n".join(command.MARKS)
+    (tmp_path / "README.md").write_text(before)
     run("judge", "--results", folder / "bank")
-    assert not (tmp_path / "bank.json").exists()
     monkeypatch.setattr(command, "RESULTS", folder / "bank")
+    run(*places, "--trained")  # part of a bank makes no limits
+    with pytest.raises(ValueError, match="bank: expected at least 40 clean networks to take limits from, got 1"):
+        run("judge", "--results", folder / "bank")
+    assert not (tmp_path / "bank.json").exists()
+    assert (tmp_path / "README.md").read_text() == before
+    monkeypatch.setattr(command, "MIN_CLEAN", 1)
     run("judge", "--results", folder / "bank")
+    assert "2 networks: 1 clean (1 on digits)" in (tmp_path / "README.md").read_text()
     written = json.loads((tmp_path / "bank.json").read_text())["rules"]
     assert set(written) == {"full", "quick"}
     assert len(written["full"]["clean"]) == 1

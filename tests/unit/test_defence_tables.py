@@ -171,15 +171,16 @@ def test_both_tables_hold_every_cell_and_escape_what_is_in_it(store, tmp_path):
 
 def test_the_summary_goes_between_its_marks_and_nowhere_else():
     text = f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n"
-    new = readme.with_summary(text, "new")
+    marks = readme.BEGIN, readme.END
+    new = readme.with_summary(text, "new", marks)
     assert new == f"before\n{readme.BEGIN}\n\nnew\n\n{readme.END}\nafter\n"
-    with pytest.raises(ValueError, match="two marks"):
-        readme.with_summary("nothing", "new")
+    with pytest.raises(ValueError, match="expected the marks"):
+        readme.with_summary("nothing", "new", marks)
 
 
 def test_the_readme_says_what_the_committed_cells_say():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.with_summary(text, readme.readme_summary(Store(RESULTS))) == text, (
+    assert readme.with_summary(text, readme.readme_summary(Store(RESULTS)), (readme.BEGIN, readme.END)) == text, (
         "run python -m benchmarks.defence --profile paper-small --tables"
     )
 

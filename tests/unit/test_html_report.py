@@ -46,7 +46,7 @@ RANGES = ("class", "score", "rank", "named in")
 @pytest.fixture(autouse=True)
 def bank(monkeypatch):
     """A bank that is always the same, whatever networks are in the one that is shipped."""
-    known = Bank((0.1, 0.2, 0.3, 1.6), suspicious=1.5, borderline=1.0, attacked=9, found=7, right=6)
+    known = Bank((0.1, 0.2, 0.3, 1.6), suspicious=1.5, borderline=1.0, judged=4, alarms=1, attacked=9, found=7, right=6)
     monkeypatch.setattr(Bank, "of", staticmethod(lambda rule: known))
     return known
 
@@ -173,7 +173,7 @@ def test_facts_are_those_of_the_report_and_survive_json(tmp_path):
     assert facts["stability"] == {
         "blocks": 10,
         "labels": {"suspicious": 10},
-        "sentence": "10 runs, each without another block of the samples: suspicious in 10",
+        "sentence": "10 runs, the shifts of each solved for without another block of the samples: suspicious in 10",
     }
     assert facts["timings"] == dict(report.timings)
     assert (facts["scan"]["samples"], facts["scan"]["classes"], facts["scan"]["latents"]) == (200, 10, 11)
@@ -194,7 +194,9 @@ def test_the_bank_is_told_as_it_is():
 
 def test_the_bank_of_the_rule_that_was_applied_is_told(monkeypatch):
     asked = []
-    monkeypatch.setattr(Bank, "of", staticmethod(lambda rule: asked.append(rule) or Bank((1.0,), 2.0, 2.0, 3, 2, 1)))
+    monkeypatch.setattr(
+        Bank, "of", staticmethod(lambda rule: asked.append(rule) or Bank((1.0,), 2.0, 2.0, 1, 0, 3, 2, 1))
+    )
     for quick in (False, True):
         found = scan_facts(suspicious(quick))["bank"]
         assert ("which show fewer backdoors" in found["sentence"]) == quick
@@ -208,8 +210,7 @@ def test_the_bank_that_is_shipped_can_be_told(monkeypatch):
     for rule in ("full", "quick"):
         known = Bank.of(rule)
         verdict = dataclasses.replace(suspicious().verdict, rule=rule)
-        alarms = sum(surprise > known.suspicious for surprise in known.clean)
-        assert f"{alarms} of {len(known.clean)} clean ones" in bank_sentence(verdict, known)
+        assert f"{known.alarms} of {known.judged} clean ones" in bank_sentence(verdict, known)
         assert 0 <= known.right <= known.found <= known.attacked
         assert known.borderline <= known.suspicious
 

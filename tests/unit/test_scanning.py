@@ -23,7 +23,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(autouse=True)
 def bank(monkeypatch):
     """What the one of the package holds will change; what is scanned here is either odd or not."""
-    known = Bank(clean=(0.0, 0.5, 1.0, 2.0), suspicious=2.0, borderline=1.0, attacked=1, found=1, right=1)
+    known = Bank(
+        clean=(0.0, 0.5, 1.0, 2.0), suspicious=2.0, borderline=1.0, judged=4, alarms=0, attacked=1, found=1, right=1
+    )
     monkeypatch.setattr(Bank, "of", classmethod(lambda _, rule: known))
 
 
@@ -160,8 +162,10 @@ class WithoutGradients(Model):
         Model(before=torch.Tensor.detach),  # the logits have a gradient, with respect to weights alone
         Model(before=NoWayBack.apply),
         Model(before=lambda images: (255 * images).byte() / 255),
+        Model(before=lambda images: (255 * images).round() / 255),  # a gradient, but it is zero
+        Model(before=lambda images: images + (images - images).sqrt()),  # 0/0 on the way back
     ],
-    ids=["no_grad", "detached", "backward fails", "quantised"],
+    ids=["no_grad", "detached", "backward fails", "quantised", "zero", "not a number"],
 )
 def test_a_model_without_gradients_is_scanned_for_shifts_alone_and_that_is_said(model):
     verdict = scan(model, batches()).verdict
@@ -224,6 +228,26 @@ def test_gradients_in_evaluation_mode_are_enough():
             return super().forward(images.detach() if self.training else images)
 
     assert scan(Choosy().train(), batches()).verdict.rule == "full"
+
+
+@pytest.mark.parametrize("images", [IMAGES[:7], IMAGES[:1].expand(50, -1, -1, -1)], ids=["few", "all the same"])
+def test_a_change_is_not_looked_for_from_nothing(images):
+    report = scan(Model(), [images], blocks=0)
+    assert report.verdict.rule == "quick"
+    assert "fewer than 8 inputs that differ" in report.verdict.reasons[-1]
+
+
+@pytest.mark.parametrize(("size", "most"), [(50, 50), (5, 5), (300, 300)])
+def test_no_more_samples_at_once_than_the_loader_gives(size, most):
+    """Whoever streams in small batches has little memory; whoever does not is given 128 at most."""
+    model, sizes = Model(), []
+    head = find_head(model, IMAGES)
+    model.register_forward_hook(lambda model, args, out: sizes.append((len(args[0]), args[0].requires_grad)))
+    report = scan(model, batches(size=size), head=head, blocks=0)
+    assert report.verdict.label == "suspicious"
+    assert report.perturbations
+    assert max(count for count, _ in sizes) == most
+    assert max(count for count, graph in sizes if graph) <= min(most, 128)
 
 
 def test_inputs_need_not_be_images():

@@ -277,6 +277,7 @@ def test_ranks_share_the_better_place():
             "1 suspicious (class 2)",
         ),
         ("nothing_found", (), ["borderline", "borderline", "borderline"], "borderline", "3 disagree (3 borderline)"),
+        ("suspicious", (1, 2), ["suspicious 2 1", "suspicious 1 2", "suspicious 2 1"], "suspicious", None),
         ("borderline", (), ["nothing_found"] * 3, "borderline", None),
         ("inconclusive", (), ["suspicious 1"] * 3, "inconclusive", None),
     ],
