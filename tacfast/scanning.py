@@ -21,7 +21,7 @@ from .detection import (
     obstacles_of,
     reconstruct,
 )
-from .detection.universal import spread_of
+from .detection.universal import differ
 from .models.head import Head, as_written, evaluation_mode, unwrapped
 from .models.latents import latent_batches, resolve_head
 from .models.precision import bfloat16_autocast, native_bfloat16
@@ -232,7 +232,7 @@ def evidence_of(
     without = "so only the shifts of the latents were looked at, and fewer backdoors can be seen"
     if inputs is None or not inputs.is_floating_point() or inputs.ndim < 2:
         return Evidence(gaps), f"the inputs are no batches of floating-point numbers, {without}"
-    if len(inputs) < MIN_INPUTS or not spread_of(inputs.float()) > 0:
+    if len(inputs) < MIN_INPUTS or not differ(inputs.float()):
         return Evidence(gaps), f"fewer than {MIN_INPUTS} inputs that differ can be kept in memory, {without}"
     run, _ = unwrapped(model)
     dtype = inputs.dtype

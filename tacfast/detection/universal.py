@@ -47,6 +47,11 @@ def spread_of(inputs: Tensor) -> float:
     return float((inputs - inputs.mean(0)).flatten(1).norm(dim=1).mean())
 
 
+def differ(inputs: Tensor) -> bool:
+    """Whether their spread is more than rounding."""
+    return spread_of(inputs) > 1e-6 * float(inputs.flatten(1).norm(dim=1).mean())
+
+
 @dataclass(frozen=True, kw_only=True)
 class UniversalPerturbation(LockStep):
     """Mean log-loss of a universal additive perturbation as it grows towards every class in lock-step.
