@@ -1,6 +1,6 @@
 """What the size of the batches does to a repair with the default settings.
 
-Backdoored digit classifiers, on other seeds than those of demo_seeds.py. Each is repaired with seven tenths of its
+Backdoored digit classifiers. Each is repaired with seven tenths of its
 clean share, and measured on the rest of that share: what the defaults were chosen by never touches the test share.
 
     python benchmarks/repair_batches.py

@@ -27,8 +27,9 @@ def main(name: str, folder: str, checkpoint: str | None = None) -> None:
     print(f"{name}: {report.verdict.label}, clean accuracy {report.accuracy:.3f}")
     for reason in report.verdict.reasons:
         print(f"  {reason}")
-    for k in sorted(report.verdict.norms, key=report.verdict.norms.__getitem__)[:5]:
-        print(f"  {images.classes[k]:20} norm {report.verdict.norms[k]:.4g}, index {report.verdict.index[k]:.2f}")
+    norms, scores = report.solution.norms.tolist(), report.verdict.scores
+    for k in sorted(range(len(norms)), key=norms.__getitem__)[:5]:
+        print(f"  {images.classes[k]:20} norm {norms[k]:.4g}, score {scores[k]:.2f}")
 
 
 if __name__ == "__main__":

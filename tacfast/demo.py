@@ -20,7 +20,7 @@ from .data.randomness import isolated_randomness
 from .defenses import LatentRepair, repair
 from .evaluation import Metrics, Trial, run_defense
 from .models.architectures import SmallPreActResNet
-from .report import check_writable, new_figure, plot_norms, write_json
+from .report import check_writable, new_figure, plot_scores, scan_facts, write_json
 from .scanning import ScanReport
 from .training.augment import random_crop
 
@@ -34,7 +34,7 @@ TRAIN_EPOCHS = 40
 REPAIR_EPOCHS = LatentRepair.epochs
 REPAIR_BATCH_SIZE = 32
 
-REPORT_FILE, PLOT_FILE = "report.json", "norms.png"
+REPORT_FILE, PLOT_FILE = "report.json", "scores.png"
 
 # What the demo promises, and its exit status tells.
 MIN_ASR_BEFORE = 0.9
@@ -90,8 +90,8 @@ class DemoResult:
             "before": asdict(self.before),
             "after": None if self.after is None else asdict(self.after),
             "seconds": self.seconds,
-            "norms": {str(k): norm for k, norm in self.report.verdict.norms.items()},
-            "index": {str(k): value for k, value in self.report.verdict.index.items()},
+            "scores": {str(k): score for k, score in self.report.verdict.scores.items()},
+            "p_value": self.report.verdict.p_value,
             "reasons": list(self.report.verdict.reasons),
             "failures": list(self.failures),
         }
@@ -221,7 +221,7 @@ def prepare_folder(folder: Path) -> None:
 
 
 def write_demo(result: DemoResult, folder: Path) -> None:
-    """Write ``report.json`` and ``norms.png`` into the folder ``folder``."""
+    """Write ``report.json`` and ``scores.png`` into the folder ``folder``."""
     write_json(folder / REPORT_FILE, result.as_dict())
     truth = "trained without a backdoor" if result.poisoned_class is None else f"poisoned class {result.poisoned_class}"
-    plot_norms(result.report.verdict, folder / PLOT_FILE, note=f"tacfast demo on the digits; {truth}")
+    plot_scores(scan_facts(result.report), folder / PLOT_FILE, note=f"tacfast demo on the digits; {truth}")

@@ -5,17 +5,37 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from .detection import RULE_TRIM, Verdict, detect
-from .models.head import Head
+from .detection import (
+    FULL,
+    QUICK,
+    RULE_TRIM,
+    Evidence,
+    Perturbation,
+    Verdict,
+    obstacles_of,
+    reconstruct,
+)
+from .detection.universal import differ
+from .models.head import Head, as_written, evaluation_mode, unwrapped
 from .models.latents import latent_batches, resolve_head
+from .models.precision import bfloat16_autocast, native_bfloat16
+from .models.reservoir import Reservoir
 from .models.tally import ResumeFile, Tally
-from .solver import TacSolution
+from .solver import GapMatrix, TacSolution
 from .stability import Stability, check_blocks, leave_blocks_out, weigh
+
+# So many inputs are kept to run the model on again.
+KEPT_INPUTS = 500
+# A change of the inputs is found from no fewer than so many of them.
+MIN_INPUTS = 8
+# Of more suspicious classes than this the perturbations are not looked for: a few seconds each.
+MAX_PERTURBATIONS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +49,13 @@ class ScanReport:
     head : the layer whose inputs were taken as latents
     fingerprint : of the weights of the head, by which `tacfast.repair` knows the model again
     accuracy : share of the samples that the model classifies as labelled; None without labels
-    timings : seconds for ``"latents"`` (streaming), ``"solve"``, ``"stability"`` and ``"total"``. Parts of the first
-        are ``"reading"`` (waiting for the loader) and ``"folding"`` (adding what the model gave to the gap matrix);
-        the model runs for the rest
+    timings : seconds for ``"latents"`` (streaming), ``"solve"``, ``"statistics"`` (all but the norms), ``"stability"``
+        and ``"total"`` (with ``perturbations``). Parts of the first are ``"reading"`` (waiting for the loader) and
+        ``"folding"`` (adding what the model gave to the gap matrix); the model runs for the rest
     class_accuracy : the same share for each class, (C,) float64, NaN where no sample is labelled so; None without
         labels
+    perturbations : of the inputs that send them to the class, of each class that is suspicious, or the easiest to reach
+        if the verdict is borderline; empty without a look at the inputs
     stability : how much of this survives leaving out blocks of samples; None if that was not asked for
     """
 
@@ -44,6 +66,7 @@ class ScanReport:
     accuracy: float | None
     timings: Mapping[str, float]
     class_accuracy: Tensor | None = None
+    perturbations: tuple[Perturbation, ...] = ()
     stability: Stability | None = None
 
 
@@ -55,13 +78,15 @@ def scan(
     on_batch: Callable[[int], None] | None = None,
     resume: str | os.PathLike[str] | None = None,
     blocks: int | None = None,
+    quick: bool = False,
 ) -> ScanReport:
     """Look for a backdoor in a classifier, given clean samples that it was not trained on.
 
     For every class k the smallest shift s_k of the latents that sends the samples there is found exactly (P_k
-    of arXiv 2511.08944, in the trimmed form that `tacfast.detect` was made for), and the norms are compared.
-    Latents are streamed; n·C logits are kept, because trimming is an order statistic. The model is not
-    changed.
+    of arXiv 2511.08944, trimmed), and so is, by gradient steps, a small change of the inputs, the same for all of them,
+    that does so. A class that either finds easier to reach than the others, by more than in clean networks, is
+    suspicious. Latents are streamed; n·C logits are kept, because trimming is an order statistic, and up to
+    ``KEPT_INPUTS`` inputs. The model is not changed.
 
     Parameters
     ----------
@@ -75,6 +100,7 @@ def scan(
         same order, and the model does not run again on those seen before. Deleted at the end
     blocks : how many blocks of samples to leave out in turn for ``stability``, at the cost of as many solves; 0 for
         none, None for 10 where they cost seconds at most (n·C + 20·C² up to 10⁸: 80 000 samples of 1000 classes)
+    quick : only the shifts of the latents: no gradients, no second look at inputs, and fewer backdoors found
 
     Returns
     -------
@@ -95,33 +121,34 @@ def scan(
     """
     check_blocks(blocks)
     start = time.perf_counter()
-    loader = reading = _Waiting(loader)
-    folding = 0.0
-    found, loader = resolve_head(model, loader, head)
+    reading = _Waiting(loader)
+    kept = Reservoir(reading, 0 if quick else KEPT_INPUTS)
+    found, batches = resolve_head(model, kept, head)
     tally = Tally(found)
     file = None if resume is None else ResumeFile(resume, tally)
-    if file is not None:
-        loader = file.restore(model, loader, found)
-    with latent_batches(model, loader, found, skip=tally.gaps.n_samples) as batches:
-        for batch in batches if file is None else file.keep(batches):
-            came = time.perf_counter()
-            tally.update(batch)
-            folding += time.perf_counter() - came
-            if on_batch is not None:
-                on_batch(tally.gaps.n_samples)
-    if tally.gaps.n_samples == 0:
-        raise ValueError("loader: expected at least one batch, got none")
+    folding = _stream(model, batches, found, tally, file, on_batch)
     streamed = time.perf_counter()
-    solution = tally.gaps.solve(trim=RULE_TRIM, raise_on_failure=False)
-    verdict = detect(solution, tally.assigned)
+    evidence, missing = evidence_of(model, found, tally.gaps, kept.inputs, together=kept.largest)
+    rule = QUICK if evidence.inputs is None else FULL
+    solution = evidence.solution(RULE_TRIM)
     solved = time.perf_counter()
-    stability = leave_blocks_out(tally.gaps, blocks)
+    with evaluation_mode(model):
+        values = {statistic.name: statistic.values(evidence) for statistic in rule.statistics}
+        verdict = rule.judge(values, tally.gaps.samples_per_class, obstacles_of(solution))
+    if missing is not None and not quick:
+        verdict = replace(verdict, reasons=(*verdict.reasons, missing))
+    compared = time.perf_counter()
+    stability = leave_blocks_out(tally.gaps, rule, values, blocks)
+    verdict = weigh(verdict, stability)
+    weighed = time.perf_counter()
+    with evaluation_mode(model):
+        perturbations = _perturbations(evidence, verdict)
     if file is not None:
         file.remove()
     end = time.perf_counter()
     any_labels = bool(tally.labelled.any())
     return ScanReport(
-        verdict=weigh(verdict, stability),
+        verdict=verdict,
         solution=solution,
         head=found,
         fingerprint=tally.gaps.fingerprint,
@@ -131,12 +158,44 @@ def scan(
             "reading": reading.seconds,
             "folding": folding,
             "solve": solved - streamed,
-            "stability": end - solved,
+            "statistics": compared - solved,
+            "stability": weighed - compared,
             "total": end - start,
         },
         class_accuracy=tally.correct.cpu().double() / tally.labelled.cpu() if any_labels else None,
+        perturbations=perturbations,
         stability=stability,
     )
+
+
+def _stream(
+    model: nn.Module,
+    loader: Iterable[Any],
+    head: Head,
+    tally: Tally,
+    file: ResumeFile | None,
+    on_batch: Callable[[int], None] | None,
+) -> float:
+    """Add all batches to the tally; returns the seconds that this took beside running the model."""
+    if file is not None:
+        loader = file.restore(model, loader, head)
+    folding = 0.0
+    with latent_batches(model, loader, head, skip=tally.gaps.n_samples) as batches:
+        for batch in batches if file is None else file.keep(batches):
+            came = time.perf_counter()
+            tally.update(batch)
+            folding += time.perf_counter() - came
+            if on_batch is not None:
+                on_batch(tally.gaps.n_samples)
+    if tally.gaps.n_samples == 0:
+        raise ValueError("loader: expected at least one batch, got none")
+    return folding
+
+
+def _perturbations(evidence: Evidence, verdict: Verdict) -> tuple[Perturbation, ...]:
+    if evidence.inputs is None or verdict.label not in ("suspicious", "borderline"):
+        return ()
+    return tuple(reconstruct(evidence, k) for k in (verdict.classes or (verdict.easiest,))[:MAX_PERTURBATIONS])
 
 
 class _Waiting:
@@ -152,3 +211,60 @@ class _Waiting:
             self.seconds += time.perf_counter() - start
             yield batch
             start = time.perf_counter()
+
+
+def evidence_of(
+    model: nn.Module, head: Head, gaps: GapMatrix, inputs: Tensor | None, *, together: int = Evidence.together
+) -> tuple[Evidence, str | None]:
+    """Collect what statistics are made of.
+
+    Parameters
+    ----------
+    model, head : the classifier
+    gaps : of all samples, with their logits
+    inputs : (n, ...) some of them, as the model takes them; None for nothing but the gap matrix
+    together : samples that the model is known to take at once
+
+    Returns
+    -------
+    The evidence, and why nothing but the gap matrix can be used, in a sentence, where that is so.
+    """
+    without = "so only the shifts of the latents were looked at, and fewer backdoors can be seen"
+    if inputs is None or not inputs.is_floating_point() or inputs.ndim < 2:
+        return Evidence(gaps), f"the inputs are no batches of floating-point numbers, {without}"
+    if len(inputs) < MIN_INPUTS or not differ(inputs.float()):
+        return Evidence(gaps), f"fewer than {MIN_INPUTS} inputs that differ can be kept in memory, {without}"
+    run, _ = unwrapped(model)
+    dtype = inputs.dtype
+    # Elsewhere than in float32, the model is run as it is.
+    mixed = head.weight.dtype == torch.float32 and native_bfloat16(head.device)
+
+    def classify(given: Tensor) -> Tensor:
+        with as_written(), bfloat16_autocast(head.device, enabled=mixed):
+            logits: Tensor = run(given.to(dtype))
+        return logits.float()
+
+    inputs = inputs.to(head.device, torch.float32)
+    if inputs.ndim == 4:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    evidence = Evidence(gaps, inputs, classify, min(together, Evidence.together))
+    if obstacle := _no_gradients(model, evidence):
+        return Evidence(gaps), f"{obstacle}, {without}"
+    return evidence, None
+
+
+@torch.inference_mode(False)
+def _no_gradients(model: nn.Module, evidence: Evidence) -> str | None:
+    """Why the model gives no gradients with respect to its inputs; None if it gives some."""
+    inputs, classify = evidence.for_model()
+    given = inputs[:2].clone().requires_grad_()
+    try:
+        with evaluation_mode(model), torch.enable_grad():
+            (gradient,) = torch.autograd.grad(classify(given).square().sum(), given, allow_unused=True)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # no gradient at all, or a layer that has none, such as a recurrent one of cuDNN
+        return f"the model gives no gradients ({str(error).splitlines()[0]})"
+    if gradient is None or not bool(gradient.isfinite().all()) or not bool(gradient.any()):
+        return "the model gives no gradients, or none that say anything"
+    return None

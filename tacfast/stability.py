@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import NamedTuple
 
-from .detection import RULE_TRIM, Verdict, detect
+from torch import Tensor
+
+from .detection import RULE_TRIM, Evidence, Rule, Verdict, obstacles_of
 from .solver import GapMatrix
 
 BLOCKS = 10
@@ -29,7 +31,8 @@ class Stability:
     """The verdicts without each of the blocks of samples in turn.
 
     Their ranges are *jackknife ranges*, no confidence intervals: they show how much hangs on a few of these samples,
-    and say nothing about other data, other models, or backdoors that the rule cannot see.
+    and say nothing about other data, other models, or backdoors that the rule cannot see. Only the shifts of the
+    latents are solved for again; what needs the model stays as it is with all samples.
 
     Attributes
     ----------
@@ -39,19 +42,14 @@ class Stability:
     runs: tuple[Verdict, ...]
 
     @cached_property
-    def norms(self) -> Mapping[int, Range]:
-        """Range of ‖s_k‖₂ of each class over the runs in which it was solved."""
-        return self._ranges(lambda run: run.norms)
-
-    @cached_property
-    def index(self) -> Mapping[int, Range]:
-        """Range of the anomaly index of each class over the runs in which it is defined."""
-        return self._ranges(lambda run: run.index)
+    def scores(self) -> Mapping[int, Range]:
+        """Range of the score of each class over the runs in which it is defined."""
+        return self._ranges(lambda run: run.scores)
 
     @cached_property
     def ranks(self) -> Mapping[int, Range]:
-        """Range of the place of each class among the norms, see `ranks`."""
-        return self._ranges(lambda run: ranks(run.norms))
+        """Range of the place of each class among the scores, see `ranks`."""
+        return self._ranges(lambda run: ranks(run.scores))
 
     @cached_property
     def labels(self) -> Mapping[str, int]:
@@ -73,13 +71,13 @@ def _range(values: list[float]) -> Range:
     return Range(min(known), max(known)) if known else Range(math.nan, math.nan)
 
 
-def ranks(norms: Mapping[int, float]) -> dict[int, int]:
-    """Place of each class, 1 for the smallest norm; equal ones share the better place, NaN counts as +inf."""
-    values = {k: math.inf if math.isnan(norm) else norm for k, norm in norms.items()}
+def ranks(scores: Mapping[int, float]) -> dict[int, int]:
+    """Place of each class, 1 for the largest score; equal ones share the better place, NaN counts as −inf."""
+    values = {k: -math.inf if math.isnan(score) else score for k, score in scores.items()}
     places: dict[float, int] = {}
-    for place, norm in enumerate(sorted(values.values()), start=1):
-        places.setdefault(norm, place)
-    return {k: places[norm] for k, norm in values.items()}
+    for place, score in enumerate(sorted(values.values(), reverse=True), start=1):
+        places.setdefault(score, place)
+    return {k: places[score] for k, score in values.items()}
 
 
 def check_blocks(blocks: int | None) -> None:
@@ -93,7 +91,9 @@ def _work(n: int, classes: int) -> int:
     return classes * (n + 20 * classes)
 
 
-def leave_blocks_out(gaps: GapMatrix, blocks: int | None = None) -> Stability | None:
+def leave_blocks_out(
+    gaps: GapMatrix, rule: Rule, values: Mapping[str, Tensor], blocks: int | None = None
+) -> Stability | None:
     """Deal the samples into blocks, and judge the model without each of them in turn.
 
     The blocks have the same mix of classes, and are drawn at random, always the same way, whatever the order of the
@@ -103,6 +103,8 @@ def leave_blocks_out(gaps: GapMatrix, blocks: int | None = None) -> Stability | 
     Parameters
     ----------
     gaps : with the logits, of all samples
+    rule : by which is judged
+    values : (C,) of its statistics with all samples; those that need inputs stay as they are here
     blocks : at least 2; 0 for none; None for ``BLOCKS`` = 10 if n·C + 20·C² ≤ ``MAX_UNASKED_WORK`` = 10⁸, else none
 
     Returns
@@ -124,9 +126,10 @@ def leave_blocks_out(gaps: GapMatrix, blocks: int | None = None) -> Stability | 
     runs = []
     for left_out in parts:
         rest = reduce(GapMatrix.merge, (part for part in parts if part is not left_out), gaps.empty())
-        solution = rest.solve(trim=RULE_TRIM, raise_on_failure=False)
+        evidence = Evidence(rest)
+        again = {each.name: each.values(evidence) for each in rule.statistics if not each.needs_inputs}
         # Judged as if nothing were missing: whether there are enough samples is a question about all of them.
-        runs.append(detect(solution, counts))
+        runs.append(rule.judge({**values, **again}, counts, obstacles_of(evidence.solution(RULE_TRIM))))
     return Stability(tuple(runs))
 
 
@@ -138,7 +141,8 @@ def weigh(verdict: Verdict, stability: Stability | None) -> Verdict:
     """
     if stability is None or verdict.label in ("borderline", "inconclusive"):
         return verdict
-    others = [run for run in stability.runs if (run.label, run.classes) != (verdict.label, verdict.classes)]
+    expected = verdict.label, set(verdict.classes)  # which of several comes first is no disagreement
+    others = [run for run in stability.runs if (run.label, set(run.classes)) != expected]
     if not others:
         return verdict
     counted = Counter(_said(run) for run in others)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,30 +10,44 @@ from typing import Annotated
 import torch
 import typer
 
+from tacfast.detection import FULL, QUICK
+from tacfast.detection.bank import FILE as BANK_FILE
 from tacfast.solver._files import write_atomically
 
 from ..defence.networks import Suspects
 from ..defence.profiles import Network
+from ..defence.readme import with_summary
 from ..defence.store import Store, try_lock
 from .bank import BANK
+from .judge import Member, bank_of, load, summary
 from .judge import judge as judged
-from .judge import load
 from .measure import MEASUREMENT, measure, save_arrays
+from .rivals import MEASUREMENT as RIVAL_MEASUREMENT
+from .rivals import measure_rivals
 
 ROOT = Path(__file__).parents[2]
 RESULTS, MODELS = ROOT / "benchmarks" / "results" / "bank", ROOT / "models"
 
+MARKS = "<!-- bank: begin, made by python -m benchmarks.calibrate judge -->", "<!-- bank: end -->"
+
+README = ROOT / "README.md"
+RULES = {"`scan`": FULL, "`scan --quick`": QUICK}
+# Limits for one in forty are no limits if they come from fewer.
+MIN_CLEAN = 40
+
 app = typer.Typer(add_completion=False)
+Only = Annotated[str, typer.Option(metavar="TEXT", help="Networks whose name has this in it.")]
+Models = Annotated[Path, typer.Option(metavar="FOLDER", help="Of the trained networks.")]
 Results = Annotated[Path, typer.Option(metavar="FOLDER", help="Of what is kept of the networks.")]
 
 
 @app.callback(invoke_without_command=True)
 def bank(
     context: typer.Context,
-    only: Annotated[str, typer.Option(metavar="TEXT", help="Networks whose name has this in it.")] = "",
+    only: Only = "",
     trained: Annotated[bool, typer.Option("--trained", help="Measure those that are trained, train none.")] = False,
     results: Results = RESULTS,
-    models: Annotated[Path, typer.Option(metavar="FOLDER", help="Of the trained networks.")] = MODELS,
+    models: Models = MODELS,
 ) -> None:
     """Train and measure the networks that are missing.
 
@@ -42,12 +57,16 @@ def bank(
     if context.invoked_subcommand is not None:
         return
     torch.set_num_threads(1)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    suspects = Suspects(BANK, models, None, lambda text, cells=0: None, device)
+    suspects = _suspects(models)
     for network in BANK.networks:
         if only in network.name and (suspects.is_trained(network) or not trained):
             _make(network, suspects, results)
     _judge(results)
+
+
+def _suspects(models: Path) -> Suspects:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Suspects(BANK, models, None, lambda text, cells=0: None, device)
 
 
 def _make(network: Network, suspects: Suspects, results: Path) -> None:
@@ -68,9 +87,32 @@ def _make(network: Network, suspects: Suspects, results: Path) -> None:
 
 
 @app.command()
+def rivals(only: Only = "", results: Results = RESULTS, models: Models = MODELS) -> None:
+    """Run Neural Cleanse and MM-BD on those networks of the bank that are trained."""
+    torch.set_num_threads(1)
+    suspects = _suspects(models)
+    store = Store(results / "rivals")
+    for network in BANK.networks:
+        if only not in network.name or not suspects.is_trained(network):
+            continue
+        with try_lock(models / "locks" / f"{network.name}-rivals") as ours:
+            suspect = suspects.get(network) if ours else None
+            cell = store.read(network.data, network.name) or {}
+            made = cell.get("measurement"), cell.get("weights")
+            if suspect is not None and made != (RIVAL_MEASUREMENT, suspect.weights):
+                store.write(network.data, network.name, measure_rivals(suspect))
+                print(network.name, flush=True)
+
+
+@app.command()
 def judge(results: Results = RESULTS) -> None:
-    """Write ``judge.md``: how well statistics and rules tell backdoored networks from clean ones."""
+    """Write ``judge.md``: how well statistics and rules tell backdoored networks from clean ones.
+
+    From the bank in the repository, the limits of the package and the table of the README are written too.
+    """
     print(_judge(results), end="")
+    if results == RESULTS:
+        _tell_package(load(results))
 
 
 def _judge(results: Path) -> str:
@@ -78,6 +120,16 @@ def _judge(results: Path) -> str:
     text = judged(load(results))
     write_atomically(results / "judge.md", text.encode())
     return text
+
+
+def _tell_package(members: list[Member]) -> None:
+    clean = sum(member.kind == "clean" for member in members)
+    if clean < MIN_CLEAN:
+        raise ValueError(f"bank: expected at least {MIN_CLEAN} clean networks to take limits from, got {clean}")
+    content = {"rules": {rule.name: bank_of(members, rule) for rule in RULES.values()}}
+    write_atomically(BANK_FILE, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    text = README.read_text(encoding="utf-8")
+    write_atomically(README, with_summary(text, summary(members, RULES), MARKS).encode())
 
 
 if __name__ == "__main__":

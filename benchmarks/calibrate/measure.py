@@ -9,22 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from tacfast.data.splits import some_of
-from tacfast.detection.statistic import Evidence
 from tacfast.detection.universal import UniversalPerturbation
 from tacfast.detection.warp import UniversalWarp
 from tacfast.evaluation import evaluate
 from tacfast.models.latents import extract_latents
-from tacfast.models.precision import bfloat16_autocast, native_bfloat16
+from tacfast.scanning import evidence_of
 from tacfast.solver import GapMatrix
 from tacfast.solver._files import write_atomically
 
 from ..defence.networks import Suspect
 
 # Raised when what is measured changes.
-MEASUREMENT = 1
+MEASUREMENT = 2
 SAMPLES = 500
 TEST_IMAGES = 2000
 CLIMBS = (UniversalPerturbation(), UniversalWarp())
@@ -46,15 +44,8 @@ def measure(suspect: Suspect) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         "b": np.zeros(0) if bias is None else bias.numpy(force=True),
     }
 
-    def classify(inputs: torch.Tensor) -> torch.Tensor:
-        with bfloat16_autocast(device, enabled=native_bfloat16(device)):
-            logits: torch.Tensor = model(inputs)
-        return logits.float()
-
     order = some_of(len(images), SAMPLES).to(device)
-    evidence = Evidence(
-        GapMatrix(head.weight, bias), images[order].contiguous(memory_format=torch.channels_last), classify
-    )
+    evidence, _ = evidence_of(model, head, GapMatrix(head.weight, bias), images[order])
     for statistic in CLIMBS:
         start = time.perf_counter()
         climb = statistic.climb(evidence)

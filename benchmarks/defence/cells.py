@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import platform
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
@@ -19,6 +19,8 @@ from tacfast.defenses import DivergedError
 from tacfast.defenses.rivals import PruningRival
 from tacfast.defenses.rivals.base import PruningStep
 from tacfast.defenses.selection import cloned_weights, load_weights
+from tacfast.detection import FULL
+from tacfast.detection.bank import Bank
 from tacfast.evaluation import Metrics, defense_effectiveness, relearn, run_defense
 from tacfast.models.precision import bfloat16_autocast, native_bfloat16
 from tacfast.training.trained import plan_as_dict
@@ -26,11 +28,14 @@ from tacfast.training.trained import plan_as_dict
 from .._common import processor
 from .networks import Suspect
 from .profiles import DEFENCES, ORACLES, Contender, Network, Profile
+from .store import Store
 
-NETWORK_CELL = "network"
+NETWORK_CELL, SCAN_CELL = "network", "scan"
 BATCH_SIZE = 64
 # Of the cell of a network: raised when what is measured there changes.
 MEASUREMENT = 2
+# Raised when the verdict of a scan changes otherwise than by its limits.
+VERDICT = 1
 # Relearning is measured on so many test images, and has so many poisoned ones at hand.
 RELEARN_TEST_IMAGES, RELEARN_POISONED_IMAGES = 1000, 2000
 
@@ -40,20 +45,31 @@ def contender(name: str) -> Contender:
     return (DEFENCES | ORACLES)[name]
 
 
-def identity(profile: Profile, network: Network, name: str) -> dict[str, Any]:
-    """All that the outcome of a cell depends on."""
+def identity(profile: Profile, network: Network, name: str, named: Sequence[int] | None = None) -> dict[str, Any]:
+    """All that the outcome of a cell depends on: of a defence that waits for the scan, the classes that this named."""
     found = {"network": plan_as_dict(profile.plan(network))}
     if name == NETWORK_CELL:
         return {**found, "measurement": MEASUREMENT}
+    if name == SCAN_CELL:
+        bank = Bank.of(FULL.name)
+        return {**found, "verdict": VERDICT, "limits": [bank.suspicious, bank.borderline]}
     chosen = contender(name)
-    oracle = {"oracle": True} if chosen.oracle else {}
+    special = {"oracle": True} if chosen.oracle else {"named": list(named or ())} if chosen.waits else {}
     settings = asdict(chosen.make(**chosen.settings_for(network)))  # those left at their defaults, too
-    return {**found, "settings": settings, "batch_size": BATCH_SIZE, "augmented": True, **oracle}
+    return {**found, "settings": settings, "batch_size": BATCH_SIZE, "augmented": True, **special}
+
+
+def is_sound(store: Store, profile: Profile, network: Network, name: str) -> bool:
+    """Whether a cell is there, whole, and made with the present settings, and for what the scan names now."""
+    if name in (NETWORK_CELL, SCAN_CELL) or not contender(name).waits:
+        return store.has(network.name, name, identity(profile, network, name))
+    scan = store.read(network.name, SCAN_CELL) if is_sound(store, profile, network, SCAN_CELL) else None
+    return scan is not None and store.has(network.name, name, identity(profile, network, name, scan["classes"]))
 
 
 def network_cell(suspect: Suspect, profile: Profile) -> dict[str, Any]:
     """The suspect before any defence, with what relearning does to it as it is."""
-    about, _ = _about(profile, suspect, NETWORK_CELL), suspect.trial.report  # the scan, in full precision
+    about = _about(profile, suspect, NETWORK_CELL)
     with _precision(suspect):
         facts = suspect.facts()
         start = time.perf_counter()
@@ -62,10 +78,27 @@ def network_cell(suspect: Suspect, profile: Profile) -> dict[str, Any]:
     return {**about, **facts}
 
 
+def scan_cell(suspect: Suspect, profile: Profile) -> dict[str, Any]:
+    """The verdict on the suspect, by a scan of the defender's clean share in full precision."""
+    report = suspect.trial.report
+    verdict = report.verdict
+    return {
+        **_about(profile, suspect, SCAN_CELL),
+        "label": verdict.label,
+        "classes": list(verdict.classes),
+        "scores": list(verdict.scores.values()),
+        "threshold": verdict.threshold,
+        "p_value": verdict.p_value,
+        "runs": None if report.stability is None else dict(report.stability.labels),
+        "seconds": dict(report.timings),
+    }
+
+
 def defence_cell(suspect: Suspect, profile: Profile, name: str) -> dict[str, Any]:
     """Run one defence. One that fails is a cell, too: with the error, and the suspect as it was."""
     chosen, trial = contender(name), suspect.trial
-    about, verdict = _about(profile, suspect, name), trial.report.verdict  # the scan, in full precision
+    verdict = trial.report.verdict  # the scan, in full precision
+    about = _about(profile, suspect, name, verdict.classes)
     with _precision(suspect):
         if chosen.told and suspect.attack.target is None:
             return {**about, **_unrepaired(suspect, reason="the attack has no single class to tell")}
@@ -170,11 +203,11 @@ def _relearned(suspect: Suspect, model: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
-def _about(profile: Profile, suspect: Suspect, name: str) -> dict[str, Any]:
+def _about(profile: Profile, suspect: Suspect, name: str, named: Sequence[int] = ()) -> dict[str, Any]:
     return {
         "network": suspect.network.name,
         "cell": name,
-        "identity": identity(profile, suspect.network, name),
+        "identity": identity(profile, suspect.network, name, named),
         "weights": suspect.weights,
         "made": time.strftime("%Y-%m-%d"),
         "versions": {"tacfast": __version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -185,5 +218,9 @@ def _about(profile: Profile, suspect: Suspect, name: str) -> dict[str, Any]:
 def cells_of(suspect: Suspect, profile: Profile, names: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Run cells of one network, each when it is asked for."""
     for name in names:
-        cell = network_cell(suspect, profile) if name == NETWORK_CELL else defence_cell(suspect, profile, name)
-        yield name, cell
+        if name == NETWORK_CELL:
+            yield name, network_cell(suspect, profile)
+        elif name == SCAN_CELL:
+            yield name, scan_cell(suspect, profile)
+        else:
+            yield name, defence_cell(suspect, profile, name)

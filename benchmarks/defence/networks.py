@@ -152,8 +152,6 @@ class Suspect:
         trial, network = self.trial, self.network
         before = trial.before
         measured = time.perf_counter()
-        report = trial.report
-        verdict = report.verdict
         history = (self.trained.checkpoint.provenance or {})["history"]
         return {
             "target": self.attack.target,
@@ -164,20 +162,10 @@ class Suspect:
             "clean_images": len(trial.splits.clean),
             "held_out_images": len(trial.splits.held_out),
             "ceiling": self._ceiling(),
-            "scan": {
-                "label": verdict.label,
-                "classes": list(verdict.classes),
-                "norms": list(verdict.norms.values()),
-                "index": list(verdict.index.values()),
-                "median": verdict.median,
-                "timings": dict(report.timings),
-                "runs": None if report.stability is None else dict(report.stability.labels),
-            },
             "reconstruction": None if network.attack == CLEAN or self.attack.target is None else self._reconstruction(),
             "seconds": {
                 "training": sum(epoch["seconds"] for epoch in history),
                 "evaluation": measured - start,
-                "scan": report.timings["total"],
             },
         }
 

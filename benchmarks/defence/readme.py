@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tacfast.solver._files import write_atomically
 
-from .cells import identity
+from .cells import SCAN_CELL, is_sound
 from .profiles import CLEAN, DEFENCES, PROFILES, Network
 from .store import Store
 from .summary import MIN_ASR, NONE, Row, averages, rows_of
@@ -22,7 +22,7 @@ def rows_in_profile(store: Store, profile: str, defences: Sequence[str]) -> list
     settings = PROFILES[profile]
 
     def sound(network: Network, name: str) -> bool:
-        return store.has(network.name, name, identity(settings, network, name))
+        return is_sound(store, settings, network, name)
 
     return rows_of(store, settings.networks, defences, sound)
 
@@ -41,11 +41,12 @@ def readme_summary(store: Store) -> str:
 
 def _verdicts(suspects: Sequence[Row]) -> str:
     """How the scan judged them, in words."""
-    clean = [network for row in suspects if row.attack == CLEAN for network in row.networks]
-    attacked = [network for row in suspects if row.attack != CLEAN for network in row.networks]
-    right = sum(network["scan"]["classes"] == [network["target"]] for network in attacked)
-    named = sum(bool(network["scan"]["classes"]) for network in attacked)
-    alarms = sum(bool(network["scan"]["classes"]) for network in clean)
+    scanned = [(row.attack, network) for row in suspects for network in row.networks if network[SCAN_CELL] is not None]
+    clean = [network for attack, network in scanned if attack == CLEAN]
+    attacked = [network for attack, network in scanned if attack != CLEAN]
+    right = sum(network[SCAN_CELL]["classes"] == [network["target"]] for network in attacked)
+    named = sum(bool(network[SCAN_CELL]["classes"]) for network in attacked)
+    alarms = sum(bool(network[SCAN_CELL]["classes"]) for network in clean)
     return (
         f"The scan named the poisoned class of {right} of {len(attacked)} backdoored networks, a wrong one of "
         f"{named - right}, and a class of {alarms} of {len(clean)} clean ones."
@@ -62,22 +63,23 @@ def update_readme(root: Path, store: Store) -> list[Path]:
     """Put the summary into the README; returns its path, or nothing if it stood there already."""
     path = root / "README.md"
     text = path.read_text(encoding="utf-8")
-    new = with_summary(text, readme_summary(store))
+    new = with_summary(text, readme_summary(store), (BEGIN, END))
     if new == text:
         return []
     write_atomically(path, new.encode())
     return [path]
 
 
-def with_summary(text: str, summary: str) -> str:
-    """The README with another summary between its marks.
+def with_summary(text: str, summary: str, marks: tuple[str, str]) -> str:
+    """The README with another summary between two marks.
 
     Raises
     ------
     ValueError
         If a mark is missing.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError("README.md: expected the two marks of the summary, each once")
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{summary}\n\n{END}{rest.split(END)[1]}"
+    begin, end = marks
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"README.md: expected the marks {begin} and {end}, each once")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n\n{summary}\n\n{end}{rest.split(end)[1]}"

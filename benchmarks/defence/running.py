@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from .cells import NETWORK_CELL, cells_of, identity
+from .cells import NETWORK_CELL, SCAN_CELL, cells_of, is_sound
 from .networks import Say, Suspects
 from .profiles import CLEAN, PROFILES, Network, Profile
 from .store import Store, try_lock
@@ -55,7 +55,7 @@ class Grid:
     @property
     def cells(self) -> tuple[str, ...]:
         """Names of the cells of each network."""
-        return (NETWORK_CELL, *self.defences)
+        return (NETWORK_CELL, SCAN_CELL, *self.defences)
 
     def suspects(self, say: Say) -> Suspects:
         """Its networks."""
@@ -65,7 +65,7 @@ class Grid:
     def missing(self, network: Network) -> list[str]:
         """Cells of a network that are not there, are damaged, or were made with other settings."""
         store, profile = Store(self.results), self.settings
-        return [name for name in self.cells if not store.has(network.name, name, identity(profile, network, name))]
+        return [name for name in self.cells if not is_sound(store, profile, network, name)]
 
     def run(self, network: Network, names: Sequence[str], say: Say) -> Iterator[tuple[str, Any]]:
         """Make cells of one network, after training it where that is needed."""

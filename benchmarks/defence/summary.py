@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .cells import NETWORK_CELL, contender
+from tacfast.defenses.selection import wilson_interval
+
+from .cells import NETWORK_CELL, SCAN_CELL, contender
 from .profiles import CLEAN, Network
 from .store import Store
 
@@ -16,7 +18,6 @@ from .store import Store
 MIN_ASR = 0.9
 NONE = "none"
 METRICS = ("acc", "asr", "ra", "der")
-Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,7 @@ class Share:
     @classmethod
     def of(cls, value: float, n: int) -> Share:
         """The interval of a share ``value`` of n images."""
-        centre = value + Z95**2 / (2 * n)
-        half = Z95 * math.sqrt(value * (1 - value) / n + Z95**2 / (4 * n * n))
-        scale = 1 + Z95**2 / n
-        return cls(value, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale))
+        return cls(value, *wilson_interval(value, n))
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Row:
     data, arch, attack, ratio : of the group
     defence : name of the column; "none" for the suspects themselves
     cells : the JSON of each seed
-    networks : that of the suspects, in the same order
+    networks : that of the suspects, in the same order, each with that of its ``scan``, or None
     """
 
     data: str
@@ -120,6 +118,7 @@ def rows_of(
             continue
         found = {name: cell for name in defences if (cell := read(network, name)) is not None}
         key = (network.data, network.arch, network.attack, network.ratio)
+        suspect[SCAN_CELL] = read(network, SCAN_CELL)
         groups.setdefault(key, []).append({NETWORK_CELL: suspect, **found})
     rows = []
     for key, members in groups.items():

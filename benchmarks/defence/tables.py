@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader
 
 from tacfast.solver._files import write_atomically
 
+from .cells import SCAN_CELL
 from .profiles import CLEAN
 from .summary import METRICS, Average, Row, averages
 
@@ -72,14 +73,15 @@ def _facts(row: Row) -> str:
     """What is known of the suspects before any repair, in a sentence for each."""
     said = []
     for network in row.networks:
-        scan, target = network["scan"], network["target"]
+        scan, target = network[SCAN_CELL], network["target"]
         poisoned = (
             "no poisoned class" if row.attack == CLEAN else f"poisoned class {'all' if target is None else target}"
         )
-        named = f" {', '.join(map(str, scan['classes']))}" if scan["classes"] else ""
+        named = f" {', '.join(map(str, scan['classes']))}" if scan and scan["classes"] else ""
+        verdict = scan["label"].replace("_", " ") if scan else "to be made"
         ceiling, change = network["ceiling"], network["reconstruction"]
         said.append(
-            f"{poisoned}; scan: {scan['label'].replace('_', ' ')}{named}"
+            f"{poisoned}; scan: {verdict}{named}"
             + (f"; a clean network's RA on the same images {percent(ceiling['ra'])}" if ceiling else "")
             + (
                 f"; reconstruction of the TAC: cosine {change['shift']['cosine']:.2f}, top tenth "

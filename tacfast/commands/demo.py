@@ -23,7 +23,7 @@ def demo(
         int, typer.Option(min=0, max=MAX_SEED, help="Seed of everything random; also picks the poisoned class.")
     ] = 0,
     clean: Annotated[bool, typer.Option("--clean", help="Leave the backdoor out; no class should be named.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for report.json and norms.png.")] = Path("tacfast-demo"),
+    out: Annotated[Path, typer.Option(help="Folder for report.json and scores.png.")] = Path("tacfast-demo"),
 ) -> None:
     """Train a digit classifier with a backdoor, find it, remove it. Exit status 0 if all of that worked."""
     prepare_folder(out)

@@ -158,6 +158,14 @@ Device = Annotated[
         parser=parse_device, metavar="DEVICE", help="Where the model runs; cuda if there is one.", rich_help_panel=RUN
     ),
 ]
+Quick = Annotated[
+    bool,
+    typer.Option(
+        "--quick",
+        help="Look at the latents alone, in one pass: a fraction of the time, and fewer backdoors found.",
+        rich_help_panel=RUN,
+    ),
+]
 Json = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write everything found as JSON.", rich_help_panel=RESULT)
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +17,7 @@ from ..defenses import MODES, DivergedError, RepairResult
 from ..defenses import repair as repair_model
 from ..models import save_checkpoint, write_defense_result
 from ..models.checkpoint import SAFETENSORS, check_target
-from ..report import repair_facts
-from ..scanning import ScanReport
+from ..report import repair_facts, scan_facts
 from . import options, screen
 from .confirm import UNCONFIRMED, confirm
 from .scan import EXIT_STATUS, describe, run_scan, show_scan, write_reports
@@ -90,9 +89,14 @@ def repair(
         ),
     ] = 0.2,
     max_drop: Annotated[
-        float,
-        typer.Option(help="Clean accuracy that a repair may cost, measured there.", rich_help_panel=REPAIR),
-    ] = 0.01,
+        float | None,
+        typer.Option(
+            help="Clean accuracy that a repair may cost, a share of those images. Without it down to the lower end of "
+            "Wilson's 95 % interval of the accuracy before.",
+            rich_help_panel=REPAIR,
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.", rich_help_panel=REPAIR)] = 0,
     state: Annotated[
         Path | None,
@@ -160,9 +164,10 @@ def repair(
     report = run_scan(console, suspect, everything, head)
     triggered = Triggered(suspect, batch_size, workers=workers)
     about = describe(suspect, report, everything, triggered)
-    show_scan(console, report, about)
+    found = scan_facts(report, **about)
+    show_scan(console, found, suspect.names)
     if not report.verdict.classes and not target:
-        write_reports(report, about, json=json, html=html)
+        write_reports(found, report, json=json, html=html)
         typer.echo("tacfast: nothing to repair, nothing written; --target repairs a class of your choice", err=True)
         raise typer.Exit(EXIT_STATUS[report.verdict.label] or 1)
 
@@ -186,7 +191,9 @@ def repair(
     first = next((i for i, path in enumerate(states) if path is not None and path.exists()), 0)
     result = _first_kept(rates[first:], attempt)
     if result.rolled_back:
-        _give_up(console, report, about | {"repair": repair_facts(result)}, json=json, html=html)
+        facts = scan_facts(report, **about, repair=repair_facts(result))
+        write_reports(facts, report, json=json, html=html)
+        _give_up(console, facts["repair"], suspect.names)
     repaired = replace(suspect, model=result.model)
     again = run_scan(console, repaired, everything, report.head.name, task="scanning again")
     after = triggered.measure(result.model)
@@ -200,10 +207,10 @@ def repair(
         before=about["attack"] and about["attack"]["before"],
         accuracy=kept,
     )
-    facts = repair_facts(result, doubts)
-    _write_weights(suspect, result, facts, out, suspect.images.subset(trained).digests())
-    about |= {"repair": facts, "attack": after and about["attack"] | {"after": after}}
-    write_reports(report, about, json=json, html=html)
+    done = repair_facts(result, doubts)
+    _write_weights(suspect, result, done, out, suspect.images.subset(trained).digests())
+    about |= {"repair": done, "attack": after and about["attack"] | {"after": after}}
+    write_reports(scan_facts(report, **about), report, json=json, html=html)
     _show_repair(console, about, out)
 
 
@@ -222,14 +229,13 @@ def _first_kept(rates: Sequence[float], attempt: Callable[[float], RepairResult]
     return attempt(rates[-1])
 
 
-def _give_up(console: Console, report: ScanReport, about: dict[str, Any], **files: Path | None) -> NoReturn:
-    """Report a repair that came to nothing, and leave with status 1."""
-    facts = about["repair"]
-    write_reports(report, about, json=files["json"], html=files["html"])
-    screen.print_repair(console, facts, about["names"])
+def _give_up(console: Console, facts: dict[str, Any], names: Mapping[int, str]) -> NoReturn:
+    """Show a repair that came to nothing, and leave with status 1."""
+    screen.print_repair(console, facts, names)
     typer.echo(
-        f"tacfast: no epoch kept clean accuracy within --max-drop on {facts['samples']} held-out images, "
-        "no weights written; more images, a larger --max-drop or a lower --lr may help",
+        f"tacfast: no epoch kept clean accuracy, no weights written: on {facts['samples']} held-out images it was "
+        f"{100 * facts['before']['overall']:.1f} %, at least {100 * facts['asked']:.1f} % were asked for, and the best "
+        f"epoch that counts had {100 * facts['best']:.1f} %; more images, a larger --max-drop or a lower --lr may help",
         err=True,
     )
     raise typer.Exit(1)

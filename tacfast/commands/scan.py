@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +38,7 @@ def scan(
     batch_size: options.BatchSize = 128,
     workers: options.Workers = None,
     device: options.Device = None,
+    quick: options.Quick = False,
     resume: Annotated[
         Path | None,
         typer.Option(
@@ -70,11 +72,12 @@ def scan(
         device=device,
     )
     loader = open_loader(suspect.images, batch_size, workers=workers, skip_unreadable=skip_unreadable)
-    report = run_scan(console, suspect, loader, head, resume=resume)
+    report = run_scan(console, suspect, loader, head, resume=resume, quick=quick)
     about = describe(suspect, report, loader, Triggered(suspect, batch_size, workers=workers))
+    facts = scan_facts(report, **about)
     # First what may be lost: printing fails where nobody reads on.
-    write_reports(report, about, json=json, html=html)
-    show_scan(console, report, about)
+    write_reports(facts, report, json=json, html=html)
+    show_scan(console, facts, about["names"])
     raise typer.Exit(EXIT_STATUS[report.verdict.label])
 
 
@@ -85,12 +88,13 @@ def run_scan(
     head: str | None,
     *,
     resume: Path | None = None,
+    quick: bool = False,
     task: str = "scanning",
 ) -> ScanReport:
     """Scan with a progress bar."""
     found = first_head(suspect.model, loader, head)
     with screen.progress(console, task, len(suspect.images)) as advance:
-        return scan_model(suspect.model, loader, head=found, on_batch=advance, resume=resume)
+        return scan_model(suspect.model, loader, head=found, on_batch=advance, resume=resume, quick=quick)
 
 
 def describe(suspect: Suspect, report: ScanReport, loader: FolderLoader, triggered: Triggered) -> dict[str, Any]:
@@ -104,17 +108,16 @@ def describe(suspect: Suspect, report: ScanReport, loader: FolderLoader, trigger
     }
 
 
-def show_scan(console: Console, report: ScanReport, about: dict[str, Any]) -> None:
+def show_scan(console: Console, facts: dict[str, Any], names: Mapping[int, str]) -> None:
     """Print the verdict, and what makes it less reliable."""
-    facts = scan_facts(report, **about)
-    screen.print_scan(console, facts, about["names"])
+    screen.print_scan(console, facts, names)
     screen.print_attack(console, facts["attack"])
     screen.print_warnings(console, [*filter(None, [facts["scan"]["accuracy_warning"]]), *facts["warnings"]])
 
 
-def write_reports(report: ScanReport, about: dict[str, Any], *, json: Path | None, html: Path | None) -> None:
+def write_reports(facts: dict[str, Any], report: ScanReport, *, json: Path | None, html: Path | None) -> None:
     """Write the files that were asked for."""
     if json is not None:
-        write_json(json, scan_facts(report, **about))
+        write_json(json, facts)
     if html is not None:
-        write_html(html, report, **about)
+        write_html(html, facts, report.perturbations)

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ..report.words import class_label
 
-# Classes with the smallest norms that are shown.
+# Classes that are shown, those that are the easiest to reach.
 MAX_ROWS = 5
 
 
@@ -42,28 +42,33 @@ def print_scan(console: Console, facts: Mapping[str, Any], names: Mapping[int, s
         say(f"  {reason}")
     if stability := facts["stability"]:
         say(f"  {stability['sentence']}")
+    say(f"  in the bank, {facts['bank']['sentence']}")
     console.print()
-    console.print(_norms_table(facts, names))
+    console.print(_classes_table(facts, names))
     accuracy = "" if scan["accuracy"] is None else f", clean accuracy {100 * scan['accuracy']:.1f} %"
     timings = facts["timings"]
     say(
-        f"{scan['samples']} images{accuracy}; {timings['latents']:.1f} s to run the model, "
-        f"{timings['total'] - timings['latents']:.2f} s to solve and judge"
+        f"{scan['samples']} images{accuracy}; {timings['latents']:.1f} s to run the model, {timings['solve']:.2f} s to "
+        f"solve, {timings['total'] - timings['latents'] - timings['solve']:.1f} s to judge"
     )
 
 
-def _norms_table(facts: Mapping[str, Any], names: Mapping[int, str]) -> Table:
+def _classes_table(facts: Mapping[str, Any], names: Mapping[int, str]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 2))
     table.add_column("easiest classes to reach")
-    for column in ("norm", "of the median", "index"):
+    for column in ("score", *(statistic["title"] for statistic in facts["statistics"]), "norm"):
         table.add_column(column, justify="right")
-    median = facts["verdict"]["median"]
     for entry in sorted(facts["classes"], key=lambda entry: entry["rank"])[:MAX_ROWS]:
-        share = entry["norm"] / median if median > 0 else math.nan
-        cells = (f"{entry['norm']:.4g}", f"{share:.3f}", f"{entry['index']:.2f}")
+        scores = (entry["score"], *(found["score"] for found in entry["statistics"].values()))
+        cells = (*(_number(score, ".2f") for score in scores), _number(entry["norm"], ".4g"))
         style = "bold red" if entry["named"] else ""
         table.add_row(Text(class_label(names, entry["class"])), *cells, style=style)
     return table
+
+
+def _number(value: float, form: str) -> str:
+    """Write a number for a terminal, which may know nothing but ASCII; "-" for NaN."""
+    return "-" if math.isnan(value) else format(value, form)
 
 
 def print_repair(console: Console, facts: Mapping[str, Any], names: Mapping[int, str]) -> None:
@@ -89,7 +94,7 @@ def print_attack(console: Console, attack: Mapping[str, Any] | None) -> None:
     asr, ra = (" → ".join(f"{100 * each[name]:.1f} %" for each in figures) for name in ("asr", "ra"))
     printer(console)(
         f"attack success (ASR) {asr}, robust accuracy (RA) {ra}, on {attack['before']['images']} images with the "
-        "trigger: known only because it lies beside the checkpoint, and no part of the verdict"
+        "trigger, which lie beside the checkpoint or are made as its training was attacked: no part of the verdict"
     )
 
 

@@ -79,6 +79,8 @@ class RepairResult:
         chose; 0 if none was good enough, or there was none
     rolled_back : whether ``model`` is but a copy of the given one, because no epoch was good enough
     before, after : accuracy on the held-out samples of the given model and of ``model``; None without such samples
+    asked : accuracy on the held-out samples that was good enough; None without such samples, or where nothing was asked
+    first : the first epoch that could be chosen by them; 0 where none could
     targets : the classes whose shortcut was removed, in the order given
     pruned : the latents, numbers below d, that the head of ``model`` ignores now
     settings : the fields of the mode's class, by name
@@ -92,9 +94,17 @@ class RepairResult:
     rolled_back: bool = False
     before: Accuracy | None = None
     after: Accuracy | None = None
+    asked: float | None = None
+    first: int = 0
     targets: tuple[int, ...] = ()
     pruned: tuple[int, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def best(self) -> float | None:
+        """Highest accuracy on the held-out samples after an epoch that could be chosen by them; None without one."""
+        measured = [record.held_out for record in self.history if record.epoch >= self.first]
+        return max((value for value in measured if value is not None), default=None)
 
 
 class Defense(Protocol):

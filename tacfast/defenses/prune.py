@@ -73,6 +73,8 @@ class PruneRepair(ShiftSettings):
             rolled_back=choice.epoch == 0 and len(pruned) == 0,
             before=before,
             after=choice.after,
+            asked=choice.asked,
+            first=self.first_choice,
             targets=targets,
             pruned=tuple(sorted(pruned.tolist())),
             settings=asdict(self),

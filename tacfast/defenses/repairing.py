@@ -49,9 +49,9 @@ def repair(
         choose their thresholds on ``held_out`` if they have any, and cannot go on from a ``state_file``
     held_out : other clean labelled samples than those of ``loader``, in batches of any size; nothing is trained on
         them. The result is then the network of the last epoch, after the first 30 % of the training, that lost no more
-        than ``max_drop`` (0.01) of accuracy on them, counted in whole samples, and a plain copy of the given one if no
-        epoch qualifies. A hundred of them or more, or not a single error is allowed. Without them the last epoch is
-        taken as it is
+        accuracy on them than ``max_drop`` allows, counted in whole samples, and a plain copy of the given one if no
+        epoch qualifies. Unless it is given, that is down to the lower end of Wilson's 95 % interval of the accuracy
+        before. Without them the last epoch is taken as it is
     on_epoch : called with an `EpochRecord` after each epoch
     state_file : path of a file, in an existing folder, that holds the state of the training after every epoch. If it
         exists the training goes on from there, on the CPU to the very weights that it would have had without the

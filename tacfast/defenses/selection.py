@@ -15,6 +15,9 @@ from ..models.latents import latent_batches, split_batch
 from ..models.state_file import named_weights
 from .base import Accuracy
 
+# 97.5 % quantile of a normal distribution.
+Z95 = 1.959963984540054
+
 
 class HeldOut:
     """Clean labelled samples that a defence may measure on but not train on.
@@ -74,11 +77,24 @@ def _present(labels: Tensor | None) -> Tensor:
     return labels
 
 
-def fewest_correct(before: Accuracy, max_drop: float) -> int:
+def wilson_interval(share: float, n: int) -> tuple[float, float]:
+    """95 % interval of a share of n samples (Wilson 1927)."""
+    centre = share + Z95**2 / (2 * n)
+    half = Z95 * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n * n))
+    scale = 1 + Z95**2 / n
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def fewest_correct(before: Accuracy, max_drop: float | None) -> int:
     """How many held-out samples must be right, so that the drop of accuracy is allowed; whole samples are compared.
 
-    Of 250, a drop of 0.01 allows two errors more, and of fewer than 100 none.
+    Of 250, a drop of 0.01 allows two errors more, and of fewer than 100 none. None allows an
+    accuracy down to the lower end of Wilson's 95 % interval of that before, so that few samples do not forbid a single
+    error: of 135 at an accuracy of 0.95 six errors more, of 1000 fifteen, of 10 000 forty-four.
     """
+    if max_drop is None:
+        n = sum(before.total)
+        return math.ceil(wilson_interval(before.overall, n)[0] * n - 1e-9)
     # The product may fall short of a whole number by its rounding: 0.29 · 100 is 28.999….
     return sum(before.correct) - math.floor(max_drop * sum(before.total) + 1e-9)
 
@@ -95,7 +111,8 @@ class EpochChoice:
     ----------
     model : trained in place between the calls of `consider`; as it is now it is epoch 0, which is always good enough
     held_out : None to take the last epoch
-    max_drop : allowed loss of accuracy against ``before``, a share of the held-out samples
+    max_drop : allowed loss of accuracy against ``before``, a share of the held-out samples, or None, see
+        `fewest_correct`
     first : epoch from which on epochs count
     before : accuracy of the suspect, if ``model`` is no longer that
     """
@@ -104,7 +121,7 @@ class EpochChoice:
         self,
         model: nn.Module,
         held_out: HeldOut | None,
-        max_drop: float,
+        max_drop: float | None,
         *,
         first: int,
         before: Accuracy | None = None,
@@ -125,6 +142,11 @@ class EpochChoice:
         if epoch >= self._first and sum(accuracy.correct) >= self._enough:
             self.epoch, self.after, self._weights = epoch, accuracy, cloned_weights(self._model)
         return accuracy.overall
+
+    @property
+    def asked(self) -> float | None:
+        """Accuracy on the held-out samples that was good enough; None without them."""
+        return None if self.before is None else self._enough / sum(self.before.total)
 
     def apply(self) -> None:
         """Put the weights of the chosen epoch into the model."""

@@ -93,6 +93,8 @@ def train_against(
         rolled_back=choice.epoch == 0,
         before=choice.before,
         after=choice.after,
+        asked=choice.asked,
+        first=settings.first_choice,
         targets=targets,
         settings=asdict(settings),
     )

@@ -45,7 +45,8 @@ class TrainingSettings(Settings):
     epochs : passes over the clean samples
     lr : peak learning rate
     momentum, weight_decay : of SGD
-    max_drop : loss of held-out accuracy that is allowed, a share of the held-out samples; see `EpochChoice`
+    max_drop : loss of held-out accuracy that is allowed, a share of the held-out samples; None for the lower
+        end of Wilson's interval, see `fewest_correct`
     seed : of torch, NumPy, Python's ``random`` and the loader's generators; all are left as they were
     """
 
@@ -53,7 +54,7 @@ class TrainingSettings(Settings):
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    max_drop: float = 0.01
+    max_drop: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -61,7 +62,8 @@ class TrainingSettings(Settings):
         self.check("lr", "a finite learning rate > 0", is_finite(self.lr) and self.lr > 0)
         self.check("momentum", "a number in [0, 1)", is_finite(self.momentum) and 0 <= self.momentum < 1)
         self.check("weight_decay", "a finite number >= 0", is_finite(self.weight_decay) and self.weight_decay >= 0)
-        self.check("max_drop", "a share in [0, 1]", is_finite(self.max_drop) and 0 <= self.max_drop <= 1)
+        drop = self.max_drop
+        self.check("max_drop", "a share in [0, 1], or None", drop is None or (is_finite(drop) and 0 <= drop <= 1))
         self.check("seed", "an integer in [0, 2**63)", is_integer(self.seed) and 0 <= self.seed < 2**63)
 
     @property

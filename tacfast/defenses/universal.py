@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..detection.lock_step import climb, growing, is_reached, scaled
-from ..detection.universal import Additive, spread_of
+from ..detection.universal import Additive, differ, spread_of
 from ..models.head import Head, evaluation_mode
 from ..scanning import ScanReport
 from .base import EpochRecord, RepairResult
@@ -113,7 +113,7 @@ class PerturbedLoss(Objective):
         self._steps = 0
         self._answers: Tensor | None = None
         spread = spread_of(inputs)
-        if not spread > 1e-6 * float(inputs.flatten(1).norm(dim=1).mean()):  # else it is rounding
+        if not differ(inputs):
             raise ValueError("loader: expected inputs that differ, got the same again and again")
         sizes = growing(SMALLEST * spread, LARGEST * spread, STEPS)
         found = climb(

@@ -1,27 +1,40 @@
 """From per-class statistics of a model to a verdict about it."""
 
+from .outliers import outlier_scores
+from .qp_norm import QpNorm
 from .rule import (
-    MAD_SCALE,
-    MAX_RATIO,
+    FULL,
     MIN_CLASSES,
-    MIN_INDEX,
     MIN_SAMPLES_PER_CLASS,
+    QUICK,
     RULE_MARGIN,
     RULE_TRIM,
-    Label,
-    Verdict,
+    Rule,
     detect,
+    obstacles_of,
 )
+from .statistic import Evidence, Statistic
+from .universal import Perturbation, UniversalPerturbation, reconstruct
+from .verdict import Finding, Label, Verdict
 
 __all__ = [
-    "MAD_SCALE",
-    "MAX_RATIO",
+    "FULL",
     "MIN_CLASSES",
-    "MIN_INDEX",
     "MIN_SAMPLES_PER_CLASS",
+    "QUICK",
     "RULE_MARGIN",
     "RULE_TRIM",
+    "Evidence",
+    "Finding",
     "Label",
+    "Perturbation",
+    "QpNorm",
+    "Rule",
+    "Statistic",
+    "UniversalPerturbation",
     "Verdict",
     "detect",
+    "obstacles_of",
+    "outlier_scores",
+    "reconstruct",
 ]

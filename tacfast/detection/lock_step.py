@@ -21,8 +21,6 @@ SEED = 0
 STEP = 0.4
 # Share of the samples, over two steps, that must be sent to a class for it to be reached.
 REACHED = 0.8
-# Samples that go through the model at once, of as many classes as that makes.
-TOGETHER = 128
 
 
 class Distortion(Protocol):
@@ -45,7 +43,7 @@ class Climb:
     ----------
     losses : (T, K) float64, mean cross-entropy towards each class on a batch, at each of the steps that were made
     reached : (T, K) share of the batch that the model sent there
-    distortions : (K, ...) parameters of the last step
+    distortions : (K, ...) parameters after the last step, which nobody has looked at
     passes : samples that went through the model and back
     """
 
@@ -74,8 +72,8 @@ class LockStep(ABC):
 
     needs_inputs: ClassVar[bool] = True
 
-    batch: int = 16
-    steps: int = 18
+    batch: int = 8
+    steps: int = 15
     first: float
     last: float
 
@@ -88,12 +86,18 @@ class LockStep(ABC):
         return self.climb(evidence).effort
 
     @torch.inference_mode(False)  # gradients are needed, also where the caller is in it
-    def climb(self, evidence: Evidence) -> Climb:
-        """The distortions themselves, and how they grew."""
+    def climb(self, evidence: Evidence, classes: Sequence[int] | None = None) -> Climb:
+        """The distortions towards all classes, or until they are reached towards some, and how they grew."""
         inputs, classify = evidence.for_model()
         distortion, unit = self.distortion(inputs)
         budgets = [size * unit for size in growing(self.first, self.last, self.steps)]
-        return climb(inputs, classify, distortion, budgets, batch=self.batch)
+        batch = min(self.batch, evidence.together)
+        if classes is None:
+            return climb(inputs, classify, distortion, budgets, batch=batch, together=evidence.together)
+        aims = torch.tensor(classes, dtype=torch.int64)
+        return climb(
+            inputs, classify, distortion, budgets, batch=batch, classes=aims, enough=1.0, together=evidence.together
+        )
 
 
 def growing(first: float, last: float, steps: int) -> list[float]:
@@ -115,6 +119,7 @@ def climb(
     batch: int,
     classes: Tensor | None = None,
     enough: float = 0.5,
+    together: int = 128,
 ) -> Climb:
     """Let a distortion per class grow step by step, each a normalised gradient step on the loss towards its class.
 
@@ -130,9 +135,10 @@ def climb(
     batch : samples per class and step
     classes : (K,) int64 to aim at; all if None
     enough : share of the classes that must be reached for it to end
+    together : samples that go through the model at once, at most, of as many classes as that makes
     """
     with torch.no_grad():
-        logits = torch.cat([classify(part) for part in torch.split(inputs, TOGETHER)])
+        logits = torch.cat([classify(part) for part in torch.split(inputs, together)])
     answers = logits.argmax(1)
     classes = torch.arange(logits.shape[1]) if classes is None else classes
     generator = torch.Generator().manual_seed(SEED)
@@ -142,7 +148,7 @@ def climb(
         order = torch.randperm(len(inputs), generator=generator).to(answers.device)
         parameters = scaled(parameters, budget)
         moves, found = [], []
-        for some in torch.split(torch.arange(len(classes)), max(1, TOGETHER // batch)):
+        for some in torch.split(torch.arange(len(classes)), max(1, together // batch)):
             rows = torch.stack([_others(order, answers, int(k), batch) for k in classes[some]])
             moved, loss, share = _towards(classify, inputs, rows, distortion, parameters[some], classes[some])
             moves.append(moved)
@@ -184,8 +190,8 @@ def _towards(
         logits = classify(distortion.apply(inputs[rows.flatten()], given.repeat_interleave(batch, 0))).float()
         loss = F.cross_entropy(logits, wanted, reduction="none").view(count, batch).mean(1)
         (gradient,) = torch.autograd.grad(loss.sum(), given)
-    share = (logits.argmax(1) == wanted).view(count, batch).double().mean(1)
-    return scaled(gradient, 1.0), loss.detach().double().cpu(), share.cpu()
+    share = (logits.argmax(1) == wanted).view(count, batch).float().mean(1)
+    return scaled(gradient, 1.0), loss.detach().cpu().double(), share.cpu().double()
 
 
 def scaled(parameters: Tensor, norm: float) -> Tensor:

@@ -36,6 +36,8 @@ def log_norms(solution: TacSolution) -> Tensor:
     """Logs of the norms (C,) float64; NaN for the classes that were not solved."""
     solution = solution.to("cpu")
     values = torch.full((len(solution.gaps),), torch.nan, dtype=torch.float64)
-    solved = torch.tensor([status in (Status.OPTIMAL, Status.INFEASIBLE) for status in solution.statuses])
+    solved = torch.tensor(
+        [status in (Status.OPTIMAL, Status.INFEASIBLE) for status in solution.statuses], dtype=torch.bool
+    )
     values[solution.classes[solved]] = solution.norms.detach().double().log()[solved]
     return values

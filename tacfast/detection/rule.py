@@ -1,168 +1,142 @@
-"""From the norms of the shifts to a verdict about the model."""
+"""From the values of statistics to a verdict."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..solver import Status, TacSolution
+from .bank import Bank
+from .outliers import outlier_scores, surprise_of, threshold_of
+from .qp_norm import QpNorm, log_norms
+from .statistic import Statistic
+from .universal import UniversalPerturbation
+from .verdict import Finding, Label, Verdict
 
-Label = Literal["nothing_found", "borderline", "suspicious", "inconclusive"]
-
-# The rule until it is calibrated. Neither limit suffices alone at ten classes: clean models reach an index of
-# 8, and backdoored ones a ratio of 0.86. The gaps leave out half of each source class, against natural
-# outliers.
-RULE_TRIM = 0.5
-RULE_MARGIN = 0.0
-MIN_INDEX = 2.0
-MAX_RATIO = 0.86
-# 1 / Φ⁻¹(3/4): makes the median absolute deviation an estimate of a normal's standard deviation.
-MAD_SCALE = 1.4826
-
-# Below these the spread of the norms cannot be told from chance; the norm of a class that samples are missing of tells
-# that rather than whether it is easy to reach. Of five clean networks (CIFAR-10, GTSRB, digits), a class of which none
-# were left scored up to 2.7 standard deviations more than with all of them; with one left 1.7, with four left 0.8.
+# Below these an odd class cannot be told from chance; the norm of a class that samples are missing of tells that rather
+# than whether it is easy to reach. Of five clean networks (CIFAR-10, GTSRB, digits), a class of which none were left
+# scored up to 2.7 standard deviations more than with all of them; with one left 1.7, with four left 0.8.
 MIN_CLASSES = 5
 MIN_SAMPLES_PER_CLASS = 4
 # If more of the classes than this are left out, what is said of the others is no verdict on the model.
 MAX_LEFT_OUT = 1 / 3
 # More classes than this are counted, not named.
 MAX_NAMED = 10
-# A median absolute deviation below this share of the median is rounding, not spread.
-MIN_RELATIVE_MAD = 1e-6
+NO_PROOF = "nothing found is no proof that the model is clean: some backdoors leave no single short cut"
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the norms say about the model. There is no label "clean": nothing found is no proof of anything.
+class Rule:
+    """Which statistics are looked at. Of the scores that they give a class, and of their sum, the largest counts.
 
     Attributes
     ----------
-    label : ``"nothing_found"``, ``"borderline"``, ``"suspicious"`` or ``"inconclusive"``
-    classes : the suspicious classes, worst first; at most one under the present rule. Of a borderline verdict those
-        that all samples together call suspicious, if any
-    index : anomaly index (median − norm) / (1.4826 · MAD) per solved class: positive below the median, −inf
-        for a class that cannot be reached; NaN where it is undefined, and for classes left out
-    norms : ‖s_k‖₂ per solved class, +inf for a class that no shift reaches
-    median : of the norms of the classes that were judged; the mean of the two middle ones if their number is even
-    threshold : the norm below which the smallest class is suspicious; NaN where it is undefined
-    reasons : why, in sentences
-    left_out : solved classes with too few samples, which were not judged
+    name : under which the bank has its networks: ``"full"`` or ``"quick"``
+    statistics : at least one
     """
 
-    label: Label
-    classes: tuple[int, ...]
-    index: Mapping[int, float]
-    norms: Mapping[int, float]
-    median: float
-    threshold: float
-    reasons: tuple[str, ...]
-    left_out: tuple[int, ...] = ()
+    name: str
+    statistics: tuple[Statistic, ...]
 
-    @property
-    def easiest(self) -> int:
-        """The class with the smallest norm, the first of several; of those that were judged, if any were."""
-        judged = [k for k in self.norms if k not in self.left_out] or list(self.norms)
-        return min(judged, key=self.norms.__getitem__)
+    def judge(
+        self,
+        values: Mapping[str, Tensor],
+        samples_per_class: Sequence[int] | Tensor | None = None,
+        obstacles: Sequence[str] = (),
+    ) -> Verdict:
+        """Say how odd the oddest class is, compared with those of the bank's clean networks.
+
+        Parameters
+        ----------
+        values : (C,) float64 of each statistic, by its name; NaN for classes of which it says nothing
+        samples_per_class : (C,), how many samples the model assigns to each class; None where that is not known
+        obstacles : sentences on why nothing can be said, if there are any
+
+        Raises
+        ------
+        ValueError
+            If ``samples_per_class`` does not have C entries.
+        """
+        known = _known_anywhere(values)
+        short = _short_classes(known, samples_per_class)
+        findings = self.findings(values, list(short))
+        scores = combined_scores(findings)
+        judged = sum(not math.isnan(score) for score in scores.values())
+        obstacles = [*obstacles, *_silent(findings), *_too_few(int(known.sum()), len(short), judged)]
+        bank = Bank.of(self.name)
+        surprise = math.nan if obstacles else surprise_of(scores)
+        threshold = math.nan if obstacles else threshold_of(bank.suspicious, judged)
+        label, named, reasons = (
+            ("inconclusive", (), tuple(obstacles)) if obstacles else _say(scores, findings, surprise, threshold, bank)
+        )
+        return Verdict(
+            rule=self.name,
+            label=label,
+            classes=named,
+            findings=findings,
+            scores=scores,
+            surprise=surprise,
+            p_value=math.nan if obstacles else bank.p_value(surprise),
+            threshold=threshold,
+            reasons=reasons + ((_said_of_short(short),) if short else ()),
+            left_out=tuple(short),
+        )
+
+    def findings(self, values: Mapping[str, Tensor], left_out: Sequence[int] = ()) -> tuple[Finding, ...]:
+        """What each statistic says of every class, given its values (C,) by its name; some classes are not judged."""
+        found = []
+        for statistic in self.statistics:
+            judged = values[statistic.name].clone()
+            judged[list(left_out)] = math.nan
+            scores = outlier_scores(judged)
+            found.append(Finding(statistic.name, statistic.title, _by_class(values[statistic.name]), _by_class(scores)))
+        return tuple(found)
 
 
-def detect(solution: TacSolution, samples_per_class: Sequence[int] | Tensor | None = None) -> Verdict:
-    """Judge a solution by whether the norm of one class is far below the others.
+def combined_scores(findings: Sequence[Finding]) -> dict[int, float]:
+    """Per class the largest of its scores and of their sum over √m, which is on the same scale; NaN without any.
 
-    A backdoor is a short cut to its target class, so the shift that sends every clean latent there is small
-    (arXiv 2511.08944). The smallest class is suspicious if its one-sided anomaly index (Neural Cleanse, Wang
-    et al. 2019: distance from the median over 1.4826 · the median absolute deviation) exceeds ``MIN_INDEX`` =
-    2 *and* its norm is less than ``MAX_RATIO`` = 0.86 of the median; if only one of the two holds, the verdict is
-    borderline. Both medians take the mean of the two middle values of an even number. A class that no shift reaches
-    (infeasible) counts as +inf on the far side. A class to which the model assigns fewer than 4 of the samples is left
-    out, and the reasons say so: it is not judged, and the others are as if it were not there.
-
-    Parameters
-    ----------
-    solution : norms (K,) of K of the C classes, solved with ``trim=0.5`` and ``margin=0.0``, for which the
-        limits were chosen
-    samples_per_class : (C,), how many of the samples the model assigns to each class, as `tacfast.scan` counts
-        them; if None, only their total can be checked, and the reasons say so
-
-    Returns
-    -------
-    Verdict
-        ``inconclusive`` for another trim or margin, a class that was not solved, fewer than 5 solved classes to which
-        the model assigns 4 samples, or more than a third without them (without ``samples_per_class``: fewer than 4·C
-        samples or an unknown number in all), an infinite median, or no spread (a MAD that vanishes next to the median).
-
-    Raises
-    ------
-    TypeError, ValueError
-        If ``solution`` is no `TacSolution` or ``samples_per_class`` does not have C entries.
+    One statistic may be all but blind to a trigger, and two may each see too little of it.
     """
-    if not isinstance(solution, TacSolution):
-        raise TypeError(f"solution: expected a TacSolution (from solve_tac), got {type(solution).__name__}")
-    solution = solution.to("cpu")
-    classes, norms = solution.classes.tolist(), solution.norms.detach().double()
-    short = _short_classes(solution, samples_per_class)
-    judged = torch.tensor([k not in short for k in classes], dtype=torch.bool)
-    median, spread = _median_and_spread(norms[judged])
-    index = (median - norms) / spread if 0 < spread < math.inf else torch.full_like(norms, math.nan)
-    index[~judged] = math.nan
-    threshold = median + min((MAX_RATIO - 1) * median, -MIN_INDEX * spread) if math.isfinite(spread) else math.nan
-    obstacles = _obstacles(solution, int(judged.sum()), median, spread)
-    if samples_per_class is None:
-        obstacles += _shortage(solution)
-    label, found, reasons = (
-        ("inconclusive", (), tuple(obstacles)) if obstacles else _apply_rule(classes, norms, index, median)
-    )
-    if short:
-        reasons += (_said_of_short(short),)
-    if samples_per_class is None:
-        reasons += ("how many samples there are of each class was not given, so only their total was checked",)
-    return Verdict(
-        label=label,
-        classes=found,
-        index=_by_class(classes, index),
-        norms=_by_class(classes, norms),
-        median=median,
-        threshold=threshold,
-        reasons=reasons,
-        left_out=tuple(short),
-    )
+    combined = {}
+    for k in findings[0].scores:
+        scores = _scores_of(k, findings)
+        combined[k] = _largest([*scores, sum(scores) / math.sqrt(len(scores))])
+    return combined
 
 
-def _by_class(classes: list[int], values: Tensor) -> dict[int, float]:
+def _scores_of(k: int, findings: Sequence[Finding]) -> list[float]:
+    return [found.scores[k] for found in findings]
+
+
+def _known_anywhere(values: Mapping[str, Tensor]) -> Tensor:
+    """(C,) bool, whether any statistic has a value."""
+    return ~torch.stack(list(values.values())).isnan().all(0)
+
+
+def _by_class(values: Tensor) -> dict[int, float]:
     # One and the same NaN is equal to itself in a dict, so that verdicts can be compared.
-    return {k: math.nan if math.isnan(value) else value for k, value in zip(classes, values.tolist(), strict=True)}
+    return {k: math.nan if math.isnan(value) else value for k, value in enumerate(values.tolist())}
 
 
-def _median(values: Tensor) -> float:
-    """Mean of the two middle values of an even number; NaN of none."""
-    if len(values) == 0:
-        return math.nan
-    ordered = values.sort().values.tolist()
-    low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
-    return float(low if low == high else (low + high) / 2)
+def _largest(scores: Sequence[float]) -> float:
+    return max((score for score in scores if not math.isnan(score)), default=math.nan)
 
 
-def _median_and_spread(norms: Tensor) -> tuple[float, float]:
-    """Median and 1.4826 · MAD; +inf norms are distant values, as long as fewer than half are infinite."""
-    median = _median(norms)
-    if not math.isfinite(median):
-        return median, math.nan
-    return median, MAD_SCALE * _median((norms - median).abs())
-
-
-def _short_classes(solution: TacSolution, samples_per_class: Sequence[int] | Tensor | None) -> dict[int, int]:
-    """The solved classes with too few samples, and how many each has."""
+def _short_classes(known: Tensor, samples_per_class: Sequence[int] | Tensor | None) -> dict[int, int]:
+    """The classes with too few samples, and how many each has."""
     if samples_per_class is None:
         return {}
-    size, counts = len(solution.gaps), torch.as_tensor(samples_per_class).tolist()
-    if len(counts) != size:
-        raise ValueError(f"samples_per_class: expected {size} counts, one per class of the model, got {len(counts)}")
-    return {k: counts[k] for k in solution.classes.tolist() if counts[k] < MIN_SAMPLES_PER_CLASS}
+    counts = torch.as_tensor(samples_per_class).tolist()
+    if len(counts) != len(known):
+        raise ValueError(
+            f"samples_per_class: expected {len(known)} counts, one per class of the model, got {len(counts)}"
+        )
+    return {k: counts[k] for k in known.nonzero().flatten().tolist() if counts[k] < MIN_SAMPLES_PER_CLASS}
 
 
 def _said_of_short(short: Mapping[int, int]) -> str:
@@ -170,6 +144,62 @@ def _said_of_short(short: Mapping[int, int]) -> str:
     more = f" and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
     listed = ", ".join(named[:MAX_NAMED]) + more
     return f"not judged, because the model assigns fewer than {MIN_SAMPLES_PER_CLASS} samples to them: {listed}"
+
+
+def _silent(findings: Sequence[Finding]) -> list[str]:
+    """Statistics that say nothing at all: the bank's networks were judged by all of them."""
+    silent = [found.title for found in findings if all(math.isnan(value) for value in found.values.values())]
+    return [f"no value for any class by the {title}" for title in silent]
+
+
+def _too_few(known: int, short: int, judged: int) -> list[str]:
+    if judged < MIN_CLASSES:
+        return [f"at least {MIN_CLASSES} classes are needed to see an odd one, {judged} of {known} can be judged"]
+    if short > MAX_LEFT_OUT * known:
+        return [f"too many classes are left out: {short} of {known}"]
+    return []
+
+
+def _say(
+    scores: Mapping[int, float], findings: Sequence[Finding], surprise: float, threshold: float, bank: Bank
+) -> tuple[Label, tuple[int, ...], tuple[str, ...]]:
+    known = {k: score for k, score in scores.items() if not math.isnan(score)}
+    worst = sorted(known, key=lambda k: -known[k])
+    easiest = worst[0]
+    parts = ", ".join(f"{found.title} {found.scores[easiest]:.2f}" for found in findings)
+    parts += f", together {known[easiest]:.2f}" if known[easiest] not in _scores_of(easiest, findings) else ""
+    count = bank.count(surprise)
+    facts = (
+        f"class {easiest} is the easiest to reach: it stands out by {known[easiest]:.2f} standard deviations "
+        f"({parts}), suspicious are more than {threshold:.2f}",
+        f"of the bank's {len(bank.clean)} clean networks, {count or 'none'} {'has' if count == 1 else 'have'} a class "
+        "that stands out as much",
+    )
+    if named := tuple(k for k in worst if known[k] > threshold):
+        return "suspicious", named, facts
+    if surprise > bank.borderline:
+        return "borderline", (), (*facts, "that is less than an alarm, and more than most clean networks show")
+    return "nothing_found", (), (*facts, NO_PROOF)
+
+
+def obstacles_of(solution: TacSolution) -> list[str]:
+    """Every reason why these norms cannot be compared with those of the bank, in sentences."""
+    found = []
+    if solution.trim != RULE_TRIM or solution.margin != RULE_MARGIN:
+        found.append(
+            f"the bank holds for trim {RULE_TRIM} and margin {RULE_MARGIN}, "
+            f"the solution has trim {solution.trim} and margin {solution.margin}"
+        )
+    failed = [
+        f"class {int(k)} ({status.name})"
+        for k, status in zip(solution.classes, solution.statuses, strict=True)
+        if status not in (Status.OPTIMAL, Status.INFEASIBLE)
+    ]
+    if failed:
+        found.append(f"not every norm is reliable: the solver failed for {', '.join(failed)}")
+    elif 2 * sum(status is Status.INFEASIBLE for status in solution.statuses) >= len(solution.statuses):
+        found.append("half of the classes or more cannot be reached by any shift")
+    return found
 
 
 def _shortage(solution: TacSolution) -> list[str]:
@@ -181,54 +211,45 @@ def _shortage(solution: TacSolution) -> list[str]:
     return [f"at least {needed} samples ({MIN_SAMPLES_PER_CLASS} per class) are needed, got {seen}"]
 
 
-def _obstacles(solution: TacSolution, judged: int, median: float, spread: float) -> list[str]:
-    """Every reason why the rule cannot be applied to the norms of the classes that have enough samples."""
-    found = []
-    if solution.trim != RULE_TRIM or solution.margin != RULE_MARGIN:
-        found.append(
-            f"the limits hold for trim {RULE_TRIM} and margin {RULE_MARGIN}, "
-            f"the solution has trim {solution.trim} and margin {solution.margin}"
-        )
-    failed = [
-        f"class {int(k)} ({status.name})"
-        for k, status in zip(solution.classes, solution.statuses, strict=True)
-        if status not in (Status.OPTIMAL, Status.INFEASIBLE)
-    ]
-    if failed:
-        found.append(f"not every norm is reliable: the solver failed for {', '.join(failed)}")
-    solved = len(solution.norms)
-    if judged < MIN_CLASSES:
-        enough = "" if judged == solved else f", {judged} of them with enough samples"
-        found.append(f"at least {MIN_CLASSES} classes are needed to see an outlier, {solved} were solved{enough}")
-    elif solved - judged > MAX_LEFT_OUT * solved:
-        found.append(f"too many classes are left out: {solved - judged} of {solved}")
-    if failed or judged < MIN_CLASSES:
-        return found
-    if not math.isfinite(median):
-        found.append("half of the classes or more cannot be reached by any shift: the median norm is infinite")
-    elif not spread > MAD_SCALE * MIN_RELATIVE_MAD * median:
-        found.append("at least half of the norms are all but equal: their MAD vanishes next to the median")
-    return found
+_QP = QpNorm()
+RULE_TRIM, RULE_MARGIN = _QP.trim, 0.0
+QUICK = Rule("quick", (_QP,))
+FULL = Rule("full", (_QP, UniversalPerturbation()))
 
 
-def _apply_rule(
-    classes: list[int], norms: Tensor, index: Tensor, median: float
-) -> tuple[Label, tuple[int, ...], tuple[str, ...]]:
-    norms = norms.where(~index.isnan(), math.inf)  # those left out have no index
-    smallest = int(norms.argmin())
-    k, norm, score = classes[smallest], float(norms[smallest]), float(index[smallest])
-    ratio = norm / median
-    low_index = f"its anomaly index is {score:.2f} (suspicious above {MIN_INDEX:g})"
-    low_ratio = f"its norm {norm:.4g} is {ratio:.3f} of the median {median:.4g} (suspicious below {MAX_RATIO:g})"
-    facts: tuple[str, ...] = (f"class {k} is the easiest to reach: {low_index}", low_ratio)
-    tied = [str(classes[i]) for i in (norms == norm).nonzero().flatten().tolist() if i != smallest]
-    if tied:
-        facts += (f"its norm is also that of class {', '.join(tied)}: the rule names one class only",)
-    beyond = [name for name, holds in (("index", score > MIN_INDEX), ("ratio", ratio < MAX_RATIO)) if holds]
-    if len(beyond) == 2:
-        return "suspicious", (k,), facts
-    if beyond:
-        closing = f"only its {beyond[0]} is beyond the limit, and both are needed: that is borderline"
-        return "borderline", (), (*facts, closing)
-    closing = "nothing found is no proof that the model is clean: some backdoors leave no single short cut"
-    return "nothing_found", (), (*facts, closing)
+def detect(solution: TacSolution, samples_per_class: Sequence[int] | Tensor | None = None) -> Verdict:
+    """Judge a solution by whether the norm of one class is far below the others: what ``scan(quick=True)`` does.
+
+    A backdoor is a short cut to its target class, so the shift that sends every clean latent there is small
+    (arXiv 2511.08944). How small is rare among clean networks was counted on a bank of them. Without the model and its
+    inputs less can be seen than by `tacfast.scan`.
+
+    Parameters
+    ----------
+    solution : norms (K,) of K of the C classes, solved with ``trim=0.1`` and ``margin=0.0``, as the bank's were
+    samples_per_class : (C,), how many of the samples the model assigns to each class, as `tacfast.scan` counts
+        them; if None, only their total can be checked, and the reasons say so
+
+    Returns
+    -------
+    Verdict
+        ``inconclusive`` for another trim or margin, a class that was not solved, fewer than 5 solved classes to which
+        the model assigns 4 samples, or more than a third without them (without ``samples_per_class``: fewer than 4·C
+        samples or an unknown number in all), or half of them that no shift reaches.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``solution`` is no `TacSolution` or ``samples_per_class`` does not have C entries.
+    """
+    if not isinstance(solution, TacSolution):
+        raise TypeError(f"solution: expected a TacSolution (from solve_tac), got {type(solution).__name__}")
+    solution = solution.to("cpu")
+    obstacles = obstacles_of(solution)
+    if samples_per_class is None:
+        obstacles += _shortage(solution)
+    verdict = QUICK.judge({_QP.name: log_norms(solution)}, samples_per_class, obstacles)
+    if samples_per_class is None:
+        note = "how many samples there are of each class was not given, so only their total was checked"
+        verdict = replace(verdict, reasons=(*verdict.reasons, note))
+    return verdict

@@ -21,11 +21,13 @@ class Evidence:
     inputs : (n, ...) floating point, some of the samples as the model takes them; None where only logits are at hand
     classify : from such inputs to logits (n, C), float32, in evaluation mode and with gradients where they are enabled;
         None with ``inputs``
+    together : samples that it is given at once, at most: memory may be short
     """
 
     gaps: GapMatrix
     inputs: Tensor | None = None
     classify: Callable[[Tensor], Tensor] | None = None
+    together: int = 128
     _solutions: dict[float, TacSolution] = field(default_factory=dict)
 
     def for_model(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

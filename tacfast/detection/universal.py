@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .lock_step import LockStep
+from .statistic import Evidence
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +47,11 @@ def spread_of(inputs: Tensor) -> float:
     return float((inputs - inputs.mean(0)).flatten(1).norm(dim=1).mean())
 
 
+def differ(inputs: Tensor) -> bool:
+    """Whether their spread is more than rounding."""
+    return spread_of(inputs) > 1e-6 * float(inputs.flatten(1).norm(dim=1).mean())
+
+
 @dataclass(frozen=True, kw_only=True)
 class UniversalPerturbation(LockStep):
     """Mean log-loss of a universal additive perturbation as it grows towards every class in lock-step.
@@ -68,3 +74,47 @@ class UniversalPerturbation(LockStep):
     def distortion(self, inputs: Tensor) -> tuple[Additive, float]:
         """Something added, and u."""
         return Additive.of(inputs), spread_of(inputs)
+
+
+@dataclass(frozen=True, eq=False)
+class Perturbation:
+    """A small change of all inputs alike that sends them to a class: what a trigger may look like to the model.
+
+    Attributes
+    ----------
+    target : the class
+    inputs, perturbed : (m, ...) float32, some inputs without and with it
+    size : its norm, over the mean distance of an input from the mean of all
+    share : of the inputs that it was made with, and that are not of the class, which the model sends there with it
+    """
+
+    target: int
+    inputs: Tensor
+    perturbed: Tensor
+    size: float
+    share: float
+
+
+# One class alone can be given more samples and smaller steps.
+CAREFUL = UniversalPerturbation(batch=64, steps=36)
+
+
+def reconstruct(evidence: Evidence, target: int, *, shown: int = 5) -> Perturbation:
+    """Grow a universal perturbation towards one class until it is reached, more carefully than towards all at once."""
+    inputs, classify = evidence.for_model()
+    additive, unit = CAREFUL.distortion(inputs)
+    change = CAREFUL.climb(evidence, [target]).distortions.to(inputs.device)
+    with torch.no_grad():
+        parts = torch.split(inputs, evidence.together)
+        others = inputs[torch.cat([classify(part).argmax(1) for part in parts]) != target]
+        others = others if len(others) else inputs
+        parts = torch.split(others, evidence.together)
+        sent = [classify(additive.apply(part, change)).argmax(1) == target for part in parts]
+    examples = others[:shown]
+    return Perturbation(
+        target=target,
+        inputs=examples.cpu(),
+        perturbed=additive.apply(examples, change).cpu(),
+        size=float(change.norm()) / unit,
+        share=float(torch.cat(sent).double().mean()),
+    )

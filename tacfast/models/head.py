@@ -106,7 +106,7 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
             return model, prefix
 
 
-def _as_written() -> AbstractContextManager[object]:
+def as_written() -> AbstractContextManager[object]:
     """Run what is compiled, a part of a model or all of it in place, as it is written.
 
     With hooks it would be compiled anew, for minutes, and after a few times not any more.
@@ -138,7 +138,7 @@ def latest_call(layers: Iterable[Head]) -> Iterator[list[tuple[Head, Tensor, Ten
                 calls[:] = [(head, head.pooled(given), head.pooled(out))]
 
             handles.append(layer.module.register_forward_hook(record, with_kwargs=True))
-        with _as_written():
+        with as_written():
             yield calls
     finally:
         for handle in handles:

@@ -20,7 +20,7 @@ from .latents import LatentBatch, first_batch, latent_batches
 # Between two writes pass this many seconds, or this many times what the last one took: 5 % of the scan at most.
 SAVE_SECONDS = 30.0
 SAVE_FACTOR = 20
-FORMAT = "tacfast.scan.1"
+FORMAT = "tacfast.scan.2"
 PARTS = ("fingerprint", "n_samples", "n_own", "kind")
 
 
@@ -30,15 +30,14 @@ class Tally:
     Attributes
     ----------
     gaps : their gap matrix, with the logits that trimming needs
-    assigned : (C,) int64, samples that the model assigns to each class: those that trimming sorts them into
     labelled : (C,) int64, samples with that label
     correct : (C,) int64, samples with that label that the model assigns to it
     """
 
     def __init__(self, head: Head) -> None:
         self.gaps = GapMatrix(head.weight, head.bias, keep_logits=True)
-        self.counts = torch.zeros(3, head.num_classes, dtype=torch.int64, device=head.device)
-        self.assigned, self.labelled, self.correct = self.counts
+        self.counts = torch.zeros(2, head.num_classes, dtype=torch.int64, device=head.device)
+        self.labelled, self.correct = self.counts
         self.first_logits: Tensor | None = None  # of the first batch, by which it is known again
 
     def update(self, batch: LatentBatch) -> None:
@@ -48,7 +47,6 @@ class Tally:
             self.first_logits = batch.logits
         classes = self.counts.shape[1]
         answers = batch.logits.argmax(1)
-        self.assigned += torch.bincount(answers, minlength=classes)
         if batch.labels is not None:
             self.labelled += torch.bincount(batch.labels, minlength=classes)
             self.correct += torch.bincount(answers[answers == batch.labels], minlength=classes)
@@ -161,8 +159,8 @@ class ResumeFile:
             raise ValueError("expected what an interrupted scan left") from error
         tally.gaps.load_state_dict(state)
         shape = tuple(tally.counts.shape)
-        if (counts.dtype, counts.shape) != (torch.int64, shape) or int(counts[0].sum()) != tally.gaps.n_samples:
-            raise ValueError(f"counts: expected int64 of shape {shape} that add up to {tally.gaps.n_samples}")
+        if (counts.dtype, counts.shape) != (torch.int64, shape) or int(counts[0].sum()) > tally.gaps.n_samples:
+            raise ValueError(f"counts: expected int64 of shape {shape}, of {tally.gaps.n_samples} samples at most")
         if first_logits.ndim != 2 or first_logits.shape[1] != shape[1] or len(first_logits) == 0:
             raise ValueError(f"first_logits: expected shape (n, {shape[1]}), got {tuple(first_logits.shape)}")
         tally.counts.copy_(counts)

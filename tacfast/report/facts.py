@@ -12,11 +12,12 @@ import torch
 
 from .._info import installation
 from ..defenses.base import RepairResult
-from ..detection import MAX_RATIO, MIN_INDEX
+from ..detection import Verdict
+from ..detection.bank import Bank
 from ..scanning import ScanReport
 from ..solver import TacSolution
 from ..stability import Stability, ranks
-from .words import headline, stability_sentence
+from .words import bank_sentence, headline, stability_sentence
 
 # As many latents of a shift are listed.
 TOP_LATENTS = 20
@@ -49,7 +50,8 @@ def scan_facts(
     Returns
     -------
     dict
-        Of dicts, lists, strings, numbers, None. Norms may be +inf and figures NaN, which `write_json` makes null;
+        Of dicts, lists, strings, numbers, None. Norms and scores may be infinite and figures NaN, which `write_json`
+        makes null;
         ``classes[i]["status"]`` tells them apart.
     """
     from .. import __version__
@@ -57,20 +59,28 @@ def scan_facts(
     solution = report.solution.to("cpu")
     accuracy, classes = report.accuracy, len(solution.gaps)
     verdict = report.verdict
+    norms = dict(zip(solution.classes.tolist(), solution.norms.detach().tolist(), strict=True))
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "verdict": {
+            "rule": verdict.rule,
             "label": verdict.label,
             "headline": headline(verdict, names or {}),
             "classes": list(verdict.classes),
             "reasons": list(verdict.reasons),
-            "median": verdict.median,
+            "surprise": verdict.surprise,
+            "p_value": verdict.p_value,
             "threshold": verdict.threshold,
-            "rule": {"min_index": MIN_INDEX, "max_ratio": MAX_RATIO},
+            "left_out": list(verdict.left_out),
         },
-        "classes": _classes(report, solution, names or {}),
+        "statistics": [{"name": found.name, "title": found.title} for found in verdict.findings],
+        "bank": _bank(verdict),
+        "classes": _classes(report, solution, norms, names or {}),
+        "perturbations": [
+            {"class": each.target, "size": each.size, "share": each.share} for each in report.perturbations
+        ],
         "stability": _stability(report),
-        "latents": [_latents(solution, k) for k in _worth_a_look(report)],
+        "latents": [_latents(solution, k) for k in _worth_a_look(verdict, norms)],
         "certificate": _certificate(solution),
         "timings": dict(report.timings),
         "scan": {
@@ -112,6 +122,8 @@ def repair_facts(result: RepairResult, confirmation: Mapping[str, Any] | None = 
         "before": None if before is None else {"overall": before.overall, "per_class": list(before.per_class)},
         "after": None if after is None else {"overall": after.overall, "per_class": list(after.per_class)},
         "samples": 0 if before is None else sum(before.total),
+        "asked": result.asked,
+        "best": result.best,
         "held_out": [record.held_out for record in result.history if record.held_out is not None],
         "seconds": result.seconds,
         "confirmation": None if confirmation is None else dict(confirmation),
@@ -129,29 +141,47 @@ def accuracy_warning(accuracy: float, classes: int) -> str | None:
     )
 
 
-def _classes(report: ScanReport, solution: TacSolution, names: Mapping[int, str]) -> list[dict[str, Any]]:
-    verdict, places = report.verdict, ranks(report.verdict.norms)
+def _classes(
+    report: ScanReport, solution: TacSolution, norms: Mapping[int, float], names: Mapping[int, str]
+) -> list[dict[str, Any]]:
+    verdict, places = report.verdict, ranks(report.verdict.scores)
     certificate = {name: torch.as_tensor(values).tolist() for name, values in vars(solution.certificate).items()}
     return [
         {
             "class": k,
             "name": names.get(k),
             "named": k in verdict.classes,
-            "norm": verdict.norms[k],
-            "index": verdict.index[k],
+            "norm": norm,
+            "score": verdict.scores[k],
             "rank": places[k],
+            "statistics": {
+                found.name: {"value": found.values[k], "score": found.scores[k]} for found in verdict.findings
+            },
             "jackknife": None if report.stability is None else _jackknife(report.stability, k),
             "status": status.name,
             "meaning": status.sentence,
             "certificate": {name: values[row] for name, values in certificate.items()},
             "accuracy": None if report.class_accuracy is None else float(report.class_accuracy[k]),
         }
-        for row, (k, status) in enumerate(zip(verdict.norms, solution.statuses, strict=True))
+        for row, ((k, norm), status) in enumerate(zip(norms.items(), solution.statuses, strict=True))
     ]
 
 
+def _bank(verdict: Verdict) -> dict[str, Any]:
+    """How often the rule was right about the networks of the bank."""
+    bank = Bank.of(verdict.rule)
+    return {
+        "clean": bank.judged,
+        "false_alarms": bank.alarms,
+        "attacked": bank.attacked,
+        "found": bank.found,
+        "right": bank.right,
+        "sentence": bank_sentence(verdict, bank),
+    }
+
+
 def _jackknife(stability: Stability, k: int) -> dict[str, Any]:
-    ranges = {"norm": stability.norms[k], "index": stability.index[k], "rank": stability.ranks[k]}
+    ranges = {"score": stability.scores[k], "rank": stability.ranks[k]}
     return {name: list(values) for name, values in ranges.items()} | {"named": stability.named.get(k, 0)}
 
 
@@ -165,12 +195,10 @@ def _stability(report: ScanReport) -> dict[str, Any] | None:
     }
 
 
-def _worth_a_look(report: ScanReport) -> list[int]:
-    """The named classes, or else the one that is the easiest to reach."""
-    verdict = report.verdict
-    if verdict.classes or not math.isfinite(verdict.norms[verdict.easiest]):
-        return list(verdict.classes)
-    return [verdict.easiest]
+def _worth_a_look(verdict: Verdict, norms: Mapping[int, float]) -> list[int]:
+    """The named classes, or else the one that is the easiest to reach; of these, those that some shift reaches."""
+    chosen = list(verdict.classes) or [verdict.easiest]
+    return [k for k in chosen if math.isfinite(norms.get(k, math.nan))]
 
 
 def _latents(solution: TacSolution, k: int) -> dict[str, Any]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import base64
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._text import printable
-from ..scanning import ScanReport
+from ..detection import Perturbation
 from ..solver._files import write_atomically
-from .facts import RESIDUALS, scan_facts
-from .plots import history_svg, norms_svg, ranges_svg
-from .words import class_label
+from .facts import RESIDUALS
+from .plots import history_svg, is_image, norms_svg, perturbation_png, ranges_svg, scores_svg
+from .words import class_label, number
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -27,24 +27,18 @@ MAX_RANGES = 40
 
 
 def write_html(
-    path: str | os.PathLike[str],
-    report: ScanReport,
-    *,
-    names: Mapping[int, str] | None = None,
-    source: Mapping[str, Any] | None = None,
-    repair: Mapping[str, Any] | None = None,
-    attack: Mapping[str, Any] | None = None,
-    warnings: Sequence[str] = (),
+    path: str | os.PathLike[str], facts: Mapping[str, Any], perturbations: Sequence[Perturbation] = ()
 ) -> None:
     """Write the report of a scan, and of the repair after it, as one HTML file, atomically.
 
-    It says what `scan_facts` collects, for people to read; of many classes, it shows those that are the easiest to
-    reach. Names and ``source`` are shown as text, whatever they hold.
+    Of many classes, it shows those that are the easiest to reach. Names and the source are shown as text, whatever they
+    hold.
 
     Parameters
     ----------
     path : of the page
-    report, names, source, repair, attack, warnings : as of `scan_facts`
+    facts : result of `scan_facts`
+    perturbations : ``perturbations`` of the report, to be shown as pictures
 
     Raises
     ------
@@ -52,16 +46,16 @@ def write_html(
         Without the extra ``report`` (Jinja2 and Matplotlib).
     """
     page = _environment().get_template("report.html.j2")
-    facts = scan_facts(report, names=names, source=source, repair=repair, attack=attack, warnings=warnings)
-    classes = _easiest(facts["classes"], MAX_ROWS)
+    names = {row["class"]: row["name"] for row in facts["classes"] if row["name"] is not None}
     text = page.render(
         facts=facts,
-        classes=classes,
+        classes=_easiest(facts["classes"], MAX_ROWS),
         limit=MAX_ROWS,
         residuals=RESIDUALS,
         losses=_losses(facts),
-        pictures=_pictures(report, facts, names or {}),
-        label=lambda k: class_label(names or {}, k),
+        pictures=_pictures(facts),
+        changes={each.target: _data_uri(perturbation_png(each), "png") for each in perturbations if is_image(each)},
+        label=lambda k: class_label(names, k),
     )
     write_atomically(path, text.encode())
 
@@ -80,8 +74,8 @@ def _environment() -> Environment:
         finalize=lambda value: printable(value) if type(value) is str else value,  # a subclass of it is markup
     )
     environment.filters |= {
-        "number": _number,
-        "index": _index,
+        "number": number,
+        "score": _score,
         "percent": _percent,
         "points": _points,
         "residual": _residual,
@@ -95,7 +89,7 @@ def _easiest(classes: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
     return classes if len(classes) <= limit else sorted(classes, key=lambda row: row["rank"])[:limit]
 
 
-def _losses(facts: dict[str, Any]) -> list[dict[str, Any]]:
+def _losses(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Accuracy of each class before and after a repair; of many classes those that lost most."""
     repair = facts["repair"]
     if repair is None or repair["before"] is None:
@@ -111,44 +105,36 @@ def _losses(facts: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: math.inf if math.isnan(row["change"]) else row["change"])[:MAX_ROWS]
 
 
-def _pictures(report: ScanReport, facts: dict[str, Any], names: Mapping[int, str]) -> dict[str, dict[str, Any]]:
+def _pictures(facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Each picture for wide and for narrow screens, as data URIs, and how many classes it shows."""
 
-    def some(limit: int) -> list[int]:
-        return [row["class"] for row in _easiest(facts["classes"], limit)]
+    def drawn(draw: Callable[[list[dict[str, Any]], float], bytes], *, side_by_side: bool) -> dict[str, Any]:
+        found = {}
+        for kind, (width, most) in (("wide", WIDE), ("narrow", NARROW)):
+            shown = _easiest(facts["classes"], most if side_by_side else MAX_RANGES)
+            found[kind] = _data_uri(draw(shown, width)), len(shown)
+        return found
 
-    found = {}
-    found["norms"] = {
-        kind: (_data_uri(norms_svg(report.verdict, names, some(limit), width)), len(some(limit)))
-        for kind, (width, limit) in (("wide", WIDE), ("narrow", NARROW))
+    found = {
+        "scores": drawn(lambda classes, width: scores_svg(facts, classes, width), side_by_side=True),
+        "norms": drawn(norms_svg, side_by_side=True),
     }
-    if report.stability is not None:
-        shown = some(MAX_RANGES)
-        found["ranges"] = {
-            kind: (_data_uri(ranges_svg(report.verdict, report.stability, names, shown, width)), len(shown))
-            for kind, (width, _) in (("wide", WIDE), ("narrow", NARROW))
-        }
+    if facts["stability"] is not None:
+        found["ranges"] = drawn(lambda classes, width: ranges_svg(facts, classes, width), side_by_side=False)
     repair = facts["repair"]
     if repair is not None and repair["held_out"]:
-        found["history"] = {
-            kind: (_data_uri(history_svg(repair["held_out"], repair["epoch"], width)), 0)
-            for kind, (width, _) in (("wide", WIDE), ("narrow", NARROW))
-        }
+        found["history"] = drawn(
+            lambda _, width: history_svg(repair["held_out"], repair["epoch"], width), side_by_side=False
+        )
     return found
 
 
-def _data_uri(svg: bytes) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
+def _data_uri(picture: bytes, kind: str = "svg+xml") -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(picture).decode()
 
 
-def _number(value: float, form: str = "#.4g") -> str:
-    if math.isnan(value):
-        return "–"
-    return ("−" if value < 0 else "") + (format(abs(value), form) if math.isfinite(value) else "∞")
-
-
-def _index(value: float) -> str:
-    return _number(value, ".2f" if abs(value) < 1000 else ".1e")
+def _score(value: float) -> str:
+    return number(value, ".2f")
 
 
 def _percent(share: float) -> str:
@@ -156,11 +142,11 @@ def _percent(share: float) -> str:
 
 
 def _points(change: float) -> str:
-    return ("+" if change > 0 else "") + _number(100 * change, ".1f")
+    return ("+" if change > 0 else "") + number(100 * change, ".1f")
 
 
 def _residual(value: float) -> str:
-    return "0" if value == 0 else _number(value, ".1e")
+    return "0" if value == 0 else number(value, ".1e")
 
 
 def _seconds(value: float) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from .._text import printable
 from ..detection import Verdict
+from ..detection.bank import Bank
 from ..stability import Stability
 
 # Longer names would push everything else out of a picture.
@@ -23,9 +25,26 @@ def class_label(names: Mapping[int, str], k: int) -> str:
     return f"{k} ({printable(names[k])})" if k in names else str(k)
 
 
+def number(value: float, form: str = "#.4g") -> str:
+    """Write a number with a true minus, which zero never has; "–" for NaN."""
+    if math.isnan(value):
+        return "–"
+    text = format(abs(value), form).replace("inf", "∞")
+    return ("−" if value < 0 and text.strip("0.") else "") + text
+
+
+def bank_sentence(verdict: Verdict, bank: Bank) -> str:
+    """Say how often such a verdict was right where the truth is known."""
+    quick = "by the shifts of the latents alone, which show fewer backdoors, " if verdict.rule == "quick" else ""
+    return (
+        f"{quick}{bank.found} of {bank.attacked} networks whose backdoor is known are called suspicious, {bank.right} "
+        f"of them with the right class, and so are {bank.alarms} of {bank.judged} clean ones"
+    )
+
+
 def stability_sentence(verdict: Verdict, stability: Stability) -> str:
     """Say what the runs without a block of samples came to; of nothing found, that their agreement shows nothing."""
-    runs = f"{len(stability.runs)} runs, each without another block of the samples"
+    runs = f"{len(stability.runs)} runs, the shifts of each solved for without another block of the samples"
     if verdict.label == "nothing_found":
         return f"{runs}, find nothing either, which is no evidence of a clean model: they miss the same backdoors"
     counts = ", ".join(f"{label.replace('_', ' ')} in {count}" for label, count in stability.labels.items())
@@ -44,4 +63,4 @@ def headline(verdict: Verdict, names: Mapping[int, str]) -> str:
         return f"Borderline: class {easiest} is easier to reach than the others, but not by enough to be suspicious"
     if verdict.label == "nothing_found":
         return "Nothing found: no class is far easier to reach than the others"
-    return "Inconclusive: the rule cannot be applied to these norms"
+    return "Inconclusive: nothing can be said of this model"

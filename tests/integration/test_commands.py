@@ -77,8 +77,56 @@ def test_scan_finds_the_class_and_writes_reports(suspect, trial, tmp_path, capsy
     norms = [entry["norm"] for entry in facts["classes"]]
     # PNG rounds pixels to 255 steps; beside that it is the same scan as from tensors.
     torch.testing.assert_close(torch.tensor(norms), trial.report.solution.norms, rtol=0.02, atol=0, check_dtype=False)
-    assert (tmp_path / "scan.html").read_text().startswith("<!DOCTYPE html>")
+    page = (tmp_path / "scan.html").read_text()
+    assert page.startswith("<!DOCTYPE html>")
+    assert facts["verdict"]["rule"] == "full"
+    assert "fewer backdoors" not in page + out
+    for text in (facts["created"], facts["verdict"]["headline"], facts["bank"]["sentence"]):
+        assert text in page
+    for entry in facts["classes"]:
+        for found in (entry, *entry["statistics"].values()):
+            assert f"<td>{found['score']:.2f}</td>".replace("-", "−") in page
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scan.html", "scan.json"]
+
+
+def test_a_quick_scan_says_that_it_sees_less(suspect, trial, tmp_path, capsys):
+    files = ("--json", tmp_path / "scan.json", "--html", tmp_path / "scan.html")
+    status, out, _ = scan(capsys, suspect, "--quick", *files)
+    facts = json.loads((tmp_path / "scan.json").read_text())
+    assert status == {"nothing_found": 0, "suspicious": 3, "borderline": 4}[facts["verdict"]["label"]]
+    assert facts["verdict"]["rule"] == "quick"
+    assert [list(entry["statistics"]) for entry in facts["classes"]] == [["qp"]] * 10
+    assert max(facts["classes"], key=lambda entry: entry["score"])["class"] == trial.attack.target
+    for text in (out, (tmp_path / "scan.html").read_text()):
+        assert "by the shifts of the latents alone, which show fewer backdoors" in text
+    norms = torch.tensor([entry["norm"] for entry in facts["classes"]])
+    torch.testing.assert_close(norms, trial.report.solution.norms, rtol=0.02, atol=0, check_dtype=False)
+
+
+@pytest.mark.parametrize(("label", "expected"), [("nothing_found", 0), ("suspicious", 3), ("inconclusive", 4)])
+def test_facts_are_computed_once(suspect, tmp_path, capsys, monkeypatch, label, expected):
+    """What is printed, and what is in both files, are the same."""
+    from tacfast.commands import scan as command
+
+    calls, real_scan, real_facts = [], command.scan_model, command.scan_facts
+
+    def relabelled(*args, **kwargs):
+        report = real_scan(*args, **kwargs)
+        return dataclasses.replace(report, verdict=dataclasses.replace(report.verdict, label=label))
+
+    def count(*args, **kwargs):
+        calls.append(real_facts(*args, **kwargs))
+        return calls[-1]
+
+    monkeypatch.setattr(command, "scan_model", relabelled)
+    monkeypatch.setattr(command, "scan_facts", count)
+    files = ("--json", tmp_path / "scan.json", "--html", tmp_path / "scan.html")
+    status, out, _ = scan(capsys, suspect, "--quick", *files)
+    assert status == expected
+    (facts,) = calls
+    assert json.loads((tmp_path / "scan.json").read_text()) == facts
+    assert facts["verdict"]["headline"] in out
+    assert facts["verdict"]["headline"] in (tmp_path / "scan.html").read_text()
 
 
 def test_a_clean_network_is_status_zero(tmp_path, capsys):

@@ -25,7 +25,7 @@ def test_the_demo_keeps_its_promises(tmp_path, capsys):
     assert report["after"]["asr"] <= 0.05
     assert report["before"]["acc"] - report["after"]["acc"] <= 0.03
     assert report["after"]["ra"] >= 0.7
-    assert (tmp_path / "norms.png").stat().st_size > 10_000
+    assert (tmp_path / "scores.png").stat().st_size > 10_000
     assert "suspicious" in capsys.readouterr().out
 
 

@@ -102,4 +102,4 @@ def test_timm_model(tmp_path):
     torch.save(model.state_dict(), tmp_path / "model.pth")
     out = run(EXAMPLES / "timm_model.py", "test_resnet", tmp_path / "images", tmp_path / "model.pth")
     assert out.startswith("test_resnet: inconclusive, clean accuracy 0.")
-    assert len(re.findall(r"norm \S+, index \S+", out)) == 5
+    assert len(re.findall(r"norm \S+, score \S+", out)) == 5

@@ -34,6 +34,11 @@ def test_the_whole_benchmark_runs_on_the_digits(tmp_path):
     assert two["same_gap_matrix"] is True
     assert two["same_norms"] is True
     assert two["norms_differ_from_the_command_by"] < 1e-4
+    assert found["scan"]["rule"] == "quick"
     timings = found["scan"]["timings"]
     assert timings["reading"] + timings["folding"] < timings["latents"] < timings["total"]
+    parts = ("reading", "folding", "solve", "statistics", "stability")
+    assert found["beyond_forward_accounted_for"] * found["forward_seconds"] == pytest.approx(
+        sum(map(timings.get, parts))
+    )
     assert 0 < found["scan"]["peak_mib"]["RssAnon"] < found["scan"]["peak_mib"]["VmHWM"]

@@ -1,5 +1,6 @@
 """The bank of networks: what is in it, what is kept of one, and how rules are judged from that."""
 
+import json
 import math
 
 import numpy as np
@@ -19,10 +20,15 @@ from typer.testing import CliRunner
 
 from benchmarks.calibrate import __main__ as command
 from benchmarks.calibrate.bank import BANK
-from benchmarks.calibrate.judge import Member, auroc, judge, limit_of, load, surprise
+from benchmarks.calibrate.judge import BORDERLINE, SUSPICIOUS, Member, auroc, bank_of, judge, limit_of, load, summary
+from benchmarks.calibrate.measure import CLIMBS
 from benchmarks.defence.profiles import PROFILES
+from benchmarks.defence.readme import with_summary
 from tacfast.attacks import ATTACKS
 from tacfast.data import load_dataset
+from tacfast.detection import FULL, QUICK, QpNorm, Rule
+from tacfast.detection.bank import FILE as BANK_FILE
+from tacfast.detection.bank import Bank
 from tacfast.detection.outliers import outlier_scores
 from tacfast.models import extract_latents
 from tacfast.solver import solve_tac
@@ -100,10 +106,10 @@ def test_what_is_kept_is_what_the_network_gives(made):
     clean = dataset.data.batch(trained.splits.clean)[0]
     found = extract_latents(trained.model, [clean])
     solution = solve_tac(found.latents, found.head.weight, found.head.bias, trim=0.1)
-    expected = outlier_scores(solution.norms.double().log())
-    torch.testing.assert_close(member.scores["qp 0.1"], expected, rtol=0.02, atol=0.02)  # kept in half precision
-    assert set(member.scores) == {"qp 0", "qp 0.1", "qp 0.5", "universal", "warp"}
-    assert all(scores.shape == (10,) and scores.isfinite().all() for scores in member.scores.values())
+    expected = solution.norms.double().log()
+    torch.testing.assert_close(member.values["qp 0.1"], expected, rtol=0.02, atol=0.02)  # kept in half precision
+    assert set(member.values) == {"qp 0", "qp 0.1", "qp 0.5", "universal", "warp"}
+    assert all(values.shape == (10,) and values.isfinite().all() for values in member.values.values())
     assert member.facts["target"] == BADNETS.target
     assert sum(array.nbytes for array in member.arrays.values()) < 50_000
 
@@ -121,47 +127,144 @@ def test_auroc_is_sklearns():
     assert auroc([math.inf], [math.inf, 1.0]) == 0.75
 
 
-@pytest.mark.parametrize(("count", "allowed"), [(0, 0), (3, 0), (19, 0), (20, 1), (59, 2), (60, 3)])
-def test_no_more_false_alarms_than_are_said(count, allowed):
+@pytest.mark.parametrize("share", [SUSPICIOUS, BORDERLINE])
+@pytest.mark.parametrize("count", [0, 1, 3, 19, 20, 39, 40, 59, 81])
+def test_no_more_false_alarms_than_are_said(count, share):
     clean = np.random.default_rng(count).normal(size=count).tolist()
-    assert sum(value > limit_of(clean) for value in clean) == allowed
+    alarms = sum(value > limit_of(clean, share) for value in clean)
+    assert alarms <= share * count < alarms + 1  # as many as are allowed, too
 
 
-@pytest.mark.parametrize(("score", "classes"), [(3.0, 10), (1.0, 10), (7.5, 200), (12.0, 43)])
-def test_surprise_is_the_expected_number_of_such_classes(score, classes):
-    scores = torch.full((classes,), -1.0, dtype=torch.float64)
-    scores[classes // 2] = score
-    assert 10 ** -surprise(scores) == pytest.approx(classes * stats.norm.sf(score))
-    assert surprise(torch.cat([scores, torch.tensor([-math.inf], dtype=torch.float64)])) == surprise(scores)
-    assert surprise(torch.full((3,), -math.inf)) == -math.inf
+RULE, OTHER = Rule("any", (QpNorm(),)), Rule("other", (CLIMBS[0],))
 
 
-def member(attack, asr, target, scores):
-    made = Member({"data": "digits", "attack": attack, "target": target, "metrics": {"asr": asr}}, {})
+def member(attack, target, easiest, depth, asr=1.0, data="digits", arch="a"):
+    """A network of ten classes, of which one is so much easier to reach than the others are."""
+    made = Member({"data": data, "arch": arch, "attack": attack, "target": target, "metrics": {"asr": asr}}, {})
+    values = torch.linspace(0.0, 1.0, 10, dtype=torch.float64)
+    values[easiest] = -depth
     names = ("qp 0", "qp 0.1", "qp 0.5", "universal", "warp")
-    made.__dict__["scores"] = {name: torch.tensor(scores, dtype=torch.float64) for name in names}
+    made.__dict__.update(values=dict.fromkeys(names, values), _short=[])
     return made
 
 
+def test_a_member_is_scored_as_a_rule_would_score_it():
+    made = member("clean", None, 3, 2.0)
+    made.values["universal"] = -made.values["qp 0.1"]
+    rule = Rule("both", (QpNorm(), CLIMBS[0]))
+    pairs = [outlier_scores(sign * made.values["qp 0.1"]).tolist() for sign in (1, -1)]
+    largest = [max(a, b, (a + b) / math.sqrt(2)) for a, b in zip(*pairs, strict=True)]
+    assert made.scores(rule) == dict(enumerate(largest))
+    assert made.scores(RULE) == dict(enumerate(pairs[0]))
+    assert (made.names(RULE), made.names(OTHER)) == (3, 9)
+    assert 10 ** -made.surprise(RULE) == pytest.approx(10 * stats.norm.sf(pairs[0][3]))
+    # Classes that are left out are no rivals, and no measure.
+    made._scores.clear()
+    made.__dict__["_short"] = [3]
+    assert made.names(RULE) == 0
+    assert math.isnan(made.scores(RULE)[3])
+    made._scores.clear()
+    made.__dict__["_short"] = list(range(8))
+    assert made.surprise(RULE) == -math.inf
+
+
+def test_classes_with_few_answers_are_left_out(made):
+    some = load(made[0] / "bank")[0]
+    answers = some.arrays["logits"].argmax(1)
+    assert some._short == []
+    k = int(np.bincount(answers).argmin())
+    kept = np.concatenate([np.flatnonzero(answers != k), np.flatnonzero(answers == k)[:3]])
+    fewer = Member(some.facts, {**some.arrays, "logits": some.arrays["logits"][kept]})
+    assert fewer._short == [k]
+    assert math.isnan(fewer.scores(RULE)[k])
+
+
+MEMBERS = [
+    *(member("clean", None, 0, depth) for depth in (0.1, 0.2, 0.3, 0.4)),
+    member("badnets", 5, 5, 9.0),
+    member("badnets", 6, 5, 9.0),  # found, with the wrong class
+    member("wanet", 5, 5, 0.1),  # not found
+    member("badnets-a2a", None, 0, 0.25, asr=0.95),
+    member("sig", 2, 2, 9.0, asr=0.95),
+    member("wanet", 0, 1, 0.1, asr=0.89),
+]
+
+
+def test_what_a_rule_takes_from_the_bank():
+    found = bank_of(MEMBERS, RULE)
+    clean = [each.surprise(RULE) for each in MEMBERS[:4]]
+    assert found["clean"] == sorted(round(value, 4) for value in clean)
+    assert found["suspicious"] == found["borderline"] == round(max(clean), 4)  # none of four may be an alarm
+    assert Bank(**found).judged == 0  # no stranger is among them
+    # Of 40, one may be an alarm, and four may be borderline: it is in this that the two limits differ.
+    many = [member("clean", None, 0, 0.05 * i) for i in range(40)]
+    bank = Bank(**(bank_of(many, RULE) | {"clean": tuple(bank_of(many, RULE)["clean"])}))
+    assert sum(value > bank.suspicious for value in bank.clean) == 1
+    assert sum(value > bank.borderline for value in bank.clean) == 4
+
+
+def cells(text, *begin):
+    """The cells of the last line of a table that begins so."""
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    return next(line[len(begin) :] for line in reversed(lines) if tuple(line[: len(begin)]) == begin)
+
+
 def test_the_table_counts_kinds_apart():
-    far, near = [4.0, 0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0, 0.0]
-    members = [member("clean", 0.1, None, near)] * 4 + [
-        member("badnets", 1.0, 0, far),
-        member("badnets", 1.0, 1, far),  # found, with the wrong class
-        member("badnets-a2a", 0.95, None, near),
-        member("sig", 0.95, 0, far),
-        member("wanet", 0.89, 0, near),
+    text = judge(MEMBERS)
+    assert cells(text, "digits") == ["4", "3", "1", "1", "1"]
+    first = text[: text.index("## Each network")]
+    # The missed one is as odd as the least odd of the clean ones but for rounding: two of three lie above all.
+    clean, odd = ([each.surprise(RULE) for each in MEMBERS[part]] for part in (slice(4), slice(4, 7)))
+    expected = roc_auc_score([0] * 4 + [1] * 3, clean + odd)
+    assert cells(first, "universal") == [f"{expected:.3f}", "0.500", "1.000", "2/3 [21, 94] %"]
+
+
+def test_each_network_is_judged_by_strangers():
+    members = [
+        *(member("clean", None, 0, 0.1 * i, data=data, arch=arch) for i, (data, arch) in enumerate(["xa", "xb", "yb"])),
+        member("badnets", 5, 5, 9.0, data="x", arch="a"),  # judged by all but x, a
+        member("badnets", 5, 6, 9.0, data="y", arch="b"),
+        member("badnets", 5, 5, 9.0, data="y", arch="a"),  # by all: there is no clean y, a
+        member("badnets", 5, 5, 0.05, data="x", arch="a"),  # less odd than y, b
+        member("badnets", 5, 5, 9.0, data="z", arch="c"),  # by all
+        member("badnets", 5, 5, 9.0, data="x", arch="b"),
     ]
     text = judge(members)
-    assert "| digits | 4 | 2 | 1 | 1 | 1 |" in text
-    line = next(line for line in text.splitlines() if line.startswith("| universal |"))
-    assert [cell.strip() for cell in line.split("|")[2:-1]] == [
-        "1.000",
-        "2/2 [34, 100] %",
-        "1/2 [9, 91] %",
-        "0.50",
-        "1.00",
-    ]
+    text = text[text.index("## Each network") :]
+    # Of the clean ones each is judged by the two others; only y, b exceeds them.
+    assert cells(text, "universal", "all") == ["5/6 [44, 97] %", "4/5 [38, 96] %", "1/3 [6, 79] %"]
+    assert cells(text, "universal", "x") == ["2/3 [21, 94] %", "2/2 [34, 100] %", "0/2 [0, 66] %"]
+    assert cells(text, "universal", "z") == ["1/1 [21, 100] %", "1/1 [21, 100] %", "–"]
+
+
+def test_what_the_package_knows_is_what_the_committed_networks_say():
+    members = load(command.RESULTS)
+    expected = {"rules": {rule.name: bank_of(members, rule) for rule in (FULL, QUICK)}}
+    assert json.loads(BANK_FILE.read_text(encoding="utf-8")) == expected, "run python -m benchmarks.calibrate judge"
+    text = command.README.read_text(encoding="utf-8")
+    assert with_summary(text, summary(members, command.RULES), command.MARKS) == text
+
+
+def test_only_the_bank_of_the_repository_is_what_the_package_knows(made, tmp_path, monkeypatch):
+    folder, _ = made
+    places = "--results", folder / "bank", "--models", folder / "models"
+    monkeypatch.setattr(command, "BANK_FILE", tmp_path / "bank.json")
+    monkeypatch.setattr(command, "README", tmp_path / "README.md")
+    before = "\n".join(command.MARKS)
+    (tmp_path / "README.md").write_text(before)
+    run("judge", "--results", folder / "bank")
+    monkeypatch.setattr(command, "RESULTS", folder / "bank")
+    run(*places, "--trained")  # part of a bank makes no limits
+    with pytest.raises(ValueError, match="bank: expected at least 40 clean networks to take limits from, got 1"):
+        run("judge", "--results", folder / "bank")
+    assert not (tmp_path / "bank.json").exists()
+    assert (tmp_path / "README.md").read_text() == before
+    monkeypatch.setattr(command, "MIN_CLEAN", 1)
+    run("judge", "--results", folder / "bank")
+    assert "networks: 1 clean (1 on digits)" in (tmp_path / "README.md").read_text()
+    written = json.loads((tmp_path / "bank.json").read_text())["rules"]
+    assert set(written) == {"full", "quick"}
+    assert len(written["full"]["clean"]) == 1
 
 
 def test_the_committed_table_says_what_the_committed_networks_say():

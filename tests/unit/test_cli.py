@@ -1,16 +1,16 @@
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
 import warnings
 
 import pytest
+from _shortcut import make_data, make_model
 
-from tacfast import cli, demo
+from tacfast import cli, demo, scan
 from tacfast.demo import DemoResult
-from tacfast.detection import Verdict
 from tacfast.evaluation import Metrics
-from tacfast.scanning import ScanReport
 
 REPAIRED = Metrics(0.97, 0.01, 0.9)
 
@@ -50,12 +50,16 @@ def test_the_package_needs_torch_and_numpy_only():
     assert "Traceback" not in run.stderr
 
 
+@functools.cache
+def scanned():
+    return scan(make_model(), make_data().loader(64), quick=True)
+
+
 def make_result(failures=(), found=3, after=REPAIRED, poisoned=3):
-    norms = {k: 5.0 + 0.1 * k for k in range(10)} | {3: 3.0}
     label = "nothing_found" if found is None else "suspicious"
     classes = () if found is None else (found,)
-    verdict = Verdict(label, classes, dict.fromkeys(norms, 0.0), norms, 5.0, 4.0, ("a reason",))
-    report = ScanReport(verdict, None, None, "", None, {})
+    verdict = dataclasses.replace(scanned().verdict, label=label, classes=classes, reasons=("a reason",))
+    report = dataclasses.replace(scanned(), verdict=verdict)
     return DemoResult(report, poisoned, Metrics(0.98, 1.0, 0.0), after, 12.5, tuple(failures))
 
 
@@ -86,12 +90,14 @@ def test_demo_writes_its_files_and_succeeds(pretend, tmp_path, capsys):
     assert cli.main(["demo", "--seed", "7", "--out", str(folder)]) == 0
     assert seen == [(7, False)]
     report = json.loads((folder / "report.json").read_text())
-    assert {"verdict", "poisoned_class", "found_class", "before", "after", "seconds"} <= set(report)
+    assert {"verdict", "poisoned_class", "found_class", "before", "after", "seconds", "p_value"} <= set(report)
     assert (report["verdict"], report["poisoned_class"], report["found_class"]) == ("suspicious", 3, 3)
     assert report["before"] == {"acc": 0.98, "asr": 1.0, "ra": 0.0}
     assert report["after"] == {"acc": 0.97, "asr": 0.01, "ra": 0.9}
-    assert (folder / "norms.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.name for path in folder.iterdir()) == ["norms.png", "report.json"]
+    assert report["scores"] == {str(k): score for k, score in scanned().verdict.scores.items()}
+    assert report["p_value"] == scanned().verdict.p_value
+    assert (folder / "scores.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in folder.iterdir()) == ["report.json", "scores.png"]
     assert "97.0 %" in capsys.readouterr().out
 
 
@@ -138,7 +144,7 @@ def is_below_a_file(folder):
 
 
 def holds_a_folder_of_that_name(folder):
-    (folder / "norms.png").mkdir(parents=True)
+    (folder / "scores.png").mkdir(parents=True)
 
 
 @pytest.mark.parametrize("spoil", [is_file, is_below_a_file, holds_a_folder_of_that_name])
@@ -177,7 +183,7 @@ def test_the_report_is_there_even_if_the_picture_fails(pretend, tmp_path, monkey
     def fail(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr(demo, "plot_norms", fail)
+    monkeypatch.setattr(demo, "plot_scores", fail)
     assert cli.main(["demo", "--out", str(tmp_path)]) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
@@ -191,7 +197,7 @@ def test_brackets_are_text_and_long_lines_stay_whole(pretend, tmp_path, capsys):
     assert cli.main(["demo", "--out", str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert f"  {long}" in lines
-    assert lines[-1].endswith(f"wrote {folder / 'report.json'} and {folder / 'norms.png'}")
+    assert lines[-1].endswith(f"wrote {folder / 'report.json'} and {folder / 'scores.png'}")
 
 
 def test_interrupting_the_import_of_the_commands_is_no_traceback(monkeypatch, capsys):

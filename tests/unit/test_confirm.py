@@ -12,8 +12,8 @@ from tacfast.commands.confirm import confirm
 
 
 def scanned(label, classes=(), easiest=3, left_out=()):
-    norms = dict.fromkeys(range(10), 5.0) | {easiest: 3.0}
-    return SimpleNamespace(verdict=Verdict(label, classes, norms, norms, 5.0, 4.0, (), left_out))
+    scores = dict.fromkeys(range(10), 0.1) | {easiest: 3.0}
+    return SimpleNamespace(verdict=Verdict("full", label, classes, (), scores, 2.0, 0.1, 2.5, (), left_out))
 
 
 FOUND = scanned("suspicious", (3,))

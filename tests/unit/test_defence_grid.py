@@ -25,7 +25,7 @@ from _grid import BADNETS, BLENDED, CLEAN, DEFENCES, TINY, make_grid, say
 
 from benchmarks.defence import networks as networks_module
 from benchmarks.defence import running
-from benchmarks.defence.cells import NETWORK_CELL, identity
+from benchmarks.defence.cells import NETWORK_CELL, SCAN_CELL, identity
 from benchmarks.defence.networks import model_path
 from benchmarks.defence.profiles import DEFENCES as ALL_DEFENCES
 from benchmarks.defence.profiles import PROFILES, Network
@@ -216,14 +216,16 @@ def complete(tmp_path_factory):
 def test_every_cell_is_made_once_and_has_every_figure(complete):
     grid, said = complete
     done = [text for text in said if text.endswith(" done")]
-    expected = [f"{net.name}: {name} done" for net in TINY.networks for name in (NETWORK_CELL, *DEFENCES)]
+    expected = [f"{net.name}: {name} done" for net in TINY.networks for name in (NETWORK_CELL, SCAN_CELL, *DEFENCES)]
     assert done == expected
     store = Store(grid.results)
     for network in TINY.networks:
         about = store.read(network.name, NETWORK_CELL)
         assert {"acc", "asr", "ra"} == about["before"].keys()
-        assert about["scan"]["label"]
-        assert {"training", "evaluation", "scan", "relearning"} == about["seconds"].keys()
+        assert {"training", "evaluation", "relearning"} == about["seconds"].keys()
+        verdict = store.read(network.name, SCAN_CELL)
+        assert verdict["label"] in ("nothing_found", "borderline", "suspicious", "inconclusive")
+        assert len(verdict["scores"]) == 10
         assert (about["ceiling"] is None) == (network is CLEAN)
         assert (about["reconstruction"] is None) == (network is CLEAN)
         for name in DEFENCES:
@@ -315,7 +317,7 @@ def test_two_workers_never_make_the_same_cell_and_make_the_same_cells(complete, 
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(_grid.ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.splitlines()
     done = [text for text in done if text.endswith(" done")]
-    expected = [f"{net.name}: {name} done" for net in TINY.networks for name in (NETWORK_CELL, *DEFENCES)]
+    expected = [f"{net.name}: {name} done" for net in TINY.networks for name in (NETWORK_CELL, SCAN_CELL, *DEFENCES)]
     assert sorted(done) == sorted(expected)
     assert all_cells(make_grid(tmp_path)) == all_cells(complete[0])
 

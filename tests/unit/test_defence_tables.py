@@ -27,7 +27,11 @@ WEAK = Network("digits", "small-preact-resnet", "wanet", 0.1, 0)
 CLEAN = Network("digits", "small-preact-resnet", "clean", 0.0, 0)
 
 
-def suspect(asr, target=3, label="suspicious", classes=(3,)):
+def scanned(label="suspicious", classes=(3,)):
+    return {"label": label, "classes": list(classes)}
+
+
+def suspect(asr, target=3):
     return {
         "target": target,
         "before": {"acc": 0.9, "asr": asr, "ra": 0.05},
@@ -35,7 +39,6 @@ def suspect(asr, target=3, label="suspicious", classes=(3,)):
         "test_images": 100,
         "ceiling": None,
         "reconstruction": None,
-        "scan": {"label": label, "classes": list(classes)},
         "relearning": [{"poisoned_images": n, "asr": 0.5, "acc": 0.9} for n in (5, 50, 500)],
         "seconds": {"training": 1.0},
     }
@@ -58,10 +61,13 @@ def store(tmp_path):
     made = Store(tmp_path)
     for network, acc in zip(NETWORKS, (0.8, 0.9), strict=True):
         made.write(network.name, "network", suspect(0.95))
+        made.write(network.name, "scan", scanned())
         made.write(network.name, "ft", cell(acc, 0.2, 0.7))
-    made.write(WEAK.name, "network", suspect(0.89, label="nothing_found", classes=()))
+    made.write(WEAK.name, "network", suspect(0.89))
+    made.write(WEAK.name, "scan", scanned("nothing_found", ()))
     made.write(WEAK.name, "ft", cell(0.9, 0.1, 0.8, error="ValueError: <broken>"))
     made.write(CLEAN.name, "network", suspect(0.01))
+    made.write(CLEAN.name, "scan", scanned())
     made.write(CLEAN.name, "ft", cell(0.87, 0.01, 0.8))
     return made
 
@@ -165,15 +171,16 @@ def test_both_tables_hold_every_cell_and_escape_what_is_in_it(store, tmp_path):
 
 def test_the_summary_goes_between_its_marks_and_nowhere_else():
     text = f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n"
-    new = readme.with_summary(text, "new")
+    marks = readme.BEGIN, readme.END
+    new = readme.with_summary(text, "new", marks)
     assert new == f"before\n{readme.BEGIN}\n\nnew\n\n{readme.END}\nafter\n"
-    with pytest.raises(ValueError, match="two marks"):
-        readme.with_summary("nothing", "new")
+    with pytest.raises(ValueError, match="expected the marks"):
+        readme.with_summary("nothing", "new", marks)
 
 
 def test_the_readme_says_what_the_committed_cells_say():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.with_summary(text, readme.readme_summary(Store(RESULTS))) == text, (
+    assert readme.with_summary(text, readme.readme_summary(Store(RESULTS)), (readme.BEGIN, readme.END)) == text, (
         "run python -m benchmarks.defence --profile paper-small --tables"
     )
 

@@ -36,7 +36,9 @@ def accuracy_with_columns_zeroed(model, columns, data):
 
 def test_the_largest_count_within_the_drop_is_pruned(trial, report, held_out):
     """Against one whole network per count, pruned by hand."""
-    result = repair(trial.model, loader_of(trial), report, mode="prune", held_out=held_out.loader(), epochs=1)
+    result = repair(
+        trial.model, loader_of(trial), report, mode="prune", held_out=held_out.loader(), epochs=1, max_drop=0.01
+    )
     latents = extract_latents(trial.model, trial.clean.loader()).latents
     weight, bias = (part.detach() for part in trial.model[5].parameters())
     shift = solve_tac(latents, weight, bias, classes=[TARGET]).perturbations[0]

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from _backdoored import CLASSES, TARGET, loader_of, make_trial, same, weights
+from scipy.stats import binomtest
 from torch.utils.data import DataLoader, TensorDataset
 
 from tacfast import repair, scan
@@ -57,6 +58,15 @@ def test_accuracy():
 )
 def test_whole_samples_are_compared(right, total, max_drop, expected):
     assert selection.fewest_correct(Accuracy((right, 0), (total, 0)), max_drop) == expected
+
+
+@pytest.mark.parametrize(("right", "total"), [(128, 135), (135, 135), (400, 500), (9500, 10_000), (0, 20)])
+def test_without_a_drop_the_samples_own_uncertainty_is_allowed(right, total):
+    low, high = selection.wilson_interval(right / total, total)
+    expected = binomtest(right, total).proportion_ci(method="wilson")
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    enough = selection.fewest_correct(Accuracy((right,), (total,)), None)
+    assert enough - 1 < expected.low * total <= enough + 1e-9
 
 
 class Scripted:
@@ -132,6 +142,8 @@ def test_where_no_epoch_is_good_enough_the_given_model_comes_back(trial, report)
     assert result.after == result.before
     assert len(result.history) == 12
     assert all(record.held_out < 1 for record in result.history)
+    assert result.asked == 1.0
+    assert result.best == max(record.held_out for record in result.history[3:])  # 30 % of the epochs do not count
     assert same(weights(trial.model), weights(result.model))
     assert result.model[2].passes == 0  # no state dict has it
 

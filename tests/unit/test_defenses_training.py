@@ -202,6 +202,9 @@ def test_precision_by_device(monkeypatch):
 
 
 def test_a_model_of_half_precision_is_repaired_with_losses_in_float32(trial, monkeypatch):
+    model = copy.deepcopy(trial.model).bfloat16()
+    batches = [(x.bfloat16(), y) for x, y in trial.clean.loader(48)]
+    report = scan(model, batches)
     seen, original = set(), nn.functional.cross_entropy
 
     def spy(logits, labels):
@@ -209,9 +212,7 @@ def test_a_model_of_half_precision_is_repaired_with_losses_in_float32(trial, mon
         return original(logits, labels)
 
     monkeypatch.setattr(nn.functional, "cross_entropy", spy)
-    model = copy.deepcopy(trial.model).bfloat16()
-    batches = [(x.bfloat16(), y) for x, y in trial.clean.loader(48)]
-    result = repair(model, batches, scan(model, batches), epochs=2, targets=[TARGET])
+    result = repair(model, batches, report, epochs=2, targets=[TARGET])
     assert seen == {torch.float32}
     assert {parameter.dtype for parameter in result.model.parameters()} == {torch.bfloat16}
     assert not same(weights(model), weights(result.model))

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tacfast import extract_latents, find_head, repair, scan, solve_tac
+from tacfast.detection import RULE_TRIM
 from tacfast.models import HeadError, latent_batches
 from tacfast.models.head import Head, head_named
 
@@ -235,7 +236,8 @@ def test_scan_and_repair_with_a_convolution(build):
     assert report.accuracy == expected.accuracy == 1.0
     assert torch.allclose(report.solution.norms, expected.solution.norms, rtol=1e-4)
     latents = extract_latents(model, loader).latents
-    assert torch.allclose(solve_tac(latents, head.weight, head.bias, trim=0.5).norms, report.solution.norms, rtol=1e-4)
+    solution = solve_tac(latents, head.weight, head.bias, trim=RULE_TRIM)
+    assert torch.allclose(solution.norms, report.solution.norms, rtol=1e-4)
     target = int(report.solution.norms.argmin())
     repaired, other = (
         repair(suspect, every_class(loader, classes), scanned, epochs=2, lr=0.01, targets=(target,))

@@ -1,6 +1,7 @@
 """The facts of a scan, and the page made of them: complete, self-contained, and safe whatever names it shows."""
 
 import base64
+import copy
 import dataclasses
 import functools
 import itertools
@@ -19,8 +20,11 @@ from torch import nn
 from tacfast import scan
 from tacfast._text import printable
 from tacfast.defenses.base import Accuracy, EpochRecord, RepairResult
+from tacfast.detection import FULL, Perturbation
+from tacfast.detection.bank import Bank
 from tacfast.report import accuracy_warning, repair_facts, scan_facts, write_html, write_json
 from tacfast.report.html import MAX_ROWS
+from tacfast.report.words import bank_sentence
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
@@ -34,6 +38,17 @@ HOSTILE = {
     5: "中文 ñ 🐟",
 }
 HARMLESS = {k: f"name {k}" for k in HOSTILE}
+TITLES = {statistic.name: statistic.title for statistic in FULL.statistics}
+SCORES = ("class", "score", TITLES["qp"])
+RANGES = ("class", "score", "rank", "named in")
+
+
+@pytest.fixture(autouse=True)
+def bank(monkeypatch):
+    """A bank that is always the same, whatever networks are in the one that is shipped."""
+    known = Bank((0.1, 0.2, 0.3, 1.6), suspicious=1.5, borderline=1.0, judged=4, alarms=1, attacked=9, found=7, right=6)
+    monkeypatch.setattr(Bank, "of", staticmethod(lambda rule: known))
+    return known
 
 
 class Page(HTMLParser):
@@ -91,19 +106,19 @@ def number(cell):
 
 
 @functools.cache
-def suspicious():
-    return scan(make_model(), make_data().loader(64))
+def suspicious(quick=False):
+    return scan(make_model(), make_data().loader(64), quick=quick)
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """Write a page once and parse it."""
+    """Write a page of a report, or of facts, once and parse it."""
     folder, done = tmp_path_factory.mktemp("pages"), {}
 
-    def write(key, report, **settings):
+    def write(key, shown, **settings):
         if key not in done:
             path = folder / f"{key}.html"
-            write_html(path, report, **settings)
+            write_html(path, shown if isinstance(shown, dict) else scan_facts(shown, **settings))
             done[key] = Page(path.read_text(encoding="utf-8"))
         return done[key]
 
@@ -129,10 +144,24 @@ def test_facts_are_those_of_the_report_and_survive_json(tmp_path):
     assert facts["verdict"]["label"] == "suspicious"
     assert facts["verdict"]["classes"] == [TARGET]
     assert facts["verdict"]["reasons"] == list(verdict.reasons)
-    assert [row["norm"] for row in facts["classes"]] == list(verdict.norms.values())
-    assert [row["index"] for row in facts["classes"]] == list(verdict.index.values())
-    assert [row["jackknife"]["norm"] for row in facts["classes"]] == [
-        list(report.stability.norms[k]) for k in range(10)
+    assert (facts["verdict"]["rule"], facts["verdict"]["left_out"]) == ("full", [])
+    # None of the four clean networks is as surprising, and this one is counted in.
+    assert facts["verdict"]["p_value"] == 1 / 5
+    assert facts["verdict"]["threshold"] == verdict.threshold < verdict.scores[TARGET]
+    assert [row["norm"] for row in facts["classes"]] == report.solution.norms.tolist()
+    assert [row["score"] for row in facts["classes"]] == list(verdict.scores.values())
+    assert facts["statistics"] == [{"name": name, "title": title} for name, title in TITLES.items()]
+    assert [found.name for found in verdict.findings] == list(TITLES)
+    for row in facts["classes"]:
+        assert row["statistics"] == {
+            found.name: {"value": found.values[row["class"]], "score": found.scores[row["class"]]}
+            for found in verdict.findings
+        }
+        scores = [each["score"] for each in row["statistics"].values()]
+        assert row["score"] == pytest.approx(max(*scores, sum(scores) / math.sqrt(2)))
+        assert row["rank"] == 1 + sum(other["score"] > row["score"] for other in facts["classes"])
+    assert [row["jackknife"]["score"] for row in facts["classes"]] == [
+        list(report.stability.scores[k]) for k in range(10)
     ]
     assert [row["jackknife"]["named"] for row in facts["classes"]] == [10 * (k == TARGET) for k in range(10)]
     assert [row["name"] for row in facts["classes"]] == [HARMLESS.get(k) for k in range(10)]
@@ -144,13 +173,46 @@ def test_facts_are_those_of_the_report_and_survive_json(tmp_path):
     assert facts["stability"] == {
         "blocks": 10,
         "labels": {"suspicious": 10},
-        "sentence": "10 runs, each without another block of the samples: suspicious in 10",
+        "sentence": "10 runs, the shifts of each solved for without another block of the samples: suspicious in 10",
     }
     assert facts["timings"] == dict(report.timings)
     assert (facts["scan"]["samples"], facts["scan"]["classes"], facts["scan"]["latents"]) == (200, 10, 11)
     assert facts["scan"]["head"] == "1"
     assert facts["source"] == SOURCE | {"path": str(tmp_path)}
     assert {"tacfast", "torch", "numpy", "python"} <= set(facts["installation"])
+
+
+def test_the_bank_is_told_as_it_is():
+    facts = scan_facts(suspicious())["bank"]
+    sentence = facts.pop("sentence")
+    assert facts == {"clean": 4, "false_alarms": 1, "attacked": 9, "found": 7, "right": 6}
+    assert sentence == (
+        "7 of 9 networks whose backdoor is known are called suspicious, 6 of them with the right class, and so are 1 "
+        "of 4 clean ones"
+    )
+
+
+def test_the_bank_of_the_rule_that_was_applied_is_told(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        Bank, "of", staticmethod(lambda rule: asked.append(rule) or Bank((1.0,), 2.0, 2.0, 1, 0, 3, 2, 1))
+    )
+    for quick in (False, True):
+        found = scan_facts(suspicious(quick))["bank"]
+        assert ("which show fewer backdoors" in found["sentence"]) == quick
+        assert "2 of 3 networks" in found["sentence"]
+    assert asked[-1] == "quick"
+    assert "full" in asked
+
+
+def test_the_bank_that_is_shipped_can_be_told(monkeypatch):
+    monkeypatch.undo()
+    for rule in ("full", "quick"):
+        known = Bank.of(rule)
+        verdict = dataclasses.replace(suspicious().verdict, rule=rule)
+        assert f"{known.alarms} of {known.judged} clean ones" in bank_sentence(verdict, known)
+        assert 0 <= known.right <= known.found <= known.attacked
+        assert known.borderline <= known.suspicious
 
 
 def test_latents_that_carry_the_shift():
@@ -244,7 +306,8 @@ def test_the_page_is_accessible(page):
 
 def test_every_fact_is_shown(page):
     found, facts = plain(page), scan_facts(suspicious(), names=HARMLESS, source=SOURCE)
-    for text in (facts["verdict"]["headline"], *facts["verdict"]["reasons"], facts["scan"]["head"], "200", "float32"):
+    said = (facts["verdict"]["headline"], *facts["verdict"]["reasons"], facts["bank"]["sentence"])
+    for text in (*said, facts["scan"]["head"], "200", "float32"):
         assert text in found.text
     for key, value in facts["source"].items():
         assert f"{key} {value}" in found.text
@@ -260,25 +323,25 @@ def test_every_fact_is_shown(page):
 
 def test_every_number_is_shown(page):
     found, facts = plain(page), scan_facts(suspicious())
-    norms, ranges = (
-        found.table("class", "norm", "index", "rank", "accuracy"),
-        found.table("class", "norm", "index", "rank", "named in"),
-    )
-    solved = found.table("class", "status", "primal")
-    assert len(norms) == len(ranges) == len(solved) == 10
-    for row, a, b, c in zip(facts["classes"], norms, ranges, solved, strict=True):
+    scores, ranges, solved = found.table(*SCORES), found.table(*RANGES), found.table("class", "status", "primal")
+    assert len(scores) == len(ranges) == len(solved) == 10
+    assert f"the threshold of {facts['verdict']['threshold']:.2f}, " in found.text
+    assert "; 20 % of those have a class that stands out as much" in found.text
+    for row, a, b, c in zip(facts["classes"], scores, ranges, solved, strict=True):
         k = row["class"]
         label = f"{k} (name {k})" if k in HARMLESS else str(k)
         assert a["class"] == b["class"] == c["class"] == label
+        assert number(a["score"]) == pytest.approx(row["score"], abs=0.006)
+        for name, title in TITLES.items():
+            assert number(a[title]) == pytest.approx(row["statistics"][name]["score"], abs=0.006)
         assert number(a["norm"]) == pytest.approx(row["norm"], rel=1e-3)
-        assert number(a["index"]) == pytest.approx(row["index"], abs=0.006)
         assert int(a["rank"]) == row["rank"]
         assert number(a["accuracy"]) == pytest.approx(100 * row["accuracy"], abs=0.06)
         assert a["remark"] == ("▲ suspicious" if k == TARGET else "")
-        for name, tolerance in (("norm", 1e-3), ("index", 6e-3), ("rank", 0)):
+        for name, tolerance in (("score", 6e-3), ("rank", 0)):
             low, _, high = b[name].partition(" … ")
             shown = [number(low), number(high or low)]
-            assert shown == pytest.approx(row["jackknife"][name], rel=tolerance, abs=tolerance)
+            assert shown == pytest.approx(row["jackknife"][name], abs=tolerance)
         assert b["named in"] == f"{row['jackknife']['named']} of 10"
         assert c["status"] == row["status"].lower()
         for name in ("primal", "dual", "stationarity", "gap"):
@@ -307,7 +370,7 @@ def test_hostile_names_and_paths_are_text(page):
 
 def test_hostile_names_are_text_in_the_pictures_too(page):
     hostile = page("hostile", suspicious(), names=HOSTILE, source={"checkpoint": "x"})
-    assert len(hostile.pictures) == 4
+    assert len(hostile.pictures) == 6
     for svg in hostile.pictures:
         tree = ElementTree.fromstring(svg)
         tags = {element.tag.partition("}")[2] for element in tree.iter()}
@@ -319,9 +382,9 @@ def test_hostile_names_are_text_in_the_pictures_too(page):
 
 
 def test_pictures_show_threshold_and_fit_a_phone(page):
-    sizes = []
-    for svg in plain(page).pictures:
-        assert "threshold" in svg
+    sizes, shown = [], plain(page).pictures
+    assert sum("threshold" in svg for svg in shown) == 4  # of the scores and of their ranges, not of the norms
+    for svg in shown:
         sizes.append(float(re.search(r'width="([\d.]+)pt"', svg).group(1)) / 72)
     assert max(sizes) < 8.5
     assert min(sizes) < 4.5
@@ -331,11 +394,13 @@ def test_two_hundred_classes_stay_readable(page):
     report = scan(make_model(200), make_data(200, per_class=10, noise=0.1).loader(500), blocks=2)
     assert report.verdict.classes == (TARGET,)
     found = page("many", report)
-    rows = found.table("class", "norm", "index", "rank", "accuracy")
+    rows = found.table(*SCORES)
     assert len(rows) == MAX_ROWS
     assert rows[0]["class"] == str(TARGET)
     assert [int(row["rank"]) for row in rows] == sorted(int(row["rank"]) for row in rows)
+    assert len(found.table(*RANGES)) == MAX_ROWS
     assert f"The {MAX_ROWS} of 200 classes that are the easiest to reach" in found.text
+    assert found.text.count("Of 200 classes, those that are the easiest to reach, the easiest first.") == 2
     for svg in found.pictures:
         width, height = (float(re.search(rf'{side}="([\d.]+)pt"', svg).group(1)) / 72 for side in ("width", "height"))
         assert width < 8.5
@@ -371,7 +436,7 @@ def test_borderline_is_said_in_words(page):
     named = dataclasses.replace(report.verdict, label="borderline")
     found = page("borderline-named", dataclasses.replace(report, verdict=named))
     assert f"Borderline: class {TARGET} is far easier to reach than the others, but not in every run" in found.text
-    assert found.table("class", "norm", "index", "rank", "accuracy")[TARGET]["remark"] == "△ borderline"
+    assert found.table(*SCORES)[TARGET]["remark"] == "△ borderline"
 
 
 def test_inconclusive_says_why(page):
@@ -381,6 +446,9 @@ def test_inconclusive_says_why(page):
     assert "Inconclusive" in found.text
     assert report.verdict.reasons[0] in found.text
     assert "This says nothing about the model" in found.text
+    assert "No threshold applies here." in found.text
+    # Nothing is judged, so that nothing has a score.
+    assert {(row["score"], row["remark"]) for row in found.table(*SCORES)} == {("–", "too few samples")}
 
 
 def test_a_class_that_cannot_be_reached(page, tmp_path):
@@ -388,36 +456,98 @@ def test_a_class_that_cannot_be_reached(page, tmp_path):
     with torch.no_grad():
         model[1].bias[4] = 0.3  # so that samples of it are still assigned to it
     report = scan(model, make_data().loader(64))
-    assert math.isinf(report.verdict.norms[4])
+    assert math.isinf(report.solution.norms[4])
     found = page("infeasible", report)
-    row = found.table("class", "norm", "index", "rank", "accuracy")[4]
-    assert (row["norm"], row["index"], row["rank"]) == ("∞", "−∞", "10")
+    row = found.table(*SCORES)[4]
+    assert row["norm"] == "∞"
+    assert number(row[TITLES["qp"]]) < 0
     assert "no shift sends every sample" in row["remark"]
-    assert all("not reachable" in svg for svg in found.pictures)
+    assert sum("not reachable" in svg for svg in found.pictures) == 2
     write_json(tmp_path / "facts.json", scan_facts(report))
     shown = json.loads((tmp_path / "facts.json").read_text())["classes"][4]
     assert (shown["norm"], shown["status"]) == (None, "INFEASIBLE")
 
 
+def changed(change):
+    """Facts of which `change` has made something else."""
+    facts = copy.deepcopy(scan_facts(suspicious()))
+    for row in facts["classes"]:
+        change(row)
+    return facts
+
+
 def test_far_norms_do_not_flatten_the_pictures(page):
-    report = suspicious()
-    norms = dict(report.verdict.norms) | {7: 1.2e8}
-    found = page("far", dataclasses.replace(report, verdict=dataclasses.replace(report.verdict, norms=norms)))
-    wide = next(svg for svg in found.pictures if "1.2e+08 ↑" in svg)
-    assert "1e8" not in wide  # as the axis would be labelled
-    assert any("1.2e+08 →" in svg for svg in found.pictures)
+    found = page("far", changed(lambda row: row.update(norm=1.2e8 if row["class"] == 7 else row["norm"])))
+    shown = [svg for svg in found.pictures if "1.2e+08 ↑" in svg]
+    assert len(shown) == 2
+    assert not any("1e8" in svg for svg in shown)  # as the axis would be labelled
+
+
+@pytest.mark.parametrize(("score", "text", "mark"), [(math.inf, "∞", "∞"), (16.77, "16.77", "16.8")])
+def test_far_scores_are_written_out_and_do_not_flatten_the_pictures(page, score, text, mark):
+    def far(row):
+        if row["class"] == TARGET:
+            row["score"] = row["statistics"]["qp"]["score"] = score
+            row["jackknife"]["score"] = [score, score]
+
+    found = page(f"far {score}", changed(far))
+    row = found.table(*SCORES)[TARGET]
+    assert (row["score"], row[TITLES["qp"]]) == (text, text)
+    assert found.table(*RANGES)[TARGET]["score"] == text
+    assert [sum(f"{mark} {arrow}" in svg for svg in found.pictures) for arrow in "↑→"] == [2, 2]
+
+
+def test_a_class_without_a_score_is_a_dash_and_draws_nothing(page):
+    def missing(row):
+        if row["class"] == 7:
+            row["score"] = math.nan
+            row["jackknife"]["score"] = [math.nan, math.nan]
+            for found in row["statistics"].values():
+                found["score"] = math.nan
+
+    found, others = page("missing", changed(missing)), page("none missing", scan_facts(suspicious()))
+    row = found.table(*SCORES)[7]
+    assert [row["score"], *(row[title] for title in TITLES.values())] == ["–"] * 3
+    assert found.table(*RANGES)[7]["score"] == "–"
+    # A mark of each statistic less, and that of the ranges.
+    marks = [[svg.count("<use ") for svg in shown.pictures] for shown in (found, others)]
+    assert [before - after for after, before in zip(*marks, strict=True)] == [len(TITLES)] * 2 + [0] * 2 + [1] * 2
+    assert not any("nan" in svg.replace("dominant", "") for svg in found.pictures)
+
+
+def test_zero_has_no_sign(page):
+    found = page("zero", changed(lambda row: row.update(score=-0.004)))
+    assert {row["score"] for row in found.table(*SCORES)} == {"0.00"}
 
 
 @pytest.mark.parametrize("norm", [math.inf, math.nan, 0.0])
-def test_norms_without_a_threshold(page, norm):
-    report, table = suspicious(), dict.fromkeys(range(10), norm)
-    unknown = {"index": dict.fromkeys(range(10), math.nan), "median": norm, "threshold": math.nan}
-    verdict = dataclasses.replace(report.verdict, label="inconclusive", classes=(), norms=table, **unknown)
-    stability = dataclasses.replace(report.stability, runs=(verdict, verdict))
-    found = page(f"all {norm}", dataclasses.replace(report, verdict=verdict, stability=stability))
-    assert "no threshold can be derived" in found.text
-    assert {row["rank"] for row in found.table("class", "norm", "index", "rank", "accuracy")} == {"1"}
+def test_norms_that_are_all_the_same(page, norm):
+    report = suspicious()
+    solution = dataclasses.replace(report.solution, norms=torch.full_like(report.solution.norms, norm))
+    undecided = dataclasses.replace(report.verdict, label="inconclusive", classes=(), threshold=math.nan)
+    shown = dataclasses.replace(report, solution=solution, verdict=undecided)
+    found = page(f"all {norm}", shown)
+    assert "No threshold applies here." in found.text
+    words = {"inf": "not reachable", "nan": "not solved", "0.0": "0.00"}[str(norm)]
+    assert sum(svg.count(words) >= 10 for svg in found.pictures) == 2
     assert ("No class can be reached by any shift." in found.text) == (norm != 0)
+
+
+def test_a_quick_scan_says_that_it_sees_less(page):
+    facts = scan_facts(suspicious(quick=True))
+    assert (facts["verdict"]["rule"], facts["statistics"]) == ("quick", [{"name": "qp", "title": TITLES["qp"]}])
+    assert list(facts["classes"][0]["statistics"]) == ["qp"]
+    found, full = page("quick", facts), plain(page)
+    words = "by the shifts of the latents alone, which show fewer backdoors, 7 of 9 networks"
+    assert words in found.text
+    assert words not in full.text
+    others = set(TITLES.values()) - {TITLES["qp"]}
+    assert len(others) > 0
+    for title in others:
+        assert title in full.text
+        assert not any(title in text for text in (found.text, *found.pictures))
+    assert "the largest of its scores" not in found.text
+    assert f"the largest of its scores by {len(TITLES)} statistics (marks)" in full.text
 
 
 def test_without_labels_stability_or_names(page):
@@ -425,8 +555,8 @@ def test_without_labels_stability_or_names(page):
     found = page("bare", report)
     assert "the samples have no labels" in found.text
     assert "Not measured" in found.text
-    assert len(found.pictures) == 2
-    assert {row["accuracy"] for row in found.table("class", "norm", "index", "rank", "accuracy")} == {"–"}
+    assert len(found.pictures) == 4
+    assert {row["accuracy"] for row in found.table(*SCORES)} == {"–"}
 
 
 def test_an_implausible_accuracy_is_warned_of(page):
@@ -451,7 +581,7 @@ def test_a_repair_is_told(page):
     assert [number(row["after"]) for row in rows] == pytest.approx([100 * x for x in after], abs=0.06, nan_ok=True)
     assert rows[0]["change"] == "+5.0"
     assert rows[9]["change"] == "−13.0"
-    assert len(found.pictures) == 6
+    assert len(found.pictures) == 8
     assert any("epoch 2, chosen" in svg for svg in found.pictures)
 
 
@@ -462,6 +592,26 @@ CONFIRMATION = {
     "doubts": ["a <doubt>", "another"],
     "notes": ["a note"],
 }
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_perturbation_is_shown_where_the_inputs_are_images(tmp_path, channels):
+    inputs = torch.rand(5, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = Perturbation(target=3, inputs=inputs, perturbed=inputs + 0.1, size=0.25, share=0.875)
+    facts = scan_facts(dataclasses.replace(suspicious(), perturbations=(found,)), names={3: "<cat>"})
+    assert facts["perturbations"] == [{"class": 3, "size": 0.25, "share": 0.875}]
+    path = tmp_path / "report.html"
+    write_html(path, facts, (found,))
+    shown = Page(path.read_text(encoding="utf-8"))
+    assert "sends 87.5 % of them to class 3 (<cat>), and its norm is 0.2500 of" in shown.text
+    (image,) = [attrs for tag, attrs in shown.tags if tag == "img" and attrs["src"].startswith("data:image/png")]
+    assert base64.b64decode(image["src"].partition(",")[2]).startswith(b"\x89PNG")
+    # Other inputs have no picture, and no perturbation no section.
+    flat = dataclasses.replace(found, inputs=inputs.flatten(1), perturbed=inputs.flatten(1))
+    write_html(path, facts, (flat,))
+    assert "image/png" not in path.read_text(encoding="utf-8")
+    write_html(path, scan_facts(dataclasses.replace(suspicious(), perturbations=())))
+    assert "What leads there" not in path.read_text(encoding="utf-8")
 
 
 def test_a_second_scan_and_its_doubts_are_told(page):
@@ -482,7 +632,8 @@ def test_what_was_measured_of_the_attack_and_warnings_are_told(page):
         {"images with the trigger": "sent to the attacker's class (ASR)", "before": "98.7 %"},
         {"images with the trigger": "classified correctly (RA)", "before": "1.2 %"},
     ]
-    assert "holds 800 test images with the trigger: they had no part in the verdict." in found.text
+    assert "Measured on 800 test images with the trigger, which lie beside the checkpoint" in found.text
+    assert "they had no part in the verdict." in found.text
     assert "Warning: <b>mind</b>. Warning: the gap." in found.text
     repair = repair_facts(make_result([0.9] * 10, [0.8] * 10, mode="latent", epoch=2, targets=(3,)))
     found = page("attack-after", suspicious(), attack=attack | {"after": after}, repair=repair)
@@ -516,5 +667,5 @@ def test_the_same_scan_gives_the_same_pictures(page):
 def test_without_the_extra_it_is_named_and_nothing_is_written(tmp_path, monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ImportError, match=r"tacfast\[report\]"):
-        write_html(tmp_path / "report.html", suspicious())
+        write_html(tmp_path / "report.html", scan_facts(suspicious()))
     assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tacfast import extract_latents, find_head, scan, solve_tac
+from tacfast.detection import RULE_TRIM
 from tacfast.models import HeadError, latent_batches
 from tacfast.models.architectures import SmallPreActResNet
 from tacfast.models.latents import split_batch
@@ -178,7 +179,7 @@ def test_a_parametrised_head_is_not_changed_by_looking():
     model.eval()
     with torch.no_grad():
         latents, weight = model[:4](inputs), model[4].weight
-        solution = solve_tac(latents, weight, model[4].bias, trim=0.5)
+        solution = solve_tac(latents, weight, model[4].bias, trim=RULE_TRIM)
     assert torch.equal(head.weight, weight)
     assert torch.allclose(report.solution.norms, solution.norms, rtol=1e-5)
 
@@ -338,7 +339,7 @@ def test_scan_reports_accuracy_timings_and_the_same_norms_as_one_batch():
     assert report.accuracy == pytest.approx(float((model(inputs).argmax(1) == labels).float().mean()))
     assert torch.allclose(report.solution.norms, scan(model, [inputs]).solution.norms, rtol=1e-4)
     assert scan(model, [inputs]).accuracy is None
-    assert set(report.timings) == {"latents", "reading", "folding", "solve", "stability", "total"}
+    assert set(report.timings) == {"latents", "reading", "folding", "solve", "statistics", "stability", "total"}
     assert report.verdict.label == "inconclusive"  # four classes are too few
 
 

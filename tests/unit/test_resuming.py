@@ -72,13 +72,13 @@ def path(tmp_path):
 @pytest.mark.parametrize("named", [False, True])
 def test_an_interrupted_scan_goes_on_where_it_was(path, error, named):
     model = Counting()
-    expected = scan(model, batches())
+    expected = scan(model, batches(), quick=True)
     head = find_head(model, samples()[0]) if named else None
     with pytest.raises(type(error)):
-        scan(model, failing(7, error), head=head, resume=path)
+        scan(model, failing(7, error), head=head, resume=path, quick=True)
     assert path.exists()
     model.samples, seen = 0, []
-    report = scan(model, batches(), head=head, resume=path, on_batch=seen.append)
+    report = scan(model, batches(), head=head, resume=path, on_batch=seen.append, quick=True)
     assert seen == [80, 90, 100, 110, 120]
     # Again the first batch, to know the model and the samples by, and without a head to find it.
     assert model.samples == 50 + 10 + (0 if named else 10)
@@ -121,6 +121,28 @@ def test_nothing_is_written_now_and_then_in_a_short_scan(path):
 
     scan(Counting(), batches(), resume=path, on_batch=look)
     assert not path.exists()
+
+
+def test_what_is_looked_at_again_is_the_same_too(path):
+    """Inputs are kept of a whole pass: also of those samples that the model does not run on a second time."""
+    model = Counting()
+    expected = scan(model, batches())
+    assert expected.verdict.rule == "full"
+    with pytest.raises(KeyboardInterrupt):
+        scan(model, failing(7, KeyboardInterrupt()), resume=path)
+    assert equal(scan(model, batches(), resume=path), expected)
+
+
+def test_the_file_of_another_version_is_refused(interrupted, path):
+    from safetensors import safe_open
+    from safetensors.torch import load, save
+
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    assert list(metadata) == [tally.FORMAT] == ["tacfast.scan.2"]
+    path.write_bytes(save(load(path.read_bytes()), {"tacfast.scan.1": metadata[tally.FORMAT]}))
+    with pytest.raises(ValueError, match="what an interrupted scan left"):
+        scan(interrupted, batches(), resume=path)
 
 
 def test_another_batch_size_is_fine(path):
@@ -281,6 +303,6 @@ def test_counts_per_class():
             seen.update(batch)
     answers = model(inputs).argmax(1)
     for k in range(CLASSES):
-        assert seen.assigned[k] == int((answers == k).sum())
+        assert seen.gaps.samples_per_class[k] == int((answers == k).sum())
         assert seen.labelled[k] == int((labels == k).sum())
         assert seen.correct[k] == int(((answers == k) & (labels == k)).sum())

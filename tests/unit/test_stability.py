@@ -10,7 +10,8 @@ from _shortcut import TARGET, make_data, make_model
 from independent import gap_matrix, trimmed_gap_matrix
 
 from tacfast import GapMatrix, scan
-from tacfast.detection import RULE_TRIM, Verdict, detect
+from tacfast.detection import FULL, QUICK, RULE_TRIM, Evidence, Finding, Verdict, detect
+from tacfast.detection.rule import combined_scores
 from tacfast.stability import MAX_UNASKED_WORK, Range, Stability, leave_blocks_out, ranks, weigh
 
 C, DIM = 7, 12
@@ -33,6 +34,12 @@ def matrix_of(batches, keep_logits=True):
     for batch in batches:
         matrix.update_logits(torch.as_tensor(batch))
     return matrix
+
+
+def runs_of(matrix, blocks=None):
+    """By the rule that looks at the shifts of the latents alone."""
+    (qp,) = QUICK.statistics
+    return leave_blocks_out(matrix, QUICK, {qp.name: qp.values(Evidence(matrix))}, blocks)
 
 
 def bits(solution):
@@ -101,7 +108,7 @@ def test_blocks_do_not_depend_on_the_order_of_the_samples():
     ]
     assert dealt[0] == dealt[1] == dealt[2]
     assert len(set().union(*dealt[0])) == 333
-    verdicts = [leave_blocks_out(matrix_of(np.array_split(logits[order], 3))).runs for order in orders]
+    verdicts = [runs_of(matrix_of(np.array_split(logits[order], 3))).runs for order in orders]
     assert verdicts[0] == verdicts[1] == verdicts[2]
 
 
@@ -148,7 +155,7 @@ def test_dealing_needs_logits_and_a_number_of_parts():
 
 def test_every_run_is_a_solve_without_that_block():
     logits = make_logits(280)
-    found = leave_blocks_out(matrix_of(np.array_split(logits, 3)), blocks=4)
+    found = runs_of(matrix_of(np.array_split(logits, 3)), 4)
     # The rule of dealing once more, by a loop: the samples of each class, shuffled, dealt round and round.
     answers = logits.argmax(1)
     shuffled = logits.max(1).argsort()[torch.randperm(280, generator=torch.Generator().manual_seed(0)).numpy()]
@@ -162,7 +169,8 @@ def test_every_run_is_a_solve_without_that_block():
         R = trimmed_gap_matrix(rest, RULE_TRIM)
         assert not np.array_equal(R, trimmed_gap_matrix(logits, RULE_TRIM))
         norms = GapMatrix.from_gaps(*head(), torch.from_numpy(R)).solve().norms
-        assert [run.norms[k] for k in range(C)] == norms.tolist()
+        (finding,) = run.findings
+        assert list(finding.values.values()) == norms.double().log().tolist()
         assert run.label != "inconclusive"
 
 
@@ -171,37 +179,51 @@ def test_samples_that_are_enough_in_all_are_enough_without_a_block():
     matrix = matrix_of([logits])
     whole = detect(matrix.solve(trim=RULE_TRIM), matrix.samples_per_class).label
     assert whole != "inconclusive"
-    found = leave_blocks_out(matrix, blocks=10)
+    found = runs_of(matrix, 10)
     assert "inconclusive" not in found.labels
-    assert all(math.isfinite(value) for norms in found.norms.values() for value in norms)
+    assert all(math.isfinite(value) for scores in found.scores.values() for value in scores)
 
 
 def test_too_few_samples_are_too_few_without_a_block():
     logits = np.repeat(6 * np.eye(C, dtype=np.float32), 3, axis=0) + make_logits(3 * C) / 20
-    found = leave_blocks_out(matrix_of([logits]), blocks=9)
+    found = runs_of(matrix_of([logits]), 9)
     assert found.labels == {"inconclusive": 9}
     assert all("fewer than 4 samples" in run.reasons[-1] for run in found.runs)
 
 
+def test_what_needs_the_model_stays_as_it_is_with_all_samples():
+    matrix = matrix_of([make_logits(280)])
+    given = torch.linspace(0, 1, C, dtype=torch.float64)
+    given[3] = -5.0
+    found = leave_blocks_out(matrix, FULL, {"qp": torch.full((C,), 9.0, dtype=torch.float64), "universal": given}, 4)
+    alone = runs_of(matrix, 4)
+    for run, other in zip(found.runs, alone.runs, strict=True):
+        qp, universal = run.findings
+        assert qp == other.findings[0]  # and not what was given
+        assert list(universal.values.values()) == given.tolist()
+        assert (run.rule, run.easiest) == ("full", 3)
+        assert run.scores == combined_scores((qp, universal))
+
+
 @pytest.mark.parametrize(("blocks", "n"), [(0, 100), (20, 19)])
 def test_no_blocks_or_fewer_samples_than_blocks_give_none(blocks, n):
-    assert leave_blocks_out(matrix_of([make_logits(n)]), blocks) is None
+    assert runs_of(matrix_of([make_logits(n)]), blocks) is None
 
 
 def test_nobody_who_did_not_ask_waits(monkeypatch):
     matrix = matrix_of([make_logits(100)])
-    assert len(leave_blocks_out(matrix).runs) == 10
+    assert len(runs_of(matrix).runs) == 10
     assert MAX_UNASKED_WORK == 80_000 * 1000 + 20 * 1000**2  # as the docstring of scan says
     monkeypatch.setattr("tacfast.stability.MAX_UNASKED_WORK", 100 * C + 20 * C**2)
-    assert len(leave_blocks_out(matrix).runs) == 10
+    assert len(runs_of(matrix).runs) == 10
     monkeypatch.setattr("tacfast.stability.MAX_UNASKED_WORK", 100 * C + 20 * C**2 - 1)
-    assert leave_blocks_out(matrix) is None
-    assert len(leave_blocks_out(matrix, 3).runs) == 3
+    assert runs_of(matrix) is None
+    assert len(runs_of(matrix, 3).runs) == 3
 
 
 @pytest.mark.parametrize("blocks", [1, -1, True, 2.0])
 def test_one_block_leaves_nothing(blocks):
-    for call in (lambda: leave_blocks_out(matrix_of([make_logits(20)]), blocks), lambda: scan(None, [], blocks=blocks)):
+    for call in (lambda: runs_of(matrix_of([make_logits(20)]), blocks), lambda: scan(None, [], blocks=blocks)):
         with pytest.raises(ValueError, match="blocks: expected None, 0 or an integer >= 2, got"):
             call()
 
@@ -209,31 +231,30 @@ def test_one_block_leaves_nothing(blocks):
 # ---- ranges --------------------------------------------------------------------------------------------------
 
 
-def verdict(norms, index=None, classes=(), label="nothing_found"):
-    table = dict(enumerate(norms))
-    return Verdict(label, classes, dict(enumerate(index or norms)), table, 1.0, 1.0, ())
+def verdict(scores, classes=(), label="nothing_found"):
+    table = dict(enumerate(scores))
+    return Verdict("quick", label, classes, (Finding("qp", "shift", table, table),), table, 1.0, 0.5, 2.0, ())
 
 
 def test_ranges_counts_and_ranks():
     inf, nan = math.inf, math.nan
     runs = (
-        verdict([3.0, 1.0, inf, nan], [0.5, 2.5, -inf, nan], (1,), "suspicious"),
-        verdict([2.0, 1.5, inf, nan], [nan] * 4, (), "inconclusive"),
-        verdict([1.0, 1.0, 4.0, nan], [0.1, 2.0, -3.0, nan], (0,), "suspicious"),
+        verdict([0.5, 2.5, -inf, nan], (1,), "suspicious"),
+        verdict([nan] * 4, (), "inconclusive"),
+        verdict([2.0, 2.0, -3.0, nan], (0,), "suspicious"),
     )
     found = Stability(runs)
-    assert found.norms[0] == Range(1.0, 3.0)
-    assert found.norms[2] == Range(4.0, inf)
-    assert found.index[1] == Range(2.0, 2.5)
-    assert found.index[2] == Range(-inf, -3.0)
-    assert all(math.isnan(value) for value in (*found.norms[3], *found.index[3]))
-    assert {k: tuple(places) for k, places in found.ranks.items()} == {0: (1, 2), 1: (1, 1), 2: (3, 3), 3: (3, 4)}
+    assert found.scores[0] == Range(0.5, 2.0)
+    assert found.scores[1] == Range(2.0, 2.5)
+    assert found.scores[2] == Range(-inf, -3.0)
+    assert all(math.isnan(value) for value in found.scores[3])
+    assert {k: tuple(places) for k, places in found.ranks.items()} == {0: (1, 2), 1: (1, 1), 2: (1, 3), 3: (1, 4)}
     assert found.named == {0: 1, 1: 1}
     assert found.labels == {"suspicious": 2, "inconclusive": 1}
 
 
 def test_ranks_share_the_better_place():
-    assert ranks({4: 2.0, 7: 1.0, 2: 2.0, 9: math.nan, 1: math.inf}) == {7: 1, 4: 2, 2: 2, 9: 4, 1: 4}
+    assert ranks({4: 2.0, 7: 3.0, 2: 2.0, 9: math.nan, 1: -math.inf}) == {7: 1, 4: 2, 2: 2, 9: 4, 1: 4}
 
 
 @pytest.mark.parametrize(
@@ -256,17 +277,18 @@ def test_ranks_share_the_better_place():
             "1 suspicious (class 2)",
         ),
         ("nothing_found", (), ["borderline", "borderline", "borderline"], "borderline", "3 disagree (3 borderline)"),
+        ("suspicious", (1, 2), ["suspicious 2 1", "suspicious 1 2", "suspicious 2 1"], "suspicious", None),
         ("borderline", (), ["nothing_found"] * 3, "borderline", None),
         ("inconclusive", (), ["suspicious 1"] * 3, "inconclusive", None),
     ],
 )
 def test_runs_that_disagree_make_it_borderline(label, classes, runs, expected, words):
     parsed = [run.split() for run in runs]
-    runs = [verdict([3.0, 1.0, 2.0], None, tuple(map(int, named)), name) for name, *named in parsed]
-    before = verdict([3.0, 1.0, 2.0], None, classes, label)
+    runs = [verdict([1.0, 3.0, 2.0], tuple(map(int, named)), name) for name, *named in parsed]
+    before = verdict([1.0, 3.0, 2.0], classes, label)
     found = weigh(before, Stability(tuple(runs)))
     assert (found.label, found.classes) == (expected, classes)  # what was named can still be repaired
-    assert (found.norms, found.index, found.threshold) == (before.norms, before.index, before.threshold)
+    assert dataclasses.replace(found, label=label, reasons=()) == before
     assert len(found.reasons) == (words is not None)
     assert words is None or words in found.reasons[0]
     assert weigh(before, None) is before

@@ -1,0 +1,65 @@
+"""What is said of a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Label = Literal["nothing_found", "borderline", "suspicious", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one statistic says of every class.
+
+    Attributes
+    ----------
+    name, title : of the statistic
+    values : per class; the smaller, the easier to reach. ±inf and NaN as the statistic says
+    scores : how far each value lies below those of the other classes, see `outlier_scores`; NaN where it is undefined,
+        and for classes left out
+    """
+
+    name: str
+    title: str
+    values: Mapping[int, float]
+    scores: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the statistics say about the model. There is no label "clean": nothing found is no proof of anything.
+
+    Attributes
+    ----------
+    rule : name of the rule that was applied: ``"full"`` or ``"quick"``
+    label : ``"nothing_found"``, ``"borderline"``, ``"suspicious"`` or ``"inconclusive"``
+    classes : the suspicious classes, worst first. Of a borderline verdict those that all samples together call
+        suspicious, if any
+    findings : one per statistic that was computed
+    scores : per class, the largest of its scores and of their sum, see `combined_scores`; NaN where none is defined
+    surprise : −log₁₀ of how many classes of such a score are expected if none is odd; NaN where it is undefined
+    p_value : share of the clean networks of the bank that are at least as surprising, this one counted in, so that it
+        is 1/(n + 1) at least; NaN where there is no surprise
+    threshold : the score above which a class is suspicious; NaN where it is undefined
+    reasons : why, in sentences
+    left_out : classes with too few samples, which were not judged
+    """
+
+    rule: str
+    label: Label
+    classes: tuple[int, ...]
+    findings: tuple[Finding, ...]
+    scores: Mapping[int, float]
+    surprise: float
+    p_value: float
+    threshold: float
+    reasons: tuple[str, ...]
+    left_out: tuple[int, ...] = ()
+
+    @property
+    def easiest(self) -> int:
+        """The class with the largest score, the first of several."""
+        return max(self.scores, key=lambda k: -math.inf if math.isnan(self.scores[k]) else self.scores[k])
