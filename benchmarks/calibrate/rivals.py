@@ -73,7 +73,7 @@ def _margins(logits: Tensor, target: int) -> Tensor:
 
 
 def mm_bd_score(margins: Sequence[float]) -> tuple[float, int]:
-    """The largest margin as −log₁₀ of the published p-value, by a gamma distribution of the others, and its class."""
+    """The largest margin as −log₁₀ of its p-value by a gamma distribution of the others (Bonferroni), and its class."""
     ordered = sorted(margins)
     fitted = stats.gamma.fit(ordered[:-1])
     surprise = -(float(stats.gamma.logsf(ordered[-1], *fitted)) + math.log(len(ordered))) / math.log(10)
