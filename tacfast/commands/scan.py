@@ -93,7 +93,7 @@ def run_scan(
 ) -> ScanReport:
     """Scan with a progress bar."""
     found = first_head(suspect.model, loader, head)
-    with screen.progress(console, task, len(suspect.images)) as advance:
+    with screen.progress(console, task, len(suspect.images), then="judging") as advance:
         return scan_model(suspect.model, loader, head=found, on_batch=advance, resume=resume, quick=quick)
 
 

@@ -20,12 +20,12 @@ MAX_ROWS = 5
 
 
 @contextmanager
-def progress(console: Console, text: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar; what is yielded is called with how much is done."""
+def progress(console: Console, text: str, total: int, *, then: str | None = None) -> Iterator[Callable[[int], None]]:
+    """Show a bar; what is yielded is called with how much is done. When all is, it says what comes ``then``."""
     columns = TextColumn("{task.description:>20}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bars:
         task = bars.add_task(text, total=total)
-        yield lambda done: bars.update(task, completed=done)
+        yield lambda done: bars.update(task, completed=done, description=text if done < total else then or text)
 
 
 def printer(console: Console) -> Callable[..., None]:
