@@ -41,7 +41,7 @@ def draw(folder, data, names=str):
 
 @pytest.fixture(scope="module")
 def trial():
-    return make_trial(seed=0)
+    return make_trial(seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +222,7 @@ def test_repair_writes_weights_that_say_what_they_are(suspect, trial, tmp_path, 
     facts = json.loads((tmp_path / "repair.json").read_text())["repair"]
     assert facts["mode"] == "latent"
     assert "wrote" in text
-    assert f"Scanned again: {facts['confirmation']['label']}" in text
+    assert f"Scanned again: {facts['confirmation']['label'].replace('_', ' ')}" in text
     assert "is weak evidence and no proof" in text
     assert facts["confirmation"]["doubts"] == checkpoint.metrics["not confirmed"] == []
     # The file says all that a scan must know, and which images it must not be scanned with.
@@ -367,12 +367,12 @@ def test_where_a_repair_cannot_go_is_said_before_the_work(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "model.pth"]
 
 
-def test_a_result_for_backdoorbench(suspect, tmp_path, capsys):
+def test_a_result_for_backdoorbench(suspect, trial, tmp_path, capsys):
     out = tmp_path / "defense_result.pt"
     status, text, err = repair(capsys, suspect, out, *TOO_LITTLE)
     assert status == 5
     doubt = "weights written, but the repair could not be confirmed: the second scan says: "
-    assert re.search(doubt + "(Suspicious|Borderline): class 4 ", err)
+    assert re.search(f"{doubt}(Suspicious|Borderline): class {trial.attack.target} ", err)
     assert "defense_result.pt has no room for a list of the images that trained it" in text
     assert torch.load(out, weights_only=True).keys() == {"model_name", "num_classes", "model"}
 
@@ -494,7 +494,8 @@ def test_images_with_the_trigger_that_cannot_be_read_stop_nothing(suspect, recor
 
 def test_scan_goes_on_where_it_was_interrupted(suspect, tmp_path, capsys, monkeypatch):
     state, whole = tmp_path / "scan.state", tmp_path / "whole.json"
-    assert scan(capsys, suspect, "--json", whole)[0] == 3
+    quick = "--quick", "--batch-size", "64"  # nothing but the pass over the images runs the model
+    status = scan(capsys, suspect, *quick, "--json", whole)[0]
     from tacfast.models.architectures import SmallPreActResNet
 
     forward, calls = SmallPreActResNet.forward, []
@@ -506,11 +507,11 @@ def test_scan_goes_on_where_it_was_interrupted(suspect, tmp_path, capsys, monkey
         return forward(self, x)
 
     monkeypatch.setattr(SmallPreActResNet, "forward", count)
-    status, _, err = scan(capsys, suspect, "--resume", state, "--batch-size", "64")
-    assert (status, err.splitlines()[-1]) == (130, "tacfast: interrupted")
+    ended, _, err = scan(capsys, suspect, *quick, "--resume", state)
+    assert (ended, err.splitlines()[-1]) == (130, "tacfast: interrupted")
     assert [path.name for path in tmp_path.iterdir() if path != whole] == ["scan.state"]
     seen = sum(calls)
-    assert scan(capsys, suspect, "--resume", state, "--batch-size", "64", "--json", tmp_path / "two.json")[0] == 3
+    assert scan(capsys, suspect, *quick, "--resume", state, "--json", tmp_path / "two.json")[0] == status
     assert not state.exists()
     norms = [[entry["norm"] for entry in json.loads(p.read_text())["classes"]] for p in (whole, tmp_path / "two.json")]
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)

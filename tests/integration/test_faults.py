@@ -23,7 +23,7 @@ sys.path.append(str(Path(__file__).parents[1] / "unit"))
 import _grid
 from _grid import DEFENCES, TINY, make_grid
 
-from benchmarks.defence.cells import NETWORK_CELL
+from benchmarks.defence.cells import NETWORK_CELL, SCAN_CELL
 from benchmarks.defence.store import Store
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(_grid.ROOT), "COLUMNS": "200"}
@@ -164,7 +164,7 @@ def cells_there(folder):
     return {
         (network.name, name)
         for network in TINY.networks
-        for name in (NETWORK_CELL, *DEFENCES)
+        for name in (NETWORK_CELL, SCAN_CELL, *DEFENCES)
         if store.read(network.name, name) is not None
     }
 

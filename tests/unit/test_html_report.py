@@ -326,7 +326,7 @@ def test_every_number_is_shown(page):
     scores, ranges, solved = found.table(*SCORES), found.table(*RANGES), found.table("class", "status", "primal")
     assert len(scores) == len(ranges) == len(solved) == 10
     assert f"the threshold of {facts['verdict']['threshold']:.2f}, " in found.text
-    assert "; 20 % of those have a class that stands out as much" in found.text
+    assert "; 20 % of the clean networks, with this one counted in, have a class that stands out as much" in found.text
     for row, a, b, c in zip(facts["classes"], scores, ranges, solved, strict=True):
         k = row["class"]
         label = f"{k} (name {k})" if k in HARMLESS else str(k)
