@@ -61,7 +61,7 @@ def bank(
     for network in BANK.networks:
         if only in network.name and (suspects.is_trained(network) or not trained):
             _make(network, suspects, results)
-    _judge(results)
+    _judge(results, load(results))
 
 
 def _suspects(models: Path) -> Suspects:
@@ -110,14 +110,15 @@ def judge(results: Results = RESULTS) -> None:
 
     From the bank in the repository, the limits of the package and the table of the README are written too.
     """
-    print(_judge(results), end="")
+    members = load(results)
+    print(_judge(results, members), end="")
     if results == RESULTS:
-        _tell_package(load(results))
+        _tell_package(members)
 
 
-def _judge(results: Path) -> str:
+def _judge(results: Path, members: list[Member]) -> str:
     results.mkdir(parents=True, exist_ok=True)
-    text = judged(load(results))
+    text = judged(members)
     write_atomically(results / "judge.md", text.encode())
     return text
 

@@ -22,6 +22,7 @@ from tacfast.detection import FULL, MIN_SAMPLES_PER_CLASS, QUICK, Evidence, QpNo
 from tacfast.detection.lock_step import effort_of
 from tacfast.detection.outliers import surprise_of
 from tacfast.detection.rule import combined_scores
+from tacfast.detection.verdict import easiest_of
 from tacfast.solver import GapMatrix
 
 from ..defence.profiles import CLEAN
@@ -106,8 +107,7 @@ class Member:
 
     def names(self, rule: Rule) -> int:
         """The class that a rule finds the oddest."""
-        scores = self.scores(rule)
-        return max(scores, key=lambda k: -math.inf if math.isnan(scores[k]) else scores[k])
+        return easiest_of(self.scores(rule))
 
 
 def named(statistic: Statistic) -> str:

@@ -119,7 +119,7 @@ def climb(
     batch: int,
     classes: Tensor | None = None,
     enough: float = 0.5,
-    together: int = 128,
+    together: int = Evidence.together,
 ) -> Climb:
     """Let a distortion per class grow step by step, each a normalised gradient step on the loss towards its class.
 

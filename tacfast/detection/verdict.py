@@ -62,4 +62,9 @@ class Verdict:
     @property
     def easiest(self) -> int:
         """The class with the largest score, the first of several."""
-        return max(self.scores, key=lambda k: -math.inf if math.isnan(self.scores[k]) else self.scores[k])
+        return easiest_of(self.scores)
+
+
+def easiest_of(scores: Mapping[int, float]) -> int:
+    """The class with the largest score, the first of several; NaN is smaller than any."""
+    return max(scores, key=lambda k: -math.inf if math.isnan(scores[k]) else scores[k])

@@ -36,9 +36,10 @@ class Reservoir:
     def __iter__(self) -> Iterator[Any]:
         self.inputs, seen, generator = None, 0, torch.Generator().manual_seed(0)
         for batch in self._loader:
-            self.largest = max(self.largest, len(split_batch(batch)[0]))
+            inputs = split_batch(batch)[0].detach()
+            self.largest = max(self.largest, len(inputs))
             if self._count:
-                seen += self._take(split_batch(batch)[0].detach(), seen, generator)
+                seen += self._take(inputs, seen, generator)
             yield batch
 
     def _take(self, inputs: Tensor, seen: int, generator: torch.Generator) -> int:
