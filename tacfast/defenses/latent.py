@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from os import PathLike
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..models.head import Head
-from ..scanning import ScanReport
 from ..solver import Status
-from .base import EpochRecord, RepairResult
 from .shifts import ShiftSettings, capped, check_reachable, solve_shifts
-from .targeted import train_against
+from .targeted import TargetedRepair
 from .training import Objective, is_finite, widened
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentRepair(ShiftSettings):
+class LatentRepair(ShiftSettings, TargetedRepair):
     """Latent fine-tuning after arXiv 2511.08944: teach the model to withstand s_p.
 
     Minimises CE(f(x), y) + ``lam`` · CE(W(φ(x) + s_p) + b, y) over all weights, where s_p is the smallest
@@ -38,38 +35,16 @@ class LatentRepair(ShiftSettings):
     lam : weight λ of the shifted term
     """
 
+    name: ClassVar[str] = "latent"
     lam: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check("lam", "a finite weight >= 0", is_finite(self.lam) and self.lam >= 0)
 
-    def repair(
-        self,
-        model: nn.Module,
-        loader: Iterable[Any],
-        report: ScanReport,
-        *,
-        held_out: Iterable[Any] | None = None,
-        on_epoch: Callable[[EpochRecord], None] | None = None,
-        state_file: str | PathLike[str] | None = None,
-    ) -> RepairResult:
-        """Return a repaired copy of ``model``; see `tacfast.repair`."""
-
-        def objective(copied: nn.Module, head: Head, targets: tuple[int, ...]) -> Objective:
-            return ShiftedLoss(copied, head, loader, targets, trim=self.trim, lam=self.lam)
-
-        return train_against(
-            "latent",
-            self,
-            model,
-            loader,
-            report,
-            objective,
-            held_out=held_out,
-            on_epoch=on_epoch,
-            state_file=state_file,
-        )
+    def objective(self, model: nn.Module, head: Head, loader: Iterable[Any], targets: tuple[int, ...]) -> Objective:
+        """See `TargetedRepair.objective`."""
+        return ShiftedLoss(model, head, loader, targets, trim=self.trim, lam=self.lam)
 
 
 class ShiftedLoss(Objective):

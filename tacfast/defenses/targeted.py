@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -55,46 +56,46 @@ def resolve_targets(targets: Sequence[int] | None, report: ScanReport) -> tuple[
     return tuple(targets)
 
 
-def train_against(
-    mode: str,
-    settings: TargetSettings,
-    model: nn.Module,
-    loader: Iterable[Any],
-    report: ScanReport,
-    objective: Callable[[nn.Module, Head, tuple[int, ...]], Objective],
-    *,
-    held_out: Iterable[Any] | None,
-    on_epoch: Callable[[EpochRecord], None] | None,
-    state_file: str | PathLike[str] | None,
-) -> RepairResult:
-    """Train a copy of the model, and choose an epoch: a mode that is told apart by what it minimises.
+@dataclass(frozen=True, kw_only=True)
+class TargetedRepair(TargetSettings, ABC):
+    """A mode that trains a copy of the model, chooses an epoch, and is told apart by what it minimises."""
 
-    Parameters
-    ----------
-    mode : its name in the result
-    settings : of the training, and which classes
-    objective : makes it, given the copy, its head and the classes
-    model, loader, report, held_out, on_epoch, state_file : as of `tacfast.repair`
-    """
-    targets = resolve_targets(settings.targets, report)
-    # Not in inference mode: that also turns gradients on where the caller is under no_grad.
-    with isolated_randomness(settings.seed, loader), torch.inference_mode(False):
-        repaired, head = scanned_copy(model, report)
-        measured = None if held_out is None else HeldOut(held_out, head, settings.seed)
-        choice = EpochChoice(repaired, measured, settings.max_drop, first=settings.first_choice)
-        training = Training(repaired, head, loader, settings, objective(repaired, head, targets), choice)
-        training.run(on_epoch, state_file)
-    return RepairResult(
-        model=repaired,
-        history=tuple(training.history),
-        seconds=training.seconds,
-        mode=mode,
-        epoch=choice.epoch,
-        rolled_back=choice.epoch == 0,
-        before=choice.before,
-        after=choice.after,
-        asked=choice.asked,
-        first=settings.first_choice,
-        targets=targets,
-        settings=asdict(settings),
-    )
+    name: ClassVar[str]
+
+    @abstractmethod
+    def objective(self, model: nn.Module, head: Head, loader: Iterable[Any], targets: tuple[int, ...]) -> Objective:
+        """What is minimised, given the copy, its head, the clean samples and the classes."""
+
+    def repair(
+        self,
+        model: nn.Module,
+        loader: Iterable[Any],
+        report: ScanReport,
+        *,
+        held_out: Iterable[Any] | None = None,
+        on_epoch: Callable[[EpochRecord], None] | None = None,
+        state_file: str | PathLike[str] | None = None,
+    ) -> RepairResult:
+        """Return a repaired copy of ``model``; see `tacfast.repair`."""
+        targets = resolve_targets(self.targets, report)
+        # Not in inference mode: that also turns gradients on where the caller is under no_grad.
+        with isolated_randomness(self.seed, loader), torch.inference_mode(False):
+            repaired, head = scanned_copy(model, report)
+            measured = None if held_out is None else HeldOut(held_out, head, self.seed)
+            choice = EpochChoice(repaired, measured, self.max_drop, first=self.first_choice)
+            training = Training(repaired, head, loader, self, self.objective(repaired, head, loader, targets), choice)
+            training.run(on_epoch, state_file)
+        return RepairResult(
+            model=repaired,
+            history=tuple(training.history),
+            seconds=training.seconds,
+            mode=self.name,
+            epoch=choice.epoch,
+            rolled_back=choice.epoch == 0,
+            before=choice.before,
+            after=choice.after,
+            asked=choice.asked,
+            first=self.first_choice,
+            targets=targets,
+            settings=asdict(self),
+        )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +14,8 @@ from torch.nn import functional as F
 from ..detection.lock_step import climb, growing, is_reached, scaled
 from ..detection.universal import Additive, differ, spread_of
 from ..models.head import Head, evaluation_mode
-from ..scanning import ScanReport
-from .base import EpochRecord, RepairResult
 from .shifts import capped
-from .targeted import TargetSettings, train_against
+from .targeted import TargetedRepair
 from .training import Objective, is_finite, trainable_batches, widened
 
 # The perturbation is first looked for on so many samples.
@@ -30,7 +27,7 @@ STEP = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniversalRepair(TargetSettings):
+class UniversalRepair(TargetedRepair):
     """Teach the model to withstand a universal perturbation towards the suspicious class p, which learns along.
 
     Minimises CE(f(x), y) + ``lam`` · CE(f(x + δ), y) + ``distill`` · T² KL(suspect ‖ f)(x) with T = 2. δ takes a
@@ -48,6 +45,7 @@ class UniversalRepair(TargetSettings):
     slack : how much larger than that triggers may be
     """
 
+    name: ClassVar[str] = "universal"
     epochs: int = 20
     lr: float = 0.01
     lam: float = 1.0
@@ -64,32 +62,9 @@ class UniversalRepair(TargetSettings):
         self.check("radius", "a finite share > 0, or None", radius is None or (is_finite(radius) and radius > 0))
         self.check("slack", "a finite factor > 0", is_finite(self.slack) and self.slack > 0)
 
-    def repair(
-        self,
-        model: nn.Module,
-        loader: Iterable[Any],
-        report: ScanReport,
-        *,
-        held_out: Iterable[Any] | None = None,
-        on_epoch: Callable[[EpochRecord], None] | None = None,
-        state_file: str | PathLike[str] | None = None,
-    ) -> RepairResult:
-        """Return a repaired copy of ``model``; see `tacfast.repair`."""
-
-        def objective(copied: nn.Module, head: Head, targets: tuple[int, ...]) -> Objective:
-            return PerturbedLoss(copied, head, loader, targets, self)
-
-        return train_against(
-            "universal",
-            self,
-            model,
-            loader,
-            report,
-            objective,
-            held_out=held_out,
-            on_epoch=on_epoch,
-            state_file=state_file,
-        )
+    def objective(self, model: nn.Module, head: Head, loader: Iterable[Any], targets: tuple[int, ...]) -> Objective:
+        """See `TargetedRepair.objective`."""
+        return PerturbedLoss(model, head, loader, targets, self)
 
 
 class PerturbedLoss(Objective):
