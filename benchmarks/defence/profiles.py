@@ -95,15 +95,13 @@ class Contender:
 # FP has the ten points that are published for it.
 _BUDGET = 0.04
 _OURS = {"epochs": 10, "lr": 0.003, "max_drop": _BUDGET}
-# The rate is that of plain fine-tuning.
-_UNIVERSAL = {"epochs": 10, "lr": 0.01, "max_drop": _BUDGET}
 _TINY = "tinyimagenet"
 DEFENCES: dict[str, Contender] = {
     "latent": Contender(LatentRepair, _OURS, waits=True),
     "latent-told": Contender(LatentRepair, _OURS, told=True),
     "prune": Contender(PruneRepair, _OURS, waits=True),
-    "universal": Contender(UniversalRepair, _UNIVERSAL, waits=True),
-    "universal-told": Contender(UniversalRepair, _UNIVERSAL, told=True),
+    "universal": Contender(UniversalRepair, {}, waits=True),
+    "universal-told": Contender(UniversalRepair, {}, told=True),
     "ft": Contender(RIVALS["ft"], {"lr": 0.01, "epochs": 10}),
     "ft-high": Contender(RIVALS["ft"], {"lr": 0.05, "epochs": 10}),
 }

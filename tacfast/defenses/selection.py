@@ -115,6 +115,8 @@ class EpochChoice:
         `fewest_correct`
     first : epoch from which on epochs count
     before : accuracy of the suspect, if ``model`` is no longer that
+    blend : how far on the straight line of the weights from epoch 0 to the trained network the one lies that is looked
+        at and kept, in (0, 1]
     """
 
     def __init__(
@@ -125,23 +127,44 @@ class EpochChoice:
         *,
         first: int,
         before: Accuracy | None = None,
+        blend: float = 1.0,
     ) -> None:
-        self._model, self._held_out, self._first = model, held_out, first
+        self._model, self._held_out, self._first, self._blend = model, held_out, first, blend
         self.epoch = 0
         self.after = None if held_out is None else held_out.measure(model)
         self.before = before or self.after
         self._enough = 0 if self.before is None else fewest_correct(self.before, max_drop)
+        self._start = cloned_weights(model) if blend < 1 else {}
         self._weights = {} if held_out is None else cloned_weights(model)
 
     def consider(self, epoch: int) -> float | None:
         """Look at the model after an epoch; returns its accuracy on the held-out samples."""
         if self._held_out is None:
             self.epoch = epoch
+            if self.blends:
+                self._weights = self._blended()
             return None
+        trained = cloned_weights(self._model)
+        candidate = self._blended() if self.blends else trained
+        load_weights(self._model, candidate)
         accuracy = self._held_out.measure(self._model)
+        load_weights(self._model, trained)
         if epoch >= self._first and sum(accuracy.correct) >= self._enough:
-            self.epoch, self.after, self._weights = epoch, accuracy, cloned_weights(self._model)
+            self.epoch, self.after, self._weights = epoch, accuracy, candidate
         return accuracy.overall
+
+    @property
+    def blends(self) -> bool:
+        """Whether what is kept is not the trained network itself."""
+        return self._blend < 1
+
+    def _blended(self) -> dict[str, Tensor]:
+        blended = cloned_weights(self._model)
+        for name, tensor in blended.items():
+            moved = tensor != self._start[name]  # what did not may be infinite, as a mask is
+            if tensor.is_floating_point():
+                tensor[moved] = self._start[name].lerp(tensor, self._blend)[moved]
+        return blended
 
     @property
     def asked(self) -> float | None:

@@ -16,7 +16,7 @@ from ..models.head import Head
 from ..scanning import ScanReport
 from .base import EpochRecord, RepairResult, scanned_copy
 from .selection import EpochChoice, HeldOut
-from .training import Objective, Training, TrainingSettings, is_integer
+from .training import Objective, Training, TrainingSettings, is_finite, is_integer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +58,21 @@ def resolve_targets(targets: Sequence[int] | None, report: ScanReport) -> tuple[
 
 @dataclass(frozen=True, kw_only=True)
 class TargetedRepair(TargetSettings, ABC):
-    """A mode that trains a copy of the model, chooses an epoch, and is told apart by what it minimises."""
+    """A mode that trains a copy of the model, chooses an epoch, and is told apart by what it minimises.
+
+    Parameters
+    ----------
+    blend : how far the result lies on the straight line of the weights from the suspect to the trained network, in
+        (0, 1]: most of what a training unlearns is gone before its end, most of its cost is not (Wortsman et al. 2022,
+        arXiv 2109.01903)
+    """
 
     name: ClassVar[str]
+    blend: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check("blend", "a share in (0, 1]", is_finite(self.blend) and 0 < self.blend <= 1)
 
     @abstractmethod
     def objective(self, model: nn.Module, head: Head, loader: Iterable[Any], targets: tuple[int, ...]) -> Objective:
@@ -82,7 +94,7 @@ class TargetedRepair(TargetSettings, ABC):
         with isolated_randomness(self.seed, loader), torch.inference_mode(False):
             repaired, head = scanned_copy(model, report)
             measured = None if held_out is None else HeldOut(held_out, head, self.seed)
-            choice = EpochChoice(repaired, measured, self.max_drop, first=self.first_choice)
+            choice = EpochChoice(repaired, measured, self.max_drop, first=self.first_choice, blend=self.blend)
             training = Training(repaired, head, loader, self, self.objective(repaired, head, loader, targets), choice)
             training.run(on_epoch, state_file)
         return RepairResult(

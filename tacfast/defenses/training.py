@@ -306,7 +306,8 @@ class Training:
     def _state(self) -> dict[str, Any]:
         """Everything that the next epoch depends on, but for the generators, as plain values and tensors."""
         choice = self._choice.state_dict()
-        chosen_now = self._choice.epoch == len(self.history) and choice["weights"]  # then they are stored once
+        # Then they are stored once.
+        chosen_now = self._choice.epoch == len(self.history) and choice["weights"] and not self._choice.blends
         return {
             "weights": choice["weights"] if chosen_now else dict(named_weights(self._model)),
             "optimizer": self._optimizer.state_dict(),

@@ -1,4 +1,4 @@
-"""Unlearn a perturbation of the pixels, the same for all images, that leads to the suspicious class."""
+"""Unlearn perturbations of the inputs that lead both the suspect and the repaired model to the suspicious class."""
 
 from __future__ import annotations
 
@@ -28,36 +28,44 @@ STEP = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class UniversalRepair(TargetedRepair):
-    """Teach the model to withstand a universal perturbation towards the suspicious class p, which learns along.
+    """Teach the model to withstand small perturbations that lead it, and the suspect with it, to the class p.
 
-    Minimises CE(f(x), y) + ``lam`` · CE(f(x + δ), y) + ``distill`` · T² KL(suspect ‖ f)(x) with T = 2. δ takes a
-    normalised gradient step towards p for each step of the network, as in universal adversarial training (Shafahi et
-    al. 2020, arXiv 1811.11304), and stays within a radius. It reaches triggers that no shift of the latents stands for,
-    and keeps the right answers on triggered images, which shifts do not.
+    Minimises ``distill`` · T² KL(suspect ‖ f)(x) with T = 2 on clean samples x, and the cross-entropy of samples of
+    other classes than p when they are perturbed, x + δ + η(x), with a weight of ``lam``, and ``led`` more where f sends
+    them to p. δ is a universal perturbation that takes a normalised gradient step for each step of the network, as in
+    universal adversarial training (Shafahi et al. 2020, arXiv 1811.11304), and η one such step for the sample alone.
+    Both lower the sum of the losses towards p of f and of the suspect, because what fools both is the backdoor rather
+    than a weakness that the training has just made (shared adversarial examples, Wei et al. 2023, arXiv 2307.10562).
+
+    The training is short on purpose: a longer one teaches the backdoor again, through what the suspect says.
 
     Parameters
     ----------
-    epochs, lr : twenty at a rate that networks with BatchNorm survive
-    lam : weight λ of the perturbed term
+    epochs, lr : five at a rate that networks with BatchNorm survive
+    lam, led : weight λ of a perturbed sample, and how much more it has while f sends it to p
     distill : weight of the distance to what the suspect says of clean samples
     radius : largest norm of δ over the spread of the inputs, their mean distance from their mean; None for
         ``slack`` times the one that sends four in five samples to p in the suspect
     slack : how much larger than that triggers may be
+    own : norm of η over the radius
     """
 
     name: ClassVar[str] = "universal"
-    epochs: int = 20
+    epochs: int = 5
     lr: float = 0.01
+    blend: float = 0.7
     lam: float = 1.0
-    distill: float = 1.0
+    led: float = 5.0
+    distill: float = 5.0
     radius: float | None = None
-    slack: float = 2.0
+    slack: float = 1.0
+    own: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("lam", "distill"):
+        for name in ("lam", "led", "distill", "own"):
             value = getattr(self, name)
-            self.check(name, "a finite weight >= 0", is_finite(value) and value >= 0)
+            self.check(name, "a finite number >= 0", is_finite(value) and value >= 0)
         radius = self.radius
         self.check("radius", "a finite share > 0, or None", radius is None or (is_finite(radius) and radius > 0))
         self.check("slack", "a finite factor > 0", is_finite(self.slack) and self.slack > 0)
@@ -68,7 +76,7 @@ class UniversalRepair(TargetedRepair):
 
 
 class PerturbedLoss(Objective):
-    """Cross-entropy on clean and on perturbed samples, and the distance to the suspect on clean ones.
+    """Distance to the suspect on clean samples, and cross-entropy on perturbed ones, above all those that go astray.
 
     Parameters
     ----------
@@ -85,8 +93,8 @@ class PerturbedLoss(Objective):
         self._suspect = copy.deepcopy(model).eval().requires_grad_(False)
         inputs = _some_inputs(loader, head)
         self._additive = Additive.of(inputs)
-        self._steps = 0
-        self._answers: Tensor | None = None
+        self._steps, self._target = 0, self._targets[0]
+        self._answers = self._others = torch.zeros(0)
         spread = spread_of(inputs)
         if not differ(inputs):
             raise ValueError("loader: expected inputs that differ, got the same again and again")
@@ -109,40 +117,40 @@ class PerturbedLoss(Objective):
         )
 
     def batch(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """The inputs, and behind them the same perturbed, after a step of the perturbation whose turn it is."""
+        """The inputs, and behind them those of other classes than the one whose turn it is, perturbed towards it."""
         turn = self._steps % len(self._targets)
         self._steps += 1
-        self._advance(turn, inputs, labels)
+        self._target = self._targets[turn]
         with torch.no_grad():
             self._answers = widened(self._suspect(inputs))
-        return torch.cat([inputs, self._additive.apply(inputs, self._perturbations[turn])])
+        self._others = labels != self._target
+        others = inputs[self._others]
+        return torch.cat([inputs, self._perturbed(turn, others)]) if len(others) else inputs
 
     def loss(self, latents: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        """Of logits (2n, C) of `batch` and labels (n,)."""
-        clean, perturbed = widened(logits).chunk(2)
-        assert self._answers is not None
+        """Of logits (n + m, C) of `batch` and labels (n,), m of them of other classes."""
+        clean, perturbed = torch.split(widened(logits), [len(labels), len(logits) - len(labels)])
         distance = F.kl_div(
             (clean / 2).log_softmax(1), (self._answers / 2).log_softmax(1), reduction="batchmean", log_target=True
         )
         settings = self._settings
-        return (
-            F.cross_entropy(clean, labels)
-            + settings.lam * F.cross_entropy(perturbed, labels)
-            + settings.distill * 4 * distance
-        )
+        weights = settings.lam + settings.led * (perturbed.argmax(1) == self._target)
+        errors = F.cross_entropy(perturbed, labels[self._others], reduction="none")
+        return settings.distill * 4 * distance + (weights * errors).sum() / len(labels)
 
-    def _advance(self, turn: int, inputs: Tensor, labels: Tensor) -> None:
-        target, radius = self._targets[turn], self._radii[turn]
-        others = inputs[labels != target]
-        if len(others) == 0:
-            return
-        given = self._perturbations[turn].clone().requires_grad_()
+    def _perturbed(self, turn: int, others: Tensor) -> Tensor:
+        """Take a step of δ, and one more for every sample."""
+        radius = self._radii[turn]
+        given = self._additive.apply(others, self._perturbations[turn]).requires_grad_()
+        aim = torch.full((len(others),), self._target, device=others.device)
         with evaluation_mode(self._model), torch.enable_grad():
-            logits = widened(self._model(self._additive.apply(others, given)))
-            loss = F.cross_entropy(logits, torch.full((len(others),), target, device=logits.device))
+            logits = [widened(net(given)) for net in (self._model, self._suspect)]
+            loss = F.cross_entropy(torch.cat(logits), aim.repeat(2), reduction="sum")
             (gradient,) = torch.autograd.grad(loss, given)
-        moved = given.detach() - STEP * radius * scaled(gradient[None], 1.0)[0]
-        self._perturbations[turn] = capped(moved, radius)
+        step = scaled(gradient.sum(0, keepdim=True), STEP * radius)[0]
+        self._perturbations[turn] = capped(self._perturbations[turn] - step, radius)
+        own = scaled(gradient, self._settings.own * radius)
+        return self._additive.apply(others, self._perturbations[turn] - own)
 
     def identity(self) -> dict[str, Any]:
         """The targets: those of the report where the settings name none."""

@@ -35,24 +35,25 @@ def test_it_removes_the_backdoor_and_keeps_the_right_answers(trial, report):
     result = run(trial, report, lr=0.05)  # few samples, so few steps
     repaired = trial.evaluate(result.model)
     assert repaired.asr < 0.05
-    assert repaired.ra > 0.85
-    assert repaired.acc > before.acc - 0.02
-    assert (result.mode, result.targets, result.epoch) == ("universal", (TARGET,), 20)
+    assert repaired.ra > 0.95
+    assert repaired.acc > before.acc - 0.05
+    assert (result.mode, result.targets, result.epoch) == ("universal", (TARGET,), 5)
     assert same(weights(trial.model), weights_before)
     # With next to no perturbation it is plain fine-tuning, which leaves the backdoor.
-    assert trial.evaluate(run(trial, report, lr=0.05, radius=1e-4).model).asr > 0.9
+    assert trial.evaluate(run(trial, report, radius=1e-4).model).asr > 0.9
 
 
 def watched(monkeypatch):
-    """The objective of the next repair, and δ after each step."""
+    """The objective of the next repair, whose turn it is, δ after each step, and the perturbed samples."""
     seen = []
-    original = universal.PerturbedLoss._advance
+    original = universal.PerturbedLoss._perturbed
 
-    def spy(self, turn, inputs, labels):
-        original(self, turn, inputs, labels)
-        seen.append((self, turn, self._perturbations[turn].clone()))
+    def spy(self, turn, others):
+        perturbed = original(self, turn, others)
+        seen.append((self, turn, self._perturbations[turn].clone(), perturbed.detach().clone()))
+        return perturbed
 
-    monkeypatch.setattr(universal.PerturbedLoss, "_advance", spy)
+    monkeypatch.setattr(universal.PerturbedLoss, "_perturbed", spy)
     return seen
 
 
@@ -63,17 +64,30 @@ def test_one_step_is_the_gradient_of_the_stated_loss(trial, monkeypatch):
     model[4].p = 0.0
     x, y = trial.clean.images[:60], trial.clean.labels[:60]
     report = scan(model, [(x, y)])
-    settings = {"epochs": 1, "lr": 0.3, "lam": 0.7, "distill": 0.4, "weight_decay": 0.01, "targets": (TARGET,)}
+    settings = {
+        "epochs": 1,
+        "lr": 0.3,
+        "lam": 0.7,
+        "led": 0.3,
+        "distill": 0.4,
+        "weight_decay": 0.01,
+        "targets": (TARGET,),
+    }
+    settings |= {"blend": 1.0, "own": 0.2, "radius": 0.3}
     result = repair(model, [(x, y)], report, mode="universal", **settings)
 
-    ((_, _, delta),) = seen
+    ((_, _, _, bad),) = seen
+    others = y[y != TARGET]
+    assert len(bad) == len(others)
     mine = copy.deepcopy(model).train()
-    low, high = x.amin(), x.amax()
-    clean, perturbed = mine(torch.cat([x, (x + delta).clamp(low, high)])).chunk(2)
+    clean, perturbed = mine(torch.cat([x, bad])).split([len(x), len(bad)])
     suspect = copy.deepcopy(model).eval()(x).detach()
     p, q = (suspect / 2).softmax(1), (clean / 2).softmax(1)
     distance = (p * (p.log() - q.log())).sum(1).mean()
-    loss = F.cross_entropy(clean, y) + 0.7 * F.cross_entropy(perturbed, y) + 0.4 * 4 * distance
+    led = perturbed.argmax(1) == TARGET
+    assert 0 < int(led.sum()) < len(led)
+    errors = F.cross_entropy(perturbed, others, reduction="none")
+    loss = (0.7 * errors.sum() + 0.3 * errors[led].sum()) / len(x) + 0.4 * 4 * distance
     loss.backward()
     assert result.history[0].loss == pytest.approx(float(loss.detach()), rel=1e-5)
     dummy = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
@@ -86,13 +100,13 @@ def test_one_step_is_the_gradient_of_the_stated_loss(trial, monkeypatch):
 def test_the_perturbation_leads_to_the_class_and_stays_within_its_radius(trial, report, monkeypatch):
     seen = watched(monkeypatch)
     run(trial, report, epochs=3, lr=1e-6)
-    objective, _, delta = seen[-1]
+    objective, _, delta, _ = seen[-1]
     (radius,) = objective._radii
-    assert all(float(each.norm()) <= radius * (1 + 1e-5) for _, _, each in seen)
+    assert all(float(each.norm()) <= radius * (1 + 1e-5) for _, _, each, _ in seen)
     images, labels = trial.clean.images, trial.clean.labels
     others = images[labels != TARGET]
     sent = (trial.model(others + delta).argmax(1) == TARGET).float().mean()
-    assert float(sent) > 0.9
+    assert float(sent) > 0.7
     # A step towards the class, not away from it.
     with torch.no_grad():
         losses = [
@@ -100,43 +114,98 @@ def test_the_perturbation_leads_to_the_class_and_stays_within_its_radius(trial, 
             for each in (torch.zeros_like(delta), seen[0][2], delta)
         ]
     assert losses[0] > losses[1]
-    assert losses[2] < 0.2 * losses[0]
+    assert losses[2] < 0.5 * losses[0]
+
+
+def test_every_sample_has_a_perturbation_of_its_own_too(trial, report, monkeypatch):
+    seen = watched(monkeypatch)
+    objective = universal.PerturbedLoss(
+        copy.deepcopy(trial.model).eval(),
+        report.head,
+        loader_of(trial),
+        (TARGET,),
+        UniversalRepair(own=0.5, targets=(TARGET,)),
+    )
+    images, labels = trial.clean.images[:40], trial.clean.labels[:40]
+    others = images[labels != TARGET]
+    # Far from the ends of the range, so that nothing is clipped.
+    objective._additive = type(objective._additive)(torch.tensor(-9.0), torch.tensor(9.0), others.shape[1:])
+    objective.batch(images, labels)
+    ((_, _, delta, bad),) = seen
+    own = bad - others - delta
+    (radius,) = objective._radii
+    assert torch.allclose(own.flatten(1).norm(dim=1), torch.full((len(own),), 0.5 * radius), rtol=1e-4)
+    aim = torch.full((len(others),), TARGET)
+    with torch.no_grad():
+        shared, both = (F.cross_entropy(trial.model(each), aim) for each in (others + delta, bad))
+    assert both < shared
+
+
+def test_it_is_led_by_what_fools_the_suspect_too(trial, report):
+    """A network that nothing leads to the class still has the suspect's perturbations put before it."""
+
+    class Immune(torch.nn.Module):
+        def forward(self, images):
+            return torch.zeros(len(images), 6) + 0 * images.sum()
+
+    settings = UniversalRepair(targets=(TARGET,))
+    objective = universal.PerturbedLoss(
+        copy.deepcopy(trial.model).eval(), report.head, loader_of(trial), (TARGET,), settings
+    )
+    objective._model = Immune()
+    images, labels = trial.clean.images[:60], trial.clean.labels[:60]
+    bad = objective.batch(images, labels)[60:]
+    others = images[labels != TARGET]
+    aim = torch.full((len(others),), TARGET)
+    with torch.no_grad():
+        before, after = (F.cross_entropy(trial.model(each), aim) for each in (others, bad))
+    assert after < before
 
 
 def test_the_radius_is_that_of_the_data_or_as_given(trial, report, monkeypatch):
     seen = watched(monkeypatch)
-    for settings in ({}, {"slack": 1.0}, {"radius": 0.1}):
+    for settings in ({}, {"slack": 2.0}, {"radius": 0.1}):
         run(trial, report, epochs=1, **settings)
-    found = list(dict.fromkeys((id(objective), objective._radii[0]) for objective, _, _ in seen))
-    (_, twice), (_, once), (_, given) = found
+    found = list(dict.fromkeys((id(objective), objective._radii[0]) for objective, _, _, _ in seen))
+    (_, once), (_, twice), (_, given) = found
     assert twice == pytest.approx(2 * once)
     # Of the loader's first inputs, which are random ones of all.
     assert given == pytest.approx(0.1 * spread_of(trial.clean.images), rel=0.05)
 
 
+def test_the_result_lies_between_the_suspect_and_the_trained_network(trial, report):
+    trained, half = (weights(run(trial, report, blend=blend).model) for blend in (1.0, 0.5))
+    for name, old in weights(trial.model).items():
+        if old.is_floating_point():
+            assert torch.allclose(half[name], (old + trained[name]) / 2, atol=1e-6)
+
+
 def test_several_classes_take_turns(trial, report, monkeypatch):
     seen = watched(monkeypatch)
     result = run(trial, report, epochs=1, targets=(TARGET, 4, 0))
-    assert [turn for _, turn, _ in seen] == [i % 3 for i in range(len(seen))]
+    assert [turn for _, turn, _, _ in seen] == [i % 3 for i in range(len(seen))]
     assert result.targets == (TARGET, 4, 0)
-    first = {turn: delta for _, turn, delta in reversed(seen)}
+    first = {turn: delta for _, turn, delta, _ in reversed(seen)}
     assert float(F.cosine_similarity(first[0].flatten(), first[1].flatten(), dim=0)) < 0.9
 
 
-def test_a_batch_of_the_class_alone_leaves_the_perturbation_as_it_is(trial, report, monkeypatch):
+def test_a_batch_of_the_class_alone_is_trained_on_without_perturbation(trial, report, monkeypatch):
     seen = watched(monkeypatch)
     own = trial.clean.labels == TARGET
     x, y = trial.clean.images[own][:20], trial.clean.labels[own][:20]
     with pytest.warns(UserWarning, match="got none of 0"):
-        repair(trial.model, [(x, y)] * 2, report, mode="universal", epochs=1, targets=(TARGET,))
-    assert torch.equal(seen[0][2], seen[1][2])
+        result = repair(trial.model, [(x, y)] * 2, report, mode="universal", epochs=1, targets=(TARGET,))
+    assert not seen
+    assert result.epoch == 1
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lam": -1.0}, "lam: expected a finite weight >= 0, got -1.0"),
-        ({"distill": float("nan")}, "distill: expected a finite weight >= 0, got nan"),
+        ({"lam": -1.0}, "lam: expected a finite number >= 0, got -1.0"),
+        ({"distill": float("nan")}, "distill: expected a finite number >= 0, got nan"),
+        ({"own": -0.1}, "own: expected a finite number >= 0, got -0.1"),
+        ({"blend": 0.0}, r"blend: expected a share in \(0, 1\], got 0.0"),
         ({"radius": 0.0}, "radius: expected a finite share > 0, or None, got 0.0"),
         ({"slack": 0}, "slack: expected a finite factor > 0, got 0"),
         ({"targets": ()}, "targets: expected one or more classes in a tuple, or None"),
