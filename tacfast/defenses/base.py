@@ -16,6 +16,7 @@ from torch import nn
 from ..models.head import Head, head_named
 from ..scanning import ScanReport
 from ..solver import GapMatrix
+from .confirmation import Confirmation
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,12 @@ class RepairResult:
     before, after : accuracy on the held-out samples of the given model and of ``model``; None without such samples
     asked : accuracy on the held-out samples that was good enough; None without such samples, or where nothing was asked
     first : the first epoch that could be chosen by them; 0 where none could
+    blend : how far ``model`` lies on the line of the weights from the given one to the trained one
     targets : the classes whose shortcut was removed, in the order given
     pruned : the latents, numbers below d, that the head of ``model`` ignores now
     settings : the fields of the mode's class, by name
+    confirmation : what a second scan says, of the held-out samples; None without them, and where no class was aimed at
+        or nothing came of it
     """
 
     model: nn.Module
@@ -96,9 +100,11 @@ class RepairResult:
     after: Accuracy | None = None
     asked: float | None = None
     first: int = 0
+    blend: float = 1.0
     targets: tuple[int, ...] = ()
     pruned: tuple[int, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    confirmation: Confirmation | None = None
 
     @property
     def best(self) -> float | None:

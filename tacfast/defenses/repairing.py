@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
 from torch import nn
 from torch.utils.data import SequentialSampler
 
-from ..scanning import ScanReport
+from ..data.randomness import isolated_randomness
+from ..scanning import ScanReport, scan
+from .auto import AutoRepair
 from .base import EpochRecord, Mode, RepairResult, warn_caller
+from .confirmation import Confirmation
 from .latent import LatentRepair
 from .prune import PruneRepair
 from .rivals import RIVALS
 from .universal import UniversalRepair
 
-MODES: dict[str, type[LatentRepair | PruneRepair | UniversalRepair]] = {
+MODES: dict[str, type[AutoRepair | LatentRepair | PruneRepair | UniversalRepair]] = {
+    "auto": AutoRepair,
     "latent": LatentRepair,
     "prune": PruneRepair,
     "universal": UniversalRepair,
@@ -28,7 +33,7 @@ def repair(
     loader: Iterable[Any],
     report: ScanReport,
     *,
-    mode: str = "latent",
+    mode: str | Mode = "auto",
     held_out: Iterable[Any] | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
     state_file: str | PathLike[str] | None = None,
@@ -43,21 +48,23 @@ def repair(
         through once to count and check them, then up to twice per epoch. Best in small shuffled batches, the
         incomplete last one left out: ``DataLoader(data, batch_size=32, shuffle=True, drop_last=True)``
     report : result of `tacfast.scan` on this model
-    mode : ``"latent"``, see `LatentRepair`, ``"universal"``, see `UniversalRepair`, or ``"prune"``, see
-        `PruneRepair`; or the name of a published defence to
-        compare with, a key of `tacfast.defenses.RIVALS` such as ``"anp"``: these use nothing that the report found,
-        choose their thresholds on ``held_out`` if they have any, and cannot go on from a ``state_file``
+    mode : ``"auto"``, see `AutoRepair`, ``"universal"``, see `UniversalRepair`, ``"latent"``, see `LatentRepair`, or
+        ``"prune"``, see `PruneRepair`; an object of one of these, or of a `Mode` of one's own; or the name of a
+        published defence to compare with, a key of `tacfast.defenses.RIVALS` such as ``"anp"``: these use nothing that
+        the report found, choose their thresholds on ``held_out`` if they have any, and cannot go on from a
+        ``state_file``
     held_out : other clean labelled samples than those of ``loader``, in batches of any size; nothing is trained on
         them. The result is then the network of the last epoch, after the first 30 % of the training, that lost no more
         accuracy on them than ``max_drop`` allows, counted in whole samples, and a plain copy of the given one if no
         epoch qualifies. Unless it is given, that is down to the lower end of Wilson's 95 % interval of the accuracy
-        before. Without them the last epoch is taken as it is
+        before; and it is scanned once more with them, see ``confirmation`` of the result. Without them the last epoch
+        is taken as it is
     on_epoch : called with an `EpochRecord` after each epoch
     state_file : path of a file, in an existing folder, that holds the state of the training after every epoch. If it
         exists the training goes on from there, on the CPU to the very weights that it would have had without the
         interruption; it is deleted at the end. Out of its reach are generators that a data set keeps for itself and
         those of persistent workers
-    **settings : fields of the mode's class, such as ``epochs`` (60), ``lr`` (0.1), ``seed`` or ``targets``
+    **settings : fields of the mode's class, such as ``epochs``, ``lr``, ``seed`` or ``targets``; none beside an object
 
     Returns
     -------
@@ -71,7 +78,7 @@ def repair(
         yields nothing, no labels, or labels that are not classes of the head, the mode needs ``held_out``, or
         ``state_file`` is of another repair.
     TypeError
-        If a setting is unknown, or an argument of another type than described.
+        If a setting is unknown or given beside a mode that is an object, or an argument of another type than described.
     FileNotFoundError
         If the folder of ``state_file`` does not exist.
     DivergedError
@@ -87,9 +94,7 @@ def repair(
     On a GPU that computes in bfloat16 (compute capability 8.0 and up) the training runs in mixed precision and with
     images in channels-last order; shifts are solved for and held in float32.
     """
-    known: dict[str, Callable[..., Mode]] = {**MODES, **RIVALS}
-    if mode not in known:
-        raise ValueError(f"mode: expected one of {', '.join(map(repr, known))}, got {mode!r}")
+    chosen = _resolved(mode, settings)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(report, ScanReport):
@@ -100,5 +105,23 @@ def repair(
     # The sampler in use: that of the batch sampler, unless the loader has none.
     if isinstance(getattr(getattr(loader, "batch_sampler", None) or loader, "sampler", None), SequentialSampler):
         warn_caller("loader: expected shuffled samples, got the same order every epoch")
-    chosen = known[mode](**settings)
-    return chosen.repair(model, loader, report, held_out=held_out, on_epoch=on_epoch, state_file=state_file)
+    result = chosen.repair(model, loader, report, held_out=held_out, on_epoch=on_epoch, state_file=state_file)
+    if held_out is None or result.rolled_back or not result.targets:
+        return result
+    with isolated_randomness(0, held_out):
+        again = scan(result.model, held_out, head=report.head.name).verdict
+    return replace(result, confirmation=Confirmation(again, report.verdict, result.targets))
+
+
+def _resolved(mode: str | Mode, settings: dict[str, Any]) -> Mode:
+    """The mode of that name with its settings, or the object itself."""
+    if isinstance(mode, str):
+        known: dict[str, Callable[..., Mode]] = {**MODES, **RIVALS}
+        if mode not in known:
+            raise ValueError(f"mode: expected one of {', '.join(map(repr, known))}, got {mode!r}")
+        return known[mode](**settings)
+    if isinstance(mode, type) or not callable(getattr(mode, "repair", None)):
+        raise TypeError(f"mode: expected a name or an object with a method repair, got {mode!r}")
+    if settings:
+        raise TypeError(f"mode: an object has its settings, got {', '.join(settings)} beside {type(mode).__name__}")
+    return mode

@@ -18,6 +18,9 @@ from .base import Accuracy
 # 97.5 % quantile of a normal distribution.
 Z95 = 1.959963984540054
 
+# Shares of its ``blend`` at which a network that costs too much is looked at again.
+BACK = (0.8, 0.6, 0.4, 0.2)
+
 
 class HeldOut:
     """Clean labelled samples that a defence may measure on but not train on.
@@ -116,7 +119,8 @@ class EpochChoice:
     first : epoch from which on epochs count
     before : accuracy of the suspect, if ``model`` is no longer that
     blend : how far on the straight line of the weights from epoch 0 to the trained network the one lies that is looked
-        at and kept, in (0, 1]
+        at and kept, in (0, 1]. Below 1 the last epoch is not given up where that costs too much: rather, the network
+        comes from further back on its line
     """
 
     def __init__(
@@ -130,7 +134,8 @@ class EpochChoice:
         blend: float = 1.0,
     ) -> None:
         self._model, self._held_out, self._first, self._blend = model, held_out, first, blend
-        self.epoch = 0
+        self.epoch, self._last = 0, 0
+        self.share = blend
         self.after = None if held_out is None else held_out.measure(model)
         self.before = before or self.after
         self._enough = 0 if self.before is None else fewest_correct(self.before, max_drop)
@@ -139,18 +144,24 @@ class EpochChoice:
 
     def consider(self, epoch: int) -> float | None:
         """Look at the model after an epoch; returns its accuracy on the held-out samples."""
+        self._last = epoch
         if self._held_out is None:
             self.epoch = epoch
             if self.blends:
-                self._weights = self._blended()
+                self._weights = self._blended(self._blend)
             return None
+        return self._try(self._blend, allowed=epoch >= self._first)
+
+    def _try(self, share: float, *, allowed: bool) -> float:
+        """Measure the network so far on the line to the one that is trained, and keep it if it is good enough."""
+        assert self._held_out is not None
         trained = cloned_weights(self._model)
-        candidate = self._blended() if self.blends else trained
+        candidate = self._blended(share) if share < 1 else trained
         load_weights(self._model, candidate)
         accuracy = self._held_out.measure(self._model)
         load_weights(self._model, trained)
-        if epoch >= self._first and sum(accuracy.correct) >= self._enough:
-            self.epoch, self.after, self._weights = epoch, accuracy, candidate
+        if allowed and sum(accuracy.correct) >= self._enough:
+            self.epoch, self.after, self._weights, self.share = self._last, accuracy, candidate, share
         return accuracy.overall
 
     @property
@@ -158,12 +169,12 @@ class EpochChoice:
         """Whether what is kept is not the trained network itself."""
         return self._blend < 1
 
-    def _blended(self) -> dict[str, Tensor]:
+    def _blended(self, share: float) -> dict[str, Tensor]:
         blended = cloned_weights(self._model)
         for name, tensor in blended.items():
             moved = tensor != self._start[name]  # what did not may be infinite, as a mask is
             if tensor.is_floating_point():
-                tensor[moved] = self._start[name].lerp(tensor, self._blend)[moved]
+                tensor[moved] = self._start[name].lerp(tensor, share)[moved]
         return blended
 
     @property
@@ -172,17 +183,22 @@ class EpochChoice:
         return None if self.before is None else self._enough / sum(self.before.total)
 
     def apply(self) -> None:
-        """Put the weights of the chosen epoch into the model."""
+        """Put the weights of the chosen epoch into the model, those of the last from further back if need be."""
+        if self.blends and self._held_out is not None:
+            for step in BACK:
+                if self.epoch == self._last:
+                    break
+                self._try(step * self._blend, allowed=True)
         load_weights(self._model, self._weights)
 
     def state_dict(self) -> dict[str, Any]:
         """What was chosen so far, plain values and tensors."""
         after = None if self.after is None else (self.after.correct, self.after.total)
-        return {"epoch": self.epoch, "after": after, "weights": self._weights}
+        return {"epoch": self.epoch, "last": self._last, "after": after, "weights": self._weights}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what `state_dict` gave."""
-        self.epoch, self._weights = state["epoch"], state["weights"]
+        self.epoch, self._last, self._weights = state["epoch"], state["last"], state["weights"]
         self.after = None if state["after"] is None else Accuracy(*state["after"])
 
 

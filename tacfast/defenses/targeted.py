@@ -46,7 +46,7 @@ def resolve_targets(targets: Sequence[int] | None, report: ScanReport) -> tuple[
         if not report.verdict.classes:
             raise ValueError(
                 f"report: expected a suspicious class to repair, but the verdict is {report.verdict.label}; "
-                "give targets= to repair classes of your choice"
+                "give targets= to repair classes of your choice, or harden=True in mode 'auto' to train against all"
             )
         return report.verdict.classes
     classes = report.head.num_classes
@@ -78,6 +78,10 @@ class TargetedRepair(TargetSettings, ABC):
     def objective(self, model: nn.Module, head: Head, loader: Iterable[Any], targets: tuple[int, ...]) -> Objective:
         """What is minimised, given the copy, its head, the clean samples and the classes."""
 
+    def resolve(self, report: ScanReport) -> tuple[int, ...]:
+        """The classes to train against; raises ValueError if there is none, or one that the head does not have."""
+        return resolve_targets(self.targets, report)
+
     def repair(
         self,
         model: nn.Module,
@@ -89,7 +93,7 @@ class TargetedRepair(TargetSettings, ABC):
         state_file: str | PathLike[str] | None = None,
     ) -> RepairResult:
         """Return a repaired copy of ``model``; see `tacfast.repair`."""
-        targets = resolve_targets(self.targets, report)
+        targets = self.resolve(report)
         # Not in inference mode: that also turns gradients on where the caller is under no_grad.
         with isolated_randomness(self.seed, loader), torch.inference_mode(False):
             repaired, head = scanned_copy(model, report)
@@ -109,5 +113,6 @@ class TargetedRepair(TargetSettings, ABC):
             asked=choice.asked,
             first=self.first_choice,
             targets=targets,
+            blend=choice.share,
             settings=asdict(self),
         )

@@ -1,6 +1,7 @@
 """What `repair` refuses, and what it warns of."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,10 @@ from _backdoored import CLASSES, loader_of, make_trial
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-from tacfast import repair, scan
+import tacfast
+from tacfast import scan
+
+repair = partial(tacfast.repair, mode="latent")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,7 +39,7 @@ def test_a_fixed_order_is_warned_of(trial, report):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"mode": "magic"}, ValueError, "mode: expected one of 'latent', 'prune', .*'anp'.*, got 'magic'"),
+        ({"mode": "magic"}, ValueError, "mode: expected one of 'auto', 'latent', 'prune', .*'anp'.*, got 'magic'"),
         ({"targets": (1, CLASSES)}, ValueError, "targets: expected classes 0 to 5, got 6"),
         ({"targets": (-1,)}, ValueError, "targets: expected classes 0 to 5, got -1"),
         ({"targets": ()}, ValueError, r"targets: expected one or more classes in a tuple, or None, got \(\)"),

@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -6,9 +7,12 @@ from _backdoored import TARGET, loader_of, make_model, make_trial, same, weights
 from torch import nn
 from torch.nn import functional as F
 
-from tacfast import GapMatrix, Status, extract_latents, repair, scan, solve_tac
+import tacfast
+from tacfast import GapMatrix, Status, extract_latents, scan, solve_tac
 from tacfast.defenses import latent, shifts
 from tacfast.detection import Verdict
+
+repair = partial(tacfast.repair, mode="latent")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

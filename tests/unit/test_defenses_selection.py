@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,8 +10,11 @@ from _backdoored import CLASSES, TARGET, loader_of, make_trial, same, weights
 from scipy.stats import binomtest
 from torch.utils.data import DataLoader, TensorDataset
 
-from tacfast import repair, scan
+import tacfast
+from tacfast import scan
 from tacfast.defenses import Accuracy, selection
+
+repair = partial(tacfast.repair, mode="latent")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -98,6 +102,39 @@ def test_the_last_epoch_within_the_drop_is_chosen(course, first, chosen):
     assert choice.epoch == chosen
     assert model.weight.item() == course[chosen] == choice.after.correct[0]
     assert choice.before.correct == (900, 0)
+
+
+@pytest.mark.parametrize(
+    ("trained", "share", "kept"),
+    [
+        ([896, 890], 0.5, 895.0),  # good enough where it was to be
+        ([896, 820], 0.1, 892.0),  # from further back rather than of the epoch before
+        ([850, 840], 0.1, 894.0),
+        ([850, 700], 0.5, 900.0),  # nowhere: rolled back
+    ],
+)
+def test_a_blend_that_costs_too_much_comes_from_further_back(trained, share, kept):
+    model = torch.nn.Linear(1, 1)
+    model.weight.data.fill_(900)
+    choice = selection.EpochChoice(model, Scripted(), 0.01, first=1, blend=0.5)
+    for epoch, right in enumerate(trained, start=1):
+        model.weight.data.fill_(right)
+        assert choice.consider(epoch) == (900 + right) / 2000
+        assert model.weight.item() == right  # the training goes on from where it was
+    choice.apply()
+    assert model.weight.item() == pytest.approx(kept, abs=0.01)
+    assert choice.epoch == (0 if kept == 900 else 2)
+    assert choice.share == pytest.approx(share)
+
+
+def test_a_blend_leaves_what_is_infinite_alone():
+    model = torch.nn.Linear(2, 1)
+    model.weight.data.copy_(torch.tensor([[-torch.inf, 1.0]]))
+    choice = selection.EpochChoice(model, None, None, first=1, blend=0.5)
+    model.weight.data[0, 1] = 3.0
+    choice.consider(1)
+    choice.apply()
+    assert model.weight.tolist() == [[-torch.inf, 2.0]]
 
 
 def test_the_result_is_the_network_of_the_chosen_epoch(trial, report, held_out, monkeypatch):

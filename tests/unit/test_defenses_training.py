@@ -2,6 +2,7 @@
 
 import copy
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,8 +11,11 @@ from _backdoored import TARGET, loader_of, make_trial, same, weights
 from torch import nn
 from torch.utils.data import RandomSampler
 
-from tacfast import repair, scan
+import tacfast
+from tacfast import scan
 from tacfast.defenses import latent, training
+
+repair = partial(tacfast.repair, mode="latent")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,0 +1,34 @@
+"""The mode that decides by the verdict what to unlearn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..scanning import ScanReport
+from .universal import UniversalRepair
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoRepair(UniversalRepair):
+    """Mode `universal` against the classes that the scan named, one or several; where it named none, by ``harden``.
+
+    Parameters
+    ----------
+    harden : where nothing was found, train against every class in turn rather than raise an error. It removed an
+        all-to-all backdoor that the scan does not see, and costs a clean network more accuracy than a repair does
+        (`benchmarks/results/LOG.md`), so that it is for those who distrust a model whatever a scan says of it
+    """
+
+    name: ClassVar[str] = "auto"
+    harden: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check("harden", "True or False", isinstance(self.harden, bool))
+
+    def resolve(self, report: ScanReport) -> tuple[int, ...]:
+        """See `TargetedRepair.resolve`."""
+        if self.harden and self.targets is None and not report.verdict.classes:
+            return tuple(range(report.head.num_classes))
+        return super().resolve(report)
