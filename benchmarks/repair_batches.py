@@ -39,7 +39,7 @@ def run_seed(seed: int) -> list[dict]:
     for batch_size in BATCH_SIZES:
         # The true target, so that a class that the scan missed says nothing about the repair.
         loader = given.loader(batch_size, shuffle=True)
-        result = repair(trial.model, loader, report, targets=(trial.attack.target,), seed=seed)
+        result = repair(trial.model, loader, report, mode="latent", targets=(trial.attack.target,), seed=seed)
         after = evaluate(result.model, held_out.loader(), trial.attack)
         row = {"seed": seed, "batch_size": batch_size, "steps": LatentRepair.epochs * len(loader), "given": n}
         rows.append(row | {"acc_loss": before.acc - after.acc, **asdict(after)})

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..defenses import Confirmation
 from ..report.words import class_label, headline
-from ..scanning import ScanReport
 
-# Weights were written, but there are doubts.
-UNCONFIRMED = 5
+# Weights were written, but something speaks against the repair, or nothing can be said of it.
+STATUS = {"confirmed": 0, "not confirmed": 5, "could not be tested": 6}
 # A clean model, too, sends some images with a trigger to the attacker's class.
 MAX_ASR = 0.1
 # A trigger also hides a part of some images; what loses more than this is still led astray by it.
@@ -17,21 +17,18 @@ MAX_RA_LOSS = 0.3
 
 
 def confirm(
-    report: ScanReport,
-    again: ScanReport,
-    targets: Sequence[int],
+    found: Confirmation,
     attack: Mapping[str, Any] | None,
     names: Mapping[int, str],
     *,
     before: Mapping[str, Any] | None = None,
     accuracy: float | None = None,
 ) -> dict[str, Any]:
-    """Compare a repaired model with the suspect, for `tacfast.report.repair_facts`.
+    """Put what a second scan and the trigger say of a repair in words, for `tacfast.report.repair_facts`.
 
     Parameters
     ----------
-    report, again : scans of the suspect and of the repaired model with the same images
-    targets : the classes that were repaired
+    found : the second scan
     attack : what `Triggered.measure` found of the repaired model; None where there are no such images
     names : of the classes
     before : what it found of the suspect: images whose trigger did not work there can show nothing here
@@ -40,47 +37,70 @@ def confirm(
     Returns
     -------
     dict
-        The second verdict; in sentences, ``doubts``: what speaks against the repair or could not be seen, empty if
-        nothing does, and ``notes``: how little it means if nothing does.
+        The ``outcome``, one of ``STATUS``; the second verdict; in sentences, ``doubts``: what speaks against the repair
+        or could not be seen, empty if nothing does, and ``notes``: how little it means if nothing does.
     """
-    doubts, notes = [], []
-    verdict = again.verdict
-    borderline = verdict.label == "borderline" and not verdict.classes
-    if verdict.label != "nothing_found" and not (borderline and verdict.easiest not in targets):
-        doubts.append(f"the second scan says: {headline(verdict, names)}")
+    verdict = found.verdict
+    against = [f"the second scan says: {headline(verdict, names)}"] if found.alarm else []
+    against += [
+        f"what led the suspect to class {class_label(names, k)} still sends {100 * found.followed[k]:.0f} % of the "
+        "held-out images of other classes there"
+        for k in found.still_followed
+    ]
     blind = attack is not None and before is not None and before["asr"] <= MAX_ASR
-    if blind:
-        doubts.append(
-            "the images with the trigger did not work on the suspect either, so they cannot show that it is repaired: "
-            "check the normalisation and the image size"
-        )
-    if attack is None or blind:
-        unseen = [class_label(names, k) for k in targets if k not in report.verdict.classes]
-        if unseen:
-            doubts.append(
-                f"the first scan did not name class {', '.join(unseen)}, so a second one cannot confirm anything"
-            )
-        if short := [class_label(names, k) for k in targets if k in verdict.left_out]:
-            doubts.append(f"the second scan has too few images of class {', '.join(short)} to judge it")
-        notes.append("whether the trigger still works can only be measured by whoever has it")
-    elif attack["asr"] > MAX_ASR:
-        doubts.append(f"the attack still succeeds with {100 * attack['asr']:.1f} % of the images that have its trigger")
-    elif accuracy is not None and attack["ra"] < accuracy - MAX_RA_LOSS:
-        doubts.append(
-            f"the trigger still takes effect: {100 * attack['ra']:.1f} % of the images that have it are classified "
-            f"correctly, of clean ones {100 * accuracy:.1f} %"
-        )
-    if report.verdict.label != "suspicious":
-        label = report.verdict.label.replace("_", " ")
-        notes.append(f"the first scan was no clear alarm ({label}): there may have been no backdoor, or another one")
-    notes.append(
-        "a second scan that finds nothing is weak evidence and no proof: most of its images trained the repair, and a "
-        "backdoor in another class is missed as before"
-    )
+    measured = attack is not None and not blind
+    if measured:
+        assert attack is not None
+        against += _of_the_trigger(attack, accuracy)
+    untested = [] if measured else list(_untested(found, names, blind))
+    if verdict.label == "inconclusive":
+        untested.append("the second scan is inconclusive: it needs more held-out images")
+    outcome = "not confirmed" if against else "could not be tested" if untested else "confirmed"
     return {
+        "outcome": outcome,
         "label": verdict.label,
         "classes": list(verdict.classes),
         "headline": headline(verdict, names),
-        "doubts": doubts,
-        "notes": notes,
+        "doubts": [*against, *untested],
+        "notes": list(_notes(found, measured)),
     }
+
+
+def _of_the_trigger(attack: Mapping[str, Any], accuracy: float | None) -> list[str]:
+    """What images with the trigger say against a repair."""
+    if attack["asr"] > MAX_ASR:
+        return [f"the attack still succeeds with {100 * attack['asr']:.1f} % of the images that have its trigger"]
+    if accuracy is not None and attack["ra"] < accuracy - MAX_RA_LOSS:
+        return [
+            f"the trigger still takes effect: {100 * attack['ra']:.1f} % of the images that have it are classified "
+            f"correctly, of clean ones {100 * accuracy:.1f} %"
+        ]
+    return []
+
+
+def _untested(found: Confirmation, names: Mapping[int, str], blind: bool) -> Iterator[str]:
+    """Why a repair can be neither confirmed nor refuted."""
+    if blind:
+        yield (
+            "the images with the trigger did not work on the suspect either, so they cannot show that it is repaired: "
+            "check the normalisation and the image size"
+        )
+    if found.unnamed:
+        unseen = ", ".join(class_label(names, k) for k in found.unnamed)
+        yield f"the first scan did not name class {unseen}, so a second one cannot confirm anything"
+    if found.unjudged:
+        short = ", ".join(class_label(names, k) for k in found.unjudged)
+        yield f"the second scan has too few held-out images of class {short} to judge it"
+
+
+def _notes(found: Confirmation, measured: bool) -> Iterator[str]:
+    """How little a confirmation means."""
+    if not measured:
+        yield "whether the trigger still works can only be measured by whoever has it"
+    if found.first.label != "suspicious":
+        label = found.first.label.replace("_", " ")
+        yield f"the first scan was no clear alarm ({label}): there may have been no backdoor, or another one"
+    yield (
+        "a second scan that finds nothing is weak evidence and no proof: a backdoor in another class is missed as "
+        "before"
+    )

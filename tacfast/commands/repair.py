@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -15,20 +15,29 @@ from .. import __version__
 from ..data import FolderLoader, hold_out
 from ..defenses import MODES, DivergedError, RepairResult
 from ..defenses import repair as repair_model
+from ..defenses.repairing import Ours
 from ..models import save_checkpoint, write_defense_result
 from ..models.checkpoint import SAFETENSORS, check_target
 from ..report import repair_facts, scan_facts
 from . import options, screen
-from .confirm import UNCONFIRMED, confirm
+from .confirm import STATUS, confirm
 from .scan import EXIT_STATUS, describe, run_scan, show_scan, write_reports
 from .suspect import TRAINED_BY, Suspect, check_files, open_loader, open_suspect
 from .triggered import Triggered
 
 REPAIR = "The repair"
-# Higher rates remove more of a backdoor, and which one a network survives differs by a factor of a hundred. The first
-# that keeps held-out clean accuracy is taken, so that no trigger is needed to choose.
-RATES = (0.1, 0.03, 0.01, 0.003)
+# What has an option of its own, or is known from elsewhere.
+OWN_OPTION = {"epochs", "lr", "max_drop", "seed", "targets", "harden"}
 _EPOCHS = ", ".join(f"{mode.epochs} in mode {name}" for name, mode in MODES.items())
+_RATES = "; ".join(f"{', '.join(f'{rate:g}' for rate in mode.rates)} in mode {name}" for name, mode in MODES.items())
+
+
+def fields_of(mode: str) -> list[str]:
+    """Names of the settings of a mode that ``--settings`` takes."""
+    return [each.name for each in fields(MODES[mode]) if each.name not in OWN_OPTION]
+
+
+_SETTINGS = "; ".join(f"{name}: {', '.join(fields_of(name))}" for name in MODES)
 # Of where the weights come from, what a scan of the repaired ones must know, too.
 KEPT = ("data", "splits")
 # Under this name BackdoorBench looks for the result of a defence, and gets it in its format.
@@ -59,7 +68,7 @@ def repair(
     data_root: options.DataRoot = None,
     split: options.Split = None,
     skip_unreadable: options.SkipUnreadable = False,
-    mode: Annotated[str, typer.Option(help=f"One of {', '.join(MODES)}.", rich_help_panel=REPAIR)] = "latent",
+    mode: Annotated[str, typer.Option(help=f"One of {', '.join(MODES)}.", rich_help_panel=REPAIR)] = "auto",
     target: Annotated[
         list[int] | None,
         typer.Option(
@@ -76,11 +85,30 @@ def repair(
     lr: Annotated[
         float | None,
         typer.Option(
-            help=f"Peak learning rate. Without it {', '.join(f'{rate:g}' for rate in RATES)}, in turn, until clean "
-            "accuracy is kept.",
+            help=f"Peak learning rate. Without it, until clean accuracy is kept, in turn {_RATES}.",
             rich_help_panel=REPAIR,
+            show_default=False,
         ),
     ] = None,
+    settings: Annotated[
+        dict[str, Any] | None,
+        typer.Option(
+            parser=options.parse_mapping,
+            metavar="JSON",
+            help=f"Further settings of the mode, such as '{{\"blend\": 0.5}}'. Of {_SETTINGS}.",
+            rich_help_panel=REPAIR,
+            show_default=False,
+        ),
+    ] = None,
+    harden: Annotated[
+        bool,
+        typer.Option(
+            "--harden",
+            help="Where nothing is found, train against every class in turn, in mode auto. This costs clean accuracy "
+            "whether there is a backdoor or not: on a clean network HARDEN_COST.",
+            rich_help_panel=REPAIR,
+        ),
+    ] = False,
     held_out: Annotated[
         float,
         typer.Option(
@@ -115,19 +143,18 @@ def repair(
 ) -> None:
     """Scan a classifier, remove the backdoor if one is found, scan again, and write the repaired weights.
 
-    Exit status: 0 weights were written and nothing speaks against the repair, 1 error or nothing written, 2 wrong
-    usage, 4 the scan is borderline or inconclusive and nothing was written, 5 weights were written but the repair could
-    not be confirmed. No status is a proof that the backdoor is gone.
+    Exit status: 0 weights were written and the repair is confirmed, 1 error or nothing written, 2 wrong usage, 4 the
+    scan is borderline or inconclusive and nothing was written, 5 weights were written but something speaks against the
+    repair, 6 weights were written but whether it worked could not be tested. No status is a proof that the backdoor is
+    gone.
     """
     console = Console()
     if not 0 < held_out < 1:
         raise typer.BadParameter(f"expected a share in (0, 1), got {held_out:g}", param_hint="--held-out")
-    if mode not in MODES:
-        raise typer.BadParameter(f"expected one of {', '.join(MODES)}, got {mode!r}", param_hint="--mode")
-    epochs = epochs or MODES[mode].epochs
-    settings: dict[str, Any] = {"epochs": epochs, "max_drop": max_drop, "seed": seed}
-    rates = RATES if lr is None else (lr,)
-    MODES[mode](**settings, lr=rates[0])  # a setting out of range is told now, before the work
+    given = {"max_drop": max_drop, "seed": seed, **({"harden": True} if harden else {}), **(settings or {})}
+    chosen = _mode(mode, {**given, **({} if epochs is None else {"epochs": epochs})}, target)
+    rates = MODES[mode].rates if lr is None else (lr,)
+    replace(chosen, lr=rates[0])  # a setting out of range is told now, before the work
     check_target(out)
     check_files(checkpoint, class_names, out=out, json=json, html=html, state=state)
     suspect = open_suspect(
@@ -166,24 +193,24 @@ def repair(
     about = describe(suspect, report, everything, triggered)
     found = scan_facts(report, **about)
     show_scan(console, found, suspect.names)
-    if not report.verdict.classes and not target:
+    if not report.verdict.classes and not target and not harden:
         write_reports(found, report, json=json, html=html)
-        typer.echo("tacfast: nothing to repair, nothing written; --target repairs a class of your choice", err=True)
+        typer.echo(
+            "tacfast: nothing to repair, nothing written; --target repairs a class of your choice, --harden all",
+            err=True,
+        )
         raise typer.Exit(EXIT_STATUS[report.verdict.label] or 1)
 
     def attempt(rate: float) -> RepairResult:
-        with screen.progress(console, f"repairing, lr {rate:g}", epochs) as advance:
+        with screen.progress(console, f"repairing, lr {rate:g}", chosen.epochs, then="scanning again") as advance:
             return repair_model(
                 suspect.model,
                 open_images(trained, shuffle=True),
                 report,
-                mode=mode,
+                mode=replace(chosen, lr=rate),
                 held_out=open_images(held),
                 on_epoch=lambda record: advance(record.epoch),
                 state_file=_state_of(state, rate),
-                targets=tuple(dict.fromkeys(target)) if target else None,
-                lr=rate,
-                **settings,
             )
 
     # Rates are tried in order, so those before one that has a state are done with.
@@ -194,24 +221,36 @@ def repair(
         facts = scan_facts(report, **about, repair=repair_facts(result))
         write_reports(facts, report, json=json, html=html)
         _give_up(console, facts["repair"], suspect.names)
-    repaired = replace(suspect, model=result.model)
-    again = run_scan(console, repaired, everything, report.head.name, task="scanning again")
     after = triggered.measure(result.model)
-    kept = None if result.after is None else result.after.overall
+    assert result.confirmation is not None
+    assert result.after is not None
     doubts = confirm(
-        report,
-        again,
-        result.targets,
+        result.confirmation,
         after,
         suspect.names,
         before=about["attack"] and about["attack"]["before"],
-        accuracy=kept,
+        accuracy=result.after.overall,
     )
     done = repair_facts(result, doubts)
     _write_weights(suspect, result, done, out, suspect.images.subset(trained).digests())
     about |= {"repair": done, "attack": after and about["attack"] | {"after": after}}
     write_reports(scan_facts(report, **about), report, json=json, html=html)
     _show_repair(console, about, out)
+
+
+def _mode(name: str, settings: dict[str, Any], target: Sequence[int] | None) -> Ours:
+    """The mode of that name with these settings; usage errors are told as such."""
+    if name not in MODES:
+        raise typer.BadParameter(f"expected one of {', '.join(MODES)}, got {name!r}", param_hint="--mode")
+    if "harden" in settings and name != "auto":
+        raise typer.BadParameter(f"only mode auto does that, got --mode {name}", param_hint="--harden")
+    known = {each.name for each in fields(MODES[name])}
+    if unknown := [key for key in settings if key not in known]:
+        raise typer.BadParameter(
+            f"expected settings of mode {name}, {', '.join(fields_of(name))}, got {', '.join(unknown)}",
+            param_hint="--settings",
+        )
+    return MODES[name](**settings, targets=tuple(dict.fromkeys(target)) if target else None)
 
 
 def _state_of(state: Path | None, rate: float) -> Path | None:
@@ -241,8 +280,11 @@ def _give_up(console: Console, facts: dict[str, Any], names: Mapping[int, str]) 
     raise typer.Exit(1)
 
 
+_SAID = {"not confirmed": "is not confirmed", "could not be tested": "could not be tested"}
+
+
 def _show_repair(console: Console, about: dict[str, Any], out: Path) -> None:
-    """Print what came of the repair; leave with status 5 if that could not be confirmed."""
+    """Print what came of the repair; leave with the status of its outcome."""
     facts, say = about["repair"], screen.printer(console)
     screen.print_confirmation(console, facts["confirmation"])
     console.print()
@@ -251,9 +293,12 @@ def _show_repair(console: Console, about: dict[str, Any], out: Path) -> None:
     say(f"wrote {out}, of epoch {facts['epoch']} at learning rate {facts['settings']['lr']:g}")
     if out.suffix != SAFETENSORS:
         say(f"{out.name} has no room for a list of the images that trained it: scan it with others")
-    if doubts := facts["confirmation"]["doubts"]:
-        typer.echo(f"tacfast: weights written, but the repair could not be confirmed: {'; '.join(doubts)}", err=True)
-        raise typer.Exit(UNCONFIRMED)
+    confirmation = facts["confirmation"]
+    if doubts := confirmation["doubts"]:
+        typer.echo(
+            f"tacfast: weights written, but the repair {_SAID[confirmation['outcome']]}: {'; '.join(doubts)}", err=True
+        )
+        raise typer.Exit(STATUS[confirmation["outcome"]])
 
 
 def _write_weights(

@@ -101,7 +101,8 @@ def print_attack(console: Console, attack: Mapping[str, Any] | None) -> None:
 def print_confirmation(console: Console, confirmation: Mapping[str, Any]) -> None:
     """Print what a second scan says of a repair."""
     say = printer(console)
-    say(f"\nScanned again: {confirmation['label'].replace('_', ' ')}", style="bold")
+    say(f"\nRepair: {confirmation['outcome']}", style="bold")
+    say(f"  scanned again with the held-out images: {confirmation['label'].replace('_', ' ')}")
     for sentence in (confirmation["headline"], *confirmation["notes"]):
         say(f"  {sentence}")
 

@@ -1,6 +1,8 @@
 """Ways to remove a backdoor, behind one interface."""
 
+from .auto import AutoRepair
 from .base import Accuracy, Defense, EpochRecord, Mode, RepairResult
+from .confirmation import Confirmation
 from .latent import LatentRepair
 from .prune import PruneRepair
 from .repairing import MODES, repair
@@ -12,6 +14,8 @@ __all__ = [
     "MODES",
     "RIVALS",
     "Accuracy",
+    "AutoRepair",
+    "Confirmation",
     "Defense",
     "DivergedError",
     "EpochRecord",

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+import torch
+from torch import nn
+
+from ..data.randomness import isolated_randomness
 from ..detection import Verdict
+from ..detection.universal import Perturbation
+from ..models.head import evaluation_mode
+from ..models.latents import split_batch
+from ..scanning import ScanReport, scan
+
+# Share of the samples that may still go to the class with what led the suspect there: errors of a repaired network.
+MAX_FOLLOWED = 0.1
 
 Outcome = Literal["confirmed", "not confirmed", "could not be tested"]
 
@@ -19,11 +31,15 @@ class Confirmation:
     verdict : of the repaired model
     first : of the suspect
     targets : the classes that were repaired
+    followed : by target, the share of the samples of other classes that the repaired model still sends there with the
+        perturbation that led the suspect there. A repair that only hides a backdoor from the verdict, as a latent one
+        cut short did with an ASR of 86 %, leaves most of it
     """
 
     verdict: Verdict
     first: Verdict
     targets: tuple[int, ...]
+    followed: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def alarm(self) -> bool:
@@ -47,9 +63,48 @@ class Confirmation:
         return tuple(k for k in self.targets if k in self.verdict.left_out)
 
     @property
+    def still_followed(self) -> tuple[int, ...]:
+        """Targets that more than a few samples are still sent to by the perturbation of the suspect."""
+        return tuple(k for k, share in self.followed.items() if share > MAX_FOLLOWED)
+
+    @property
     def outcome(self) -> Outcome:
         """In words; none of them is a proof, as a scan misses some backdoors."""
-        if self.alarm:
+        if self.alarm or self.still_followed:
             return "not confirmed"
         untested = self.verdict.label == "inconclusive" or self.unnamed or self.unjudged
         return "could not be tested" if untested else "confirmed"
+
+
+def scan_again(model: nn.Module, held_out: Iterable[Any], report: ScanReport, targets: tuple[int, ...]) -> Confirmation:
+    """Look at a repaired model with samples that did not train it; no generator is left changed.
+
+    Parameters
+    ----------
+    model : the repaired one
+    held_out : (inputs, labels) in batches
+    report : of the suspect
+    targets : the classes that were repaired
+    """
+    with isolated_randomness(0, held_out):
+        verdict = scan(model, held_out, head=report.head.name).verdict
+        followed = {
+            each.target: _share_sent(model, held_out, each, report.head.num_classes)
+            for each in report.perturbations
+            if each.target in targets
+        }
+    return Confirmation(verdict, report.verdict, targets, followed)
+
+
+def _share_sent(model: nn.Module, samples: Iterable[Any], perturbation: Perturbation, classes: int) -> float:
+    """Share of the samples of other classes that go to that of a perturbation with it."""
+    device, sent = next(model.parameters()).device, []
+    with evaluation_mode(model), torch.no_grad():
+        for batch in samples:
+            inputs, labels = split_batch(batch, classes, source="held_out")
+            assert labels is not None
+            others = inputs[labels != perturbation.target].to(device)
+            if len(others):
+                answers = model(perturbation.apply(others).to(others.dtype)).argmax(1)
+                sent.append((answers == perturbation.target).double().cpu())
+    return float(torch.cat(sent).mean()) if sent else 0.0

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from os import PathLike
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 from torch.utils.data import SequentialSampler
 
-from ..data.randomness import isolated_randomness
-from ..scanning import ScanReport, scan
+from ..scanning import ScanReport
 from .auto import AutoRepair
 from .base import EpochRecord, Mode, RepairResult, warn_caller
-from .confirmation import Confirmation
+from .confirmation import scan_again
 from .latent import LatentRepair
 from .prune import PruneRepair
 from .rivals import RIVALS
 from .universal import UniversalRepair
 
-MODES: dict[str, type[AutoRepair | LatentRepair | PruneRepair | UniversalRepair]] = {
+Ours: TypeAlias = AutoRepair | LatentRepair | PruneRepair | UniversalRepair
+MODES: dict[str, type[Ours]] = {
     "auto": AutoRepair,
     "latent": LatentRepair,
     "prune": PruneRepair,
@@ -108,9 +108,7 @@ def repair(
     result = chosen.repair(model, loader, report, held_out=held_out, on_epoch=on_epoch, state_file=state_file)
     if held_out is None or result.rolled_back or not result.targets:
         return result
-    with isolated_randomness(0, held_out):
-        again = scan(result.model, held_out, head=report.head.name).verdict
-    return replace(result, confirmation=Confirmation(again, report.verdict, result.targets))
+    return replace(result, confirmation=scan_again(result.model, held_out, report, result.targets))
 
 
 def _resolved(mode: str | Mode, settings: dict[str, Any]) -> Mode:

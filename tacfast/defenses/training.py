@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from os import PathLike
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +48,14 @@ class TrainingSettings(Settings):
     max_drop : loss of held-out accuracy that is allowed, a share of the held-out samples; None for the lower
         end of Wilson's interval, see `fewest_correct`
     seed : of torch, NumPy, Python's ``random`` and the loader's generators; all are left as they were
+
+    Attributes
+    ----------
+    rates : learning rates for whoever gives none, to be tried until clean accuracy is kept: higher ones remove more of
+        a backdoor, and which one a network survives differs by a factor of a hundred
     """
 
+    rates: ClassVar[tuple[float, ...]] = (0.1, 0.03, 0.01, 0.003)
     epochs: int = 60
     lr: float = 0.1
     momentum: float = 0.9

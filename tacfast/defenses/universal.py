@@ -51,6 +51,7 @@ class UniversalRepair(TargetedRepair):
     """
 
     name: ClassVar[str] = "universal"
+    rates: ClassVar[tuple[float, ...]] = (0.01, 0.003)
     epochs: int = 5
     lr: float = 0.01
     blend: float = 0.7

@@ -86,6 +86,7 @@ class Perturbation:
     inputs, perturbed : (m, ...) float32, some inputs without and with it
     size : its norm, over the mean distance of an input from the mean of all
     share : of the inputs that it was made with, and that are not of the class, which the model sends there with it
+    additive, change : how it is applied, and what is added
     """
 
     target: int
@@ -93,6 +94,13 @@ class Perturbation:
     perturbed: Tensor
     size: float
     share: float
+    additive: Additive
+    change: Tensor
+
+    def apply(self, inputs: Tensor) -> Tensor:
+        """Inputs (n, ...) with it, on any device."""
+        low, high, change = (each.to(inputs.device) for each in (self.additive.low, self.additive.high, self.change))
+        return Additive(low, high, self.additive.shape).apply(inputs, change)
 
 
 # One class alone can be given more samples and smaller steps.
@@ -117,4 +125,6 @@ def reconstruct(evidence: Evidence, target: int, *, shown: int = 5) -> Perturbat
         perturbed=additive.apply(examples, change).cpu(),
         size=float(change.norm()) / unit,
         share=float(torch.cat(sent).double().mean()),
+        additive=additive,
+        change=change,
     )

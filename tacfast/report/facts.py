@@ -108,8 +108,8 @@ def repair_facts(result: RepairResult, confirmation: Mapping[str, Any] | None = 
     """Collect the facts of a repair, ready for `write_json`.
 
     Accuracies are those on the held-out samples, NaN for a class without any; None where nothing was held out.
-    ``confirmation`` is what a second scan says: its ``label``, ``classes`` and ``headline``, and sentences ``doubts``
-    and ``notes``; None if there was none.
+    ``confirmation`` is what came of a second scan: the ``outcome``, its ``label``, ``classes`` and ``headline``, and
+    sentences ``doubts`` and ``notes``; None if there was none.
     """
     before, after = result.before, result.after
     return {
@@ -117,6 +117,7 @@ def repair_facts(result: RepairResult, confirmation: Mapping[str, Any] | None = 
         "classes": list(result.targets),
         "epoch": result.epoch,
         "rolled_back": result.rolled_back,
+        "blend": result.blend,
         "pruned": list(result.pruned),
         "settings": dict(result.settings),
         "before": None if before is None else {"overall": before.overall, "per_class": list(before.per_class)},

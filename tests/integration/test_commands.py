@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 MODEL = ("--arch", "small_preact_resnet", "--arch-args", '{"in_channels": 1}', "--num-classes", "10")
 PIXELS = ("--mean", "0", "--std", "1")
 # A repair that leaves the backdoor as it was.
-TOO_LITTLE = ("--epochs", "2", "--lr", "0.001", "--max-drop", "0.5")
+TOO_LITTLE = ("--mode", "latent", "--epochs", "2", "--lr", "0.001", "--max-drop", "0.5")
 
 
 def draw(folder, data, names=str):
@@ -220,7 +220,7 @@ def test_repair_writes_weights_that_say_what_they_are(suspect, trial, tmp_path, 
     assert after.asr < 0.1
     assert after.acc > trial.before.acc - 0.05
     facts = json.loads((tmp_path / "repair.json").read_text())["repair"]
-    assert facts["mode"] == "latent"
+    assert facts["mode"] == "auto"
     assert "wrote" in text
     assert f"Scanned again: {facts['confirmation']['label'].replace('_', ' ')}" in text
     assert "is weak evidence and no proof" in text
@@ -248,11 +248,12 @@ def test_repair_writes_weights_that_say_what_they_are(suspect, trial, tmp_path, 
 
 def test_repair_in_mode_universal(suspect, trial, tmp_path, capsys):
     out, facts = tmp_path / "repaired.safetensors", tmp_path / "repair.json"
-    arguments = ("--mode", "universal", "--max-drop", "0.03", "--lr", "0.03", "--json", facts)
+    arguments = ("--mode", "universal", "--settings", '{"blend": 0.8}', "--lr", "0.03", "--json", facts)
     status, _, err = repair(capsys, suspect, out, *arguments)
     assert status in (0, 5), err
     facts = json.loads(facts.read_text())["repair"]
-    assert (facts["mode"], facts["settings"]["epochs"], len(facts["held_out"])) == ("universal", 20, 20)
+    assert (facts["mode"], facts["settings"]["epochs"], len(facts["held_out"])) == ("universal", 5, 5)
+    assert (facts["settings"]["blend"], facts["blend"]) == (0.8, 0.8)
     model = build_model("small_preact_resnet", 10, arch_args=load_checkpoint(out).arch_args)
     load_weights(model, load_checkpoint(out).weights)
     after = trial.evaluate(model.eval())
@@ -271,7 +272,7 @@ def test_repair_that_costs_too_much_is_rolled_back(suspect, tmp_path, capsys):
 
 def test_the_first_learning_rate_that_keeps_accuracy_is_taken(monkeypatch):
     from tacfast.commands import repair as command
-    from tacfast.defenses import DivergedError, RepairResult
+    from tacfast.defenses import MODES, DivergedError, RepairResult
 
     def attempt(rate):
         tried.append(rate)
@@ -281,7 +282,7 @@ def test_the_first_learning_rate_that_keeps_accuracy_is_taken(monkeypatch):
 
     for lowest, expected in ((0.01, [0.1, 0.03, 0.01]), (0.0, [0.1, 0.03, 0.01, 0.003])):
         tried = []
-        result = command._first_kept(command.RATES, attempt)
+        result = command._first_kept(MODES["latent"].rates, attempt)
         assert (tried, result.rolled_back) == (expected, lowest == 0.0)
     with pytest.raises(DivergedError):
         command._first_kept((0.1,), attempt)
@@ -351,7 +352,7 @@ def test_repair_refuses_images_without_labels(suspect, tmp_path, capsys):
         ("x.pt", ("--target", "10"), 2, "expected a class of the model, got 10"),
         ("x.pt", ("--state", "nowhere/x"), 1, "state: cannot write"),
         ("x.pt", ("--held-out", "1"), 2, "expected a share in (0, 1), got 1"),
-        ("x.pt", ("--mode", "magic"), 2, "expected one of latent, prune, universal, got 'magic'"),
+        ("x.pt", ("--mode", "magic"), 2, "expected one of auto, latent, prune, universal, got 'magic'"),
         ("x.pt", ("--lr", "-1"), 1, "lr: expected a finite learning rate > 0, got -1"),
     ],
 )
@@ -371,7 +372,7 @@ def test_a_result_for_backdoorbench(suspect, trial, tmp_path, capsys):
     out = tmp_path / "defense_result.pt"
     status, text, err = repair(capsys, suspect, out, *TOO_LITTLE)
     assert status == 5
-    doubt = "weights written, but the repair could not be confirmed: the second scan says: "
+    doubt = "weights written, but the repair is not confirmed: the second scan says: "
     assert re.search(f"{doubt}(Suspicious|Borderline): class {trial.attack.target} ", err)
     assert "defense_result.pt has no room for a list of the images that trained it" in text
     assert torch.load(out, weights_only=True).keys() == {"model_name", "num_classes", "model"}
@@ -425,14 +426,15 @@ def test_a_repair_that_the_attack_survives_is_status_five(suspect, trial, record
     """Although the second scan sees nothing."""
     from tacfast.commands import repair as command
 
-    out, real = tmp_path / "repaired.safetensors", command.run_scan
+    out, real = tmp_path / "repaired.safetensors", command.repair_model
 
-    def blind(*args, task="scanning"):
-        report = real(*args, task=task)
-        quiet = dataclasses.replace(report.verdict, label="nothing_found", classes=())
-        return report if task == "scanning" else dataclasses.replace(report, verdict=quiet)
+    def blind(*args, **kwargs):
+        result = real(*args, **kwargs)
+        quiet = dataclasses.replace(result.confirmation.verdict, label="nothing_found", classes=())
+        confirmation = dataclasses.replace(result.confirmation, verdict=quiet, followed={})
+        return dataclasses.replace(result, confirmation=confirmation)
 
-    monkeypatch.setattr(command, "run_scan", blind)
+    monkeypatch.setattr(command, "repair_model", blind)
     files = ("--json", tmp_path / "a.json", "--html", tmp_path / "a.html", "--out", out)
     status, text, err = with_record(capsys, "repair", record, suspect, *files, *TOO_LITTLE)
     assert status == 5

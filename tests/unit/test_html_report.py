@@ -21,6 +21,7 @@ from tacfast import scan
 from tacfast._text import printable
 from tacfast.defenses.base import Accuracy, EpochRecord, RepairResult
 from tacfast.detection import FULL, Perturbation
+from tacfast.detection.universal import Additive
 from tacfast.detection.bank import Bank
 from tacfast.report import accuracy_warning, repair_facts, scan_facts, write_html, write_json
 from tacfast.report.html import MAX_ROWS
@@ -586,6 +587,7 @@ def test_a_repair_is_told(page):
 
 
 CONFIRMATION = {
+    "outcome": "not confirmed",
     "label": "borderline",
     "classes": [3],
     "headline": "Borderline: class 3",
@@ -597,7 +599,16 @@ CONFIRMATION = {
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_perturbation_is_shown_where_the_inputs_are_images(tmp_path, channels):
     inputs = torch.rand(5, channels, 8, 8, generator=torch.Generator().manual_seed(0))
-    found = Perturbation(target=3, inputs=inputs, perturbed=inputs + 0.1, size=0.25, share=0.875)
+    change = torch.full((channels, 8, 8), 0.1)
+    found = Perturbation(
+        target=3,
+        inputs=inputs,
+        perturbed=inputs + 0.1,
+        size=0.25,
+        share=0.875,
+        additive=Additive.of(inputs),
+        change=change,
+    )
     facts = scan_facts(dataclasses.replace(suspicious(), perturbations=(found,)), names={3: "<cat>"})
     assert facts["perturbations"] == [{"class": 3, "size": 0.25, "share": 0.875}]
     path = tmp_path / "report.html"
@@ -619,7 +630,7 @@ def test_a_second_scan_and_its_doubts_are_told(page):
     facts = repair_facts(result, CONFIRMATION)
     assert facts["confirmation"] == CONFIRMATION
     found = page("confirmation", suspicious(), repair=facts)
-    for text in ("Scanned again: borderline", "Borderline: class 3.", "Not confirmed: a <doubt>.", "a note"):
+    for text in ("The repair is not confirmed", "Borderline: class 3.", "Not confirmed: a <doubt>.", "a note"):
         assert text in found.text
     assert repair_facts(result)["confirmation"] is None
 
