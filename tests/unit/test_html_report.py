@@ -21,8 +21,8 @@ from tacfast import scan
 from tacfast._text import printable
 from tacfast.defenses.base import Accuracy, EpochRecord, RepairResult
 from tacfast.detection import FULL, Perturbation
-from tacfast.detection.universal import Additive
 from tacfast.detection.bank import Bank
+from tacfast.detection.universal import Additive
 from tacfast.report import accuracy_warning, repair_facts, scan_facts, write_html, write_json
 from tacfast.report.html import MAX_ROWS
 from tacfast.report.words import bank_sentence
