@@ -139,6 +139,16 @@ def test_a_clean_network_is_status_zero(tmp_path, capsys):
     assert "no proof" in out
     assert "no evidence of a clean model" in out
     assert "10 of 10" not in out
+    # There is nothing to repair, but who insists gets a hardened network, of which nothing can be confirmed.
+    hardened = tmp_path / "hardened.pt"
+    arguments = ("--data", tmp_path / "images", "--out", hardened, *MODEL, *PIXELS)
+    assert run(capsys, "repair", tmp_path / "model.pth", *arguments)[0] == 1
+    assert not hardened.exists()
+    status, out, err = run(capsys, "repair", tmp_path / "model.pth", *arguments, "--harden")
+    assert status == 6
+    assert "Repair: could not be tested" in out
+    assert "the first scan did not name class 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in err
+    assert hardened.exists()
 
 
 @pytest.mark.parametrize(("named", "words"), [(False, "easier to reach than"), (True, "but not in every run")])
@@ -353,6 +363,9 @@ def test_repair_refuses_images_without_labels(suspect, tmp_path, capsys):
         ("x.pt", ("--state", "nowhere/x"), 1, "state: cannot write"),
         ("x.pt", ("--held-out", "1"), 2, "expected a share in (0, 1), got 1"),
         ("x.pt", ("--mode", "magic"), 2, "expected one of auto, latent, prune, universal, got 'magic'"),
+        ("x.pt", ("--settings", '{"speed": 1}'), 2, "expected settings of mode auto, blend, lam"),
+        ("x.pt", ("--settings", '{"blend": 2}'), 1, "blend: expected a share in (0, 1], got 2"),
+        ("x.pt", ("--mode", "latent", "--harden"), 2, "only mode auto does that, got --mode latent"),
         ("x.pt", ("--lr", "-1"), 1, "lr: expected a finite learning rate > 0, got -1"),
     ],
 )
