@@ -363,7 +363,12 @@ def test_repair_refuses_images_without_labels(suspect, tmp_path, capsys):
         ("x.pt", ("--state", "nowhere/x"), 1, "state: cannot write"),
         ("x.pt", ("--held-out", "1"), 2, "expected a share in (0, 1), got 1"),
         ("x.pt", ("--mode", "magic"), 2, "expected one of auto, latent, prune, universal, got 'magic'"),
-        ("x.pt", ("--settings", '{"speed": 1}'), 2, "expected settings of mode auto, blend, lam"),
+        (
+            "x.pt",
+            ("--settings", '{"speed": 1}'),
+            2,
+            "expected settings of mode auto, momentum, weight_decay, blend, lam",
+        ),
         ("x.pt", ("--settings", '{"blend": 2}'), 1, "blend: expected a share in (0, 1], got 2"),
         ("x.pt", ("--mode", "latent", "--harden"), 2, "only mode auto does that, got --mode latent"),
         ("x.pt", ("--lr", "-1"), 1, "lr: expected a finite learning rate > 0, got -1"),
