@@ -48,6 +48,7 @@ class TrainingSettings(Settings):
     max_drop : loss of held-out accuracy that is allowed, a share of the held-out samples; None for the lower
         end of Wilson's interval, see `fewest_correct`
     seed : of torch, NumPy, Python's ``random`` and the loader's generators; all are left as they were
+    max_norm : longer gradients, of all weights together, are shortened to this; None for none
 
     Attributes
     ----------
@@ -62,6 +63,7 @@ class TrainingSettings(Settings):
     weight_decay: float = 5e-4
     max_drop: float | None = None
     seed: int = 0
+    max_norm: float | None = None
 
     def __post_init__(self) -> None:
         self.check("epochs", "an integer >= 1", is_integer(self.epochs) and self.epochs >= 1)
@@ -71,6 +73,8 @@ class TrainingSettings(Settings):
         drop = self.max_drop
         self.check("max_drop", "a share in [0, 1], or None", drop is None or (is_finite(drop) and 0 <= drop <= 1))
         self.check("seed", "an integer in [0, 2**63)", is_integer(self.seed) and 0 <= self.seed < 2**63)
+        norm = self.max_norm
+        self.check("max_norm", "a finite norm > 0, or None", norm is None or (is_finite(norm) and norm > 0))
 
     @property
     def first_choice(self) -> int:
@@ -288,6 +292,8 @@ class Training:
                 loss = self._objective.loss(latents, logits, labels)
                 self._optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
+                if self._settings.max_norm is not None:
+                    nn.utils.clip_grad_norm_(self._model.parameters(), self._settings.max_norm)
                 self._optimizer.step()
                 # A loader may yield more batches than were counted: they are trained on at the final, tiny rate.
                 if self._schedule.last_epoch < self._schedule.total_steps - 1:

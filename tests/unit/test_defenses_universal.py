@@ -241,3 +241,38 @@ def test_a_model_without_gradients_to_its_inputs_is_survived(trial, report):
     loader = loader_of(trial)
     result = repair(model, loader, scan(model, loader), mode="universal", epochs=1, targets=(TARGET,), lr=1e-4)
     assert result.epoch == 1
+
+
+def test_where_the_training_costs_too_much_it_is_done_again_with_shorter_gradients(trial, report):
+    given, held_out = trial.split_clean(0.3)
+    loader = given.loader(32, shuffle=True)
+    settings = {"mode": "universal", "held_out": held_out.loader(), "max_drop": 0.02}
+    fine = repair(trial.model, loader, report, lr=0.01, **settings | {"max_drop": 0.5})
+    assert fine.settings["max_norm"] is None
+    wild = repair(trial.model, loader, report, lr=0.5, **settings)
+    assert wild.settings["max_norm"] == universal.CALM
+    asked = repair(trial.model, loader, report, lr=0.5, max_norm=0.5, **settings)
+    assert asked.settings["max_norm"] == 0.5
+
+
+def test_an_interrupted_second_training_goes_on(trial, report, tmp_path):
+    given, held_out = trial.split_clean(0.3)
+    settings = {"mode": "universal", "held_out": held_out.loader(), "max_drop": 0.0, "lr": 0.5, "epochs": 3}
+    calls = []
+
+    def interrupt(record):
+        calls.append(record.epoch)
+        if len(calls) == 5:  # the second epoch of the second training
+            raise KeyboardInterrupt
+
+    state = tmp_path / "state"
+    whole = repair(trial.model, given.loader(32, shuffle=True), report, **settings)
+    with pytest.raises(KeyboardInterrupt):
+        repair(trial.model, given.loader(32, shuffle=True), report, state_file=state, on_epoch=interrupt, **settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["state.calm"]
+    resumed = repair(
+        trial.model, given.loader(32, shuffle=True), report, state_file=state, on_epoch=interrupt, **settings
+    )
+    assert calls == [1, 2, 3, 1, 2, 3]
+    assert list(tmp_path.iterdir()) == []
+    assert same(weights(whole.model), weights(resumed.model))
