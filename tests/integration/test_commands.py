@@ -232,7 +232,8 @@ def test_repair_writes_weights_that_say_what_they_are(suspect, trial, tmp_path, 
     facts = json.loads((tmp_path / "repair.json").read_text())["repair"]
     assert facts["mode"] == "auto"
     assert "wrote" in text
-    assert f"Scanned again: {facts['confirmation']['label'].replace('_', ' ')}" in text
+    assert "Repair: confirmed" in text
+    assert f"scanned again with the held-out images: {facts['confirmation']['label'].replace('_', ' ')}" in text
     assert "is weak evidence and no proof" in text
     assert facts["confirmation"]["doubts"] == checkpoint.metrics["not confirmed"] == []
     # The file says all that a scan must know, and which images it must not be scanned with.
@@ -251,7 +252,7 @@ def test_repair_writes_weights_that_say_what_they_are(suspect, trial, tmp_path, 
     again = tmp_path / "again.safetensors"
     settings = ("--target", "1", "--epochs", "1", "--lr", "0.001", "--max-drop", "0.9")
     status, _, err = run(capsys, "repair", out, "--data", tmp_path / "others", "--out", again, *settings)
-    assert status == 5
+    assert status == 6
     assert "the first scan did not name class 1" in err
     assert set(known) < set(load_checkpoint(again).provenance["images that trained it"])
 
@@ -367,7 +368,7 @@ def test_repair_refuses_images_without_labels(suspect, tmp_path, capsys):
             "x.pt",
             ("--settings", '{"speed": 1}'),
             2,
-            "expected settings of mode auto, momentum, weight_decay, blend, lam",
+            "expected settings of mode auto, momentum, weight_decay, max_norm, blend",
         ),
         ("x.pt", ("--settings", '{"blend": 2}'), 1, "blend: expected a share in (0, 1], got 2"),
         ("x.pt", ("--mode", "latent", "--harden"), 2, "only mode auto does that, got --mode latent"),
