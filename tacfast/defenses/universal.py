@@ -31,6 +31,8 @@ SMALLEST, LARGEST, STEPS, BATCH = 0.02, 0.6, 24, 32
 # To what gradients are shortened where the training costs too much: about their median on
 # CIFAR-10, where that is not needed, and a fifth to a half of it on GTSRB, where it is.
 CALM = 10.0
+# A network from so far back on its line, as a share of ``blend``, is still taken rather than that of another training.
+NEAR = 0.6
 # Length of its steps while the network is trained, as a share of the radius.
 STEP = 0.2
 
@@ -47,8 +49,8 @@ class UniversalRepair(TargetedRepair):
     than a weakness that the training has just made (shared adversarial examples, Wei et al. 2023, arXiv 2307.10562).
 
     The training is short on purpose: a longer one teaches the backdoor again, through what the suspect says. Where the
-    network of its end costs more clean accuracy than is allowed, as where the suspect is very sure of its answers, it
-    is done again with gradients shortened to ``CALM``, unless ``max_norm`` says otherwise.
+    network of its end costs more clean accuracy than is allowed, as where the suspect is very sure of its answers, and
+    so does the one somewhat further back, it is done again with gradients shortened to ``CALM``, unless ``max_norm`` says otherwise.
 
     Parameters
     ----------
@@ -101,7 +103,7 @@ class UniversalRepair(TargetedRepair):
         if second is None or not second.exists():
             with suppress(DivergedError):
                 first = run(state_file=state_file)
-                if first.epoch == self.epochs and first.blend == self.blend:
+                if first.epoch == self.epochs and first.blend >= NEAR * self.blend:
                     return first
         calm = replace(self, max_norm=CALM).repair(
             model, loader, report, held_out=held_out, on_epoch=on_epoch, state_file=second
