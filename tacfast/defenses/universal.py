@@ -50,7 +50,8 @@ class UniversalRepair(TargetedRepair):
 
     The training is short on purpose: a longer one teaches the backdoor again, through what the suspect says. Where the
     network of its end costs more clean accuracy than is allowed, as where the suspect is very sure of its answers, and
-    so does the one somewhat further back, it is done again with gradients shortened to ``CALM``, unless ``max_norm`` says otherwise.
+    so does the one somewhat further back, it is done again with gradients shortened to ``CALM``, unless ``max_norm``
+    says otherwise.
 
     Parameters
     ----------
