@@ -62,7 +62,7 @@ def confirm(
         "classes": list(verdict.classes),
         "headline": headline(verdict, names),
         "doubts": [*against, *untested],
-        "notes": list(_notes(found, measured)),
+        "notes": list(_notes(found, names, measured)),
     }
 
 
@@ -93,8 +93,14 @@ def _untested(found: Confirmation, names: Mapping[int, str], blind: bool) -> Ite
         yield f"the second scan has too few held-out images of class {short} to judge it"
 
 
-def _notes(found: Confirmation, measured: bool) -> Iterator[str]:
-    """How little a confirmation means."""
+def _notes(found: Confirmation, names: Mapping[int, str], measured: bool) -> Iterator[str]:
+    """What was seen, and how little a confirmation means."""
+    for k, share in found.followed.items():
+        if k not in found.still_followed:
+            yield (
+                f"what led the suspect to class {class_label(names, k)} now sends {100 * share:.0f} % of the held-out "
+                "images of other classes there"
+            )
     if not measured:
         yield "whether the trigger still works can only be measured by whoever has it"
     if found.first.label != "suspicious":

@@ -90,6 +90,7 @@ def test_what_led_the_suspect_may_not_lead_the_repaired_model(share, outcome):
     found = confirm(Confirmation(QUIET, FOUND, (3,), {3: share}), None, {3: "cat"})
     assert found["outcome"] == outcome
     assert len(found["doubts"]) == (outcome == "not confirmed")
+    assert any("class 3 (cat) now sends 10 %" in note for note in found["notes"]) == (outcome == "confirmed")
     assert all("what led the suspect to class 3 (cat) still sends 40 %" in doubt for doubt in found["doubts"])
 
 

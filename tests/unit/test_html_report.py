@@ -572,7 +572,7 @@ def test_a_repair_is_told(page):
     before[3] = after[3] = math.nan
     result = make_result(before, after, [0.8, 0.9, 0.85], mode="latent", epoch=2, targets=(3,))
     found = page("repaired", suspicious(), repair=repair_facts(result))
-    assert "Mode latent, against the shift towards class 3" in found.text
+    assert "Mode latent, against class 3" in found.text
     assert "weights after epoch 2 were kept, chosen among 3 by the accuracy on 9000 held-out" in " ".join(
         found.text.split()
     )
