@@ -640,7 +640,7 @@ def test_what_was_measured_of_the_attack_and_warnings_are_told(page):
     attack = {"before": before, "after": None}
     found = page("attack", suspicious(), attack=attack, warnings=["<b>mind</b>", "the gap"])
     assert found.table("images with the trigger", "before") == [
-        {"images with the trigger": "sent to the attacker's class (ASR)", "before": "98.7 %"},
+        {"images with the trigger": "led astray (ASR)", "before": "98.7 %"},
         {"images with the trigger": "classified correctly (RA)", "before": "1.2 %"},
     ]
     assert "Measured on 800 test images with the trigger, which lie beside the checkpoint" in found.text
