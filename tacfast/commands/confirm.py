@@ -49,8 +49,7 @@ def confirm(
     ]
     blind = attack is not None and before is not None and before["asr"] <= MAX_ASR
     measured = attack is not None and not blind
-    if measured:
-        assert attack is not None
+    if attack is not None and (measured or attack["asr"] > MAX_ASR):
         against += _of_the_trigger(attack, accuracy)
     untested = [] if measured else list(_untested(found, names, blind))
     if verdict.label == "inconclusive":
@@ -88,6 +87,9 @@ def _untested(found: Confirmation, names: Mapping[int, str], blind: bool) -> Ite
     if found.unnamed:
         unseen = ", ".join(class_label(names, k) for k in found.unnamed)
         yield f"the first scan did not name class {unseen}, so a second one cannot confirm anything"
+    unmeasured = [class_label(names, k) for k in found.unmeasured if k not in found.unnamed]
+    if unmeasured:
+        yield f"the first scan has no perturbation towards class {', '.join(unmeasured)} to try on the repaired model"
     if found.unjudged:
         short = ", ".join(class_label(names, k) for k in found.unjudged)
         yield f"the second scan has too few held-out images of class {short} to judge it"

@@ -16,6 +16,7 @@ from ..data import FolderLoader, hold_out
 from ..defenses import MODES, DivergedError, RepairResult
 from ..defenses import repair as repair_model
 from ..defenses.repairing import Ours
+from ..defenses.universal import calm_state
 from ..models import save_checkpoint, write_defense_result
 from ..models.checkpoint import SAFETENSORS, check_target
 from ..report import repair_facts, scan_facts
@@ -151,8 +152,8 @@ def repair(
     console = Console()
     if not 0 < held_out < 1:
         raise typer.BadParameter(f"expected a share in (0, 1), got {held_out:g}", param_hint="--held-out")
-    given = {"max_drop": max_drop, "seed": seed, **({"harden": True} if harden else {}), **(settings or {})}
-    chosen = _mode(mode, {**given, **({} if epochs is None else {"epochs": epochs})}, target)
+    given = {"max_drop": max_drop, "seed": seed, **({"harden": True} if harden else {})}
+    chosen = _mode(mode, {**given, **({} if epochs is None else {"epochs": epochs})}, settings or {}, target)
     rates = MODES[mode].rates if lr is None else (lr,)
     replace(chosen, lr=rates[0])  # a setting out of range is told now, before the work
     check_target(out)
@@ -215,7 +216,7 @@ def repair(
 
     # Rates are tried in order, so those before one that has a state are done with.
     states = [_state_of(state, rate) for rate in rates]
-    first = next((i for i, path in enumerate(states) if path is not None and path.exists()), 0)
+    first = next((i for i, path in enumerate(states) if path is not None and _has_state(path)), 0)
     result = _first_kept(rates[first:], attempt)
     if result.rolled_back:
         facts = scan_facts(report, **about, repair=repair_facts(result))
@@ -238,24 +239,28 @@ def repair(
     _show_repair(console, about, out)
 
 
-def _mode(name: str, settings: dict[str, Any], target: Sequence[int] | None) -> Ours:
-    """The mode of that name with these settings; usage errors are told as such."""
+def _mode(name: str, given: dict[str, Any], more: dict[str, Any], target: Sequence[int] | None) -> Ours:
+    """The mode of that name, with what options of their own and ``--settings`` give; usage errors are told as such."""
     if name not in MODES:
         raise typer.BadParameter(f"expected one of {', '.join(MODES)}, got {name!r}", param_hint="--mode")
-    if "harden" in settings and name != "auto":
+    if "harden" in given and name != "auto":
         raise typer.BadParameter(f"only mode auto does that, got --mode {name}", param_hint="--harden")
-    known = {each.name for each in fields(MODES[name])}
-    if unknown := [key for key in settings if key not in known]:
+    if unknown := [key for key in more if key not in fields_of(name)]:
         raise typer.BadParameter(
             f"expected settings of mode {name}, {', '.join(fields_of(name))}, got {', '.join(unknown)}",
             param_hint="--settings",
         )
-    return MODES[name](**settings, targets=tuple(dict.fromkeys(target)) if target else None)
+    return MODES[name](**given, **more, targets=tuple(dict.fromkeys(target)) if target else None)
 
 
 def _state_of(state: Path | None, rate: float) -> Path | None:
     """The state of the attempt at one learning rate."""
     return None if state is None else state.with_name(f"{state.name}.lr{rate:g}")
+
+
+def _has_state(path: Path) -> bool:
+    """Whether an attempt was interrupted there."""
+    return path.exists() or calm_state(path).exists()
 
 
 def _first_kept(rates: Sequence[float], attempt: Callable[[float], RepairResult]) -> RepairResult:

@@ -82,7 +82,7 @@ class RepairResult:
     before, after : accuracy on the held-out samples of the given model and of ``model``; None without such samples
     asked : accuracy on the held-out samples that was good enough; None without such samples, or where nothing was asked
     first : the first epoch that could be chosen by them; 0 where none could
-    blend : how far ``model`` lies on the line of the weights from the given one to the trained one
+    blend : how far ``model`` lies on the line of the weights from the given one to the trained one, in [0, 1]
     targets : the classes whose shortcut was removed, in the order given
     pruned : the latents, numbers below d, that the head of ``model`` ignores now
     settings : the fields of the mode's class, by name

@@ -31,8 +31,9 @@ class Confirmation:
     verdict : of the repaired model
     first : of the suspect
     targets : the classes that were repaired
-    followed : by target, the share of the samples of other classes that the repaired model still sends there with the
-        perturbation that led the suspect there. A repair that only hides a backdoor from the verdict, as a latent one
+    followed : by target, the share of the samples of other classes, which it does not send there as they are, that the
+        repaired model sends there with the perturbation that led the suspect there; without those targets of which
+        the first scan has no perturbation. A repair that only hides a backdoor from the verdict, as a latent one
         cut short did with an ASR of 86 %, leaves most of it
     """
 
@@ -63,6 +64,11 @@ class Confirmation:
         return tuple(k for k in self.targets if k in self.verdict.left_out)
 
     @property
+    def unmeasured(self) -> tuple[int, ...]:
+        """Targets that no perturbation of the suspect could be tried on."""
+        return tuple(k for k in self.targets if k not in self.followed)
+
+    @property
     def still_followed(self) -> tuple[int, ...]:
         """Targets that more than a few samples are still sent to by the perturbation of the suspect."""
         return tuple(k for k, share in self.followed.items() if share > MAX_FOLLOWED)
@@ -72,7 +78,7 @@ class Confirmation:
         """In words; none of them is a proof, as a scan misses some backdoors."""
         if self.alarm or self.still_followed:
             return "not confirmed"
-        untested = self.verdict.label == "inconclusive" or self.unnamed or self.unjudged
+        untested = self.verdict.label == "inconclusive" or self.unnamed or self.unjudged or self.unmeasured
         return "could not be tested" if untested else "confirmed"
 
 
@@ -89,22 +95,25 @@ def scan_again(model: nn.Module, held_out: Iterable[Any], report: ScanReport, ta
     with isolated_randomness(0, held_out):
         verdict = scan(model, held_out, head=report.head.name).verdict
         followed = {
-            each.target: _share_sent(model, held_out, each, report.head.num_classes)
+            each.target: share
             for each in report.perturbations
             if each.target in targets
+            and (share := _share_sent(model, held_out, each, report.head.num_classes)) is not None
         }
     return Confirmation(verdict, report.verdict, targets, followed)
 
 
-def _share_sent(model: nn.Module, samples: Iterable[Any], perturbation: Perturbation, classes: int) -> float:
-    """Share of the samples of other classes that go to that of a perturbation with it."""
-    device, sent = next(model.parameters()).device, []
+def _share_sent(model: nn.Module, samples: Iterable[Any], perturbation: Perturbation, classes: int) -> float | None:
+    """Share of the samples of other classes, and answered so, that a perturbation sends to its own; None of none."""
+    device, target, sent = next(model.parameters()).device, perturbation.target, []
     with evaluation_mode(model), torch.no_grad():
         for batch in samples:
             inputs, labels = split_batch(batch, classes, source="held_out")
             assert labels is not None
-            others = inputs[labels != perturbation.target].to(device)
+            others = inputs[labels != target].to(device)
+            if len(others):
+                others = others[model(others).argmax(1) != target]
             if len(others):
                 answers = model(perturbation.apply(others).to(others.dtype)).argmax(1)
-                sent.append((answers == perturbation.target).double().cpu())
-    return float(torch.cat(sent).mean()) if sent else 0.0
+                sent.append((answers == target).double().cpu())
+    return float(torch.cat(sent).mean()) if sent else None

@@ -45,8 +45,8 @@ def repair(
     ----------
     model : the scanned classifier
     loader : clean samples, (inputs, labels) in batches of at least two, labels integers of shape (n,); gone
-        through once to count and check them, then up to twice per epoch. Best in small shuffled batches, the
-        incomplete last one left out: ``DataLoader(data, batch_size=32, shuffle=True, drop_last=True)``
+        through up to three times to count, check and look at them, then up to twice per epoch. Best in small shuffled
+        batches, the incomplete last one left out: ``DataLoader(data, batch_size=32, shuffle=True, drop_last=True)``
     report : result of `tacfast.scan` on this model
     mode : ``"auto"``, see `AutoRepair`, ``"universal"``, see `UniversalRepair`, ``"latent"``, see `LatentRepair`, or
         ``"prune"``, see `PruneRepair`; an object of one of these, or of a `Mode` of one's own; or the name of a

@@ -113,6 +113,6 @@ class TargetedRepair(TargetSettings, ABC):
             asked=choice.asked,
             first=self.first_choice,
             targets=targets,
-            blend=choice.share,
+            blend=choice.share if choice.epoch else 0.0,
             settings=asdict(self),
         )

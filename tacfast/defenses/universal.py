@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -95,25 +96,29 @@ class UniversalRepair(TargetedRepair):
         on_epoch: Callable[[EpochRecord], None] | None = None,
         state_file: str | os.PathLike[str] | None = None,
     ) -> RepairResult:
-        """Return a repaired copy of ``model``; see `tacfast.repair`."""
+        """Return a repaired copy of ``model``; see `tacfast.repair`. Epochs count from 1 again in a second training."""
         run = partial(super().repair, model, loader, report, held_out=held_out, on_epoch=on_epoch)
         if self.max_norm is not None or held_out is None:
             return run(state_file=state_file)
-        first, second = None, None if state_file is None else Path(f"{os.fspath(state_file)}.calm")
+        start, second = time.perf_counter(), None if state_file is None else calm_state(state_file)
         # Where there is a state of the second training, the first is done with.
         if second is None or not second.exists():
             with suppress(DivergedError):
                 first = run(state_file=state_file)
                 if first.epoch == self.epochs and first.blend >= NEAR * self.blend:
                     return first
-        calm = replace(self, max_norm=CALM).repair(
-            model, loader, report, held_out=held_out, on_epoch=on_epoch, state_file=second
-        )
-        return first if first is not None and calm.rolled_back else calm
+        spent, calm = time.perf_counter() - start, replace(self, max_norm=CALM)
+        result = calm.repair(model, loader, report, held_out=held_out, on_epoch=on_epoch, state_file=second)
+        return replace(result, seconds=spent + result.seconds)
 
     def objective(self, model: nn.Module, head: Head, loader: Iterable[Any], targets: tuple[int, ...]) -> Objective:
         """See `TargetedRepair.objective`."""
         return PerturbedLoss(model, head, loader, targets, self)
+
+
+def calm_state(state_file: str | os.PathLike[str]) -> Path:
+    """Where the second training of a repair keeps its state, given where the first does."""
+    return Path(f"{os.fspath(state_file)}.calm")
 
 
 class PerturbedLoss(Objective):
@@ -214,7 +219,7 @@ def _some_inputs(loader: Iterable[Any], head: Head) -> Tensor:
         raise ValueError("loader: expected at least one batch of two samples or more, got none")
     step, found, seen = -(-total // SAMPLES), [], 0
     for inputs, _ in trainable_batches(loader, head):
-        found.append(inputs[-seen % step :: step].detach())
+        found.append(inputs[-seen % step :: step].detach().clone())  # a view would keep its whole batch
         seen += len(inputs)
     return torch.cat(found)
 

@@ -197,5 +197,6 @@ def _towards(
 def scaled(parameters: Tensor, norm: float) -> Tensor:
     """Each row scaled to that Euclidean norm; zeros stay zeros."""
     norms = parameters.flatten(1).norm(dim=1).view(-1, *[1] * (parameters.ndim - 1))
-    scaled: Tensor = parameters * (norm / norms.clamp_min(torch.finfo(parameters.dtype).tiny))
+    factors = norm / norms.clamp_min(torch.finfo(parameters.dtype).tiny)
+    scaled: Tensor = parameters * factors.where(factors.isfinite(), 0.0)  # of next to nothing it overflows
     return scaled

@@ -370,6 +370,7 @@ def test_repair_refuses_images_without_labels(suspect, tmp_path, capsys):
             2,
             "expected settings of mode auto, momentum, weight_decay, max_norm, blend",
         ),
+        ("x.pt", ("--settings", '{"lr": 0.1}'), 2, "expected settings of mode auto"),
         ("x.pt", ("--settings", '{"blend": 2}'), 1, "blend: expected a share in (0, 1], got 2"),
         ("x.pt", ("--mode", "latent", "--harden"), 2, "only mode auto does that, got --mode latent"),
         ("x.pt", ("--lr", "-1"), 1, "lr: expected a finite learning rate > 0, got -1"),

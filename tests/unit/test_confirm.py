@@ -71,11 +71,12 @@ QUIET = scanned("nothing_found")
 )
 def test_doubts(first, again, targets, asr, outcome, doubts):
     attack = None if asr is None else {"asr": asr, "ra": 0.5, "images": 10}
-    found = confirm(Confirmation(again, first, targets), attack, {3: "cat"})
+    confirmation = Confirmation(again, first, targets, dict.fromkeys(targets, 0.0))
+    found = confirm(confirmation, attack, {3: "cat"})
     assert found["outcome"] == outcome
     assert (STATUS[outcome] == 0) == (not doubts)
     if attack is None:
-        assert Confirmation(again, first, targets).outcome == outcome
+        assert confirmation.outcome == outcome
     assert len(found["doubts"]) == len(doubts)
     for sentence, beginning in zip(found["doubts"], doubts, strict=True):
         assert sentence.startswith(beginning)
@@ -83,6 +84,13 @@ def test_doubts(first, again, targets, asr, outcome, doubts):
     # Whatever came out, it is no proof.
     assert any("no proof" in note for note in found["notes"])
     assert any("only be measured by whoever has it" in note for note in found["notes"]) == (asr is None)
+
+
+def test_a_target_without_a_perturbation_to_try_could_not_be_tested():
+    found = confirm(Confirmation(QUIET, FOUND, (3,)), None, {3: "cat"})
+    assert found["outcome"] == Confirmation(QUIET, FOUND, (3,)).outcome == "could not be tested"
+    (doubt,) = found["doubts"]
+    assert doubt == "the first scan has no perturbation towards class 3 (cat) to try on the repaired model"
 
 
 @pytest.mark.parametrize(("share", "outcome"), [(0.1, "confirmed"), (0.4, "not confirmed")])
@@ -96,9 +104,11 @@ def test_what_led_the_suspect_may_not_lead_the_repaired_model(share, outcome):
 
 @pytest.mark.parametrize("label", ["nothing_found", "borderline", "inconclusive"])
 def test_a_repair_without_an_alarm_is_said_to_be_one(label):
-    found = confirm(Confirmation(QUIET, scanned(label, (3,)), (3,)), None, {})
+    found = confirm(Confirmation(QUIET, scanned(label, (3,)), (3,), {3: 0.0}), None, {})
     assert any(f"no clear alarm ({label.replace('_', ' ')})" in note for note in found["notes"])
-    assert not any("no clear alarm" in note for note in confirm(Confirmation(QUIET, FOUND, (3,)), None, {})["notes"])
+    assert not any(
+        "no clear alarm" in note for note in confirm(Confirmation(QUIET, FOUND, (3,), {3: 0.0}), None, {})["notes"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -110,7 +120,7 @@ def test_a_repair_without_an_alarm_is_said_to_be_one(label):
     ],
 )
 def test_a_trigger_that_never_worked_or_still_misleads_is_a_doubt(before, after, accuracy, doubt):
-    found = confirm(Confirmation(QUIET, FOUND, (3,)), after, {}, before=before, accuracy=accuracy)
+    found = confirm(Confirmation(QUIET, FOUND, (3,), {3: 0.0}), after, {}, before=before, accuracy=accuracy)
     if doubt is None:
         assert found["doubts"] == []
     else:

@@ -102,5 +102,5 @@ def test_a_backdoor_that_is_only_hidden_from_the_verdict_is_not_confirmed(trial,
 def test_a_repair_of_a_class_that_was_not_named_is_never_confirmed(report):
     calm = Verdict("full", "nothing_found", (), (), dict.fromkeys(range(6), 0.1), 0.2, 0.5, 2.5, (), ())
     for wrong in range(6):
-        found = Confirmation(calm, report.verdict, (wrong,))
+        found = Confirmation(calm, report.verdict, (wrong,), {wrong: 0.0})
         assert found.outcome == ("confirmed" if wrong == TARGET else "could not be tested")

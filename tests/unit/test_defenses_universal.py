@@ -257,7 +257,7 @@ def test_where_the_training_costs_too_much_it_is_done_again_with_shorter_gradien
 
 def test_an_interrupted_second_training_goes_on(trial, report, tmp_path):
     given, held_out = trial.split_clean(0.3)
-    settings = {"mode": "universal", "held_out": held_out.loader(), "max_drop": 0.0, "lr": 0.5, "epochs": 3}
+    settings = {"mode": "universal", "held_out": held_out.loader(), "max_drop": 0.15, "lr": 0.2, "epochs": 3}
     calls = []
 
     def interrupt(record):
@@ -276,3 +276,7 @@ def test_an_interrupted_second_training_goes_on(trial, report, tmp_path):
     assert calls == [1, 2, 3, 1, 2, 3]
     assert list(tmp_path.iterdir()) == []
     assert same(weights(whole.model), weights(resumed.model))
+    assert not whole.rolled_back
+    assert not same(weights(whole.model), weights(trial.model))
+    assert whole.settings == resumed.settings
+    assert whole.settings["max_norm"] == universal.CALM

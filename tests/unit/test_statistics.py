@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tacfast import GapMatrix, solve_tac
-from tacfast.detection.lock_step import FLOOR, climb
+from tacfast.detection.lock_step import FLOOR, climb, scaled
 from tacfast.detection.outliers import outlier_scores
 from tacfast.detection.qp_norm import QpNorm
 from tacfast.detection.statistic import Evidence
@@ -255,3 +255,12 @@ def test_a_class_that_a_warp_leads_to_is_found_by_warps():
     )
     assert int(slipped.argmax()) == 2
     assert float(slipped[2]) > 3 > float(plain.max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_zeros_stay_zeros_at_any_size(dtype):
+    """Perturbations start from zeros, and of large images they may be large."""
+    rows = torch.stack([torch.zeros(8, dtype=dtype), torch.full((8,), 0.5, dtype=dtype)])
+    found = scaled(rows, 100.0)
+    assert torch.equal(found[0], rows[0])
+    assert float(found[1].double().norm()) == pytest.approx(100.0, rel=1e-2)
