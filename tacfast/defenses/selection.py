@@ -155,13 +155,18 @@ class EpochChoice:
     def _try(self, share: float, *, allowed: bool) -> float:
         """Measure the network so far on the line to the one that is trained, and keep it if it is good enough."""
         assert self._held_out is not None
-        trained = cloned_weights(self._model)
-        candidate = self._blended(share) if share < 1 else trained
-        load_weights(self._model, candidate)
+        trained = cloned_weights(self._model) if share < 1 else {}
+        if share < 1:
+            load_weights(self._model, self._blended(share))
         accuracy = self._held_out.measure(self._model)
-        load_weights(self._model, trained)
         if allowed and sum(accuracy.correct) >= self._enough:
-            self.epoch, self.after, self._weights, self.share = self._last, accuracy, candidate, share
+            self.epoch, self.after, self._weights, self.share = (
+                self._last,
+                accuracy,
+                cloned_weights(self._model),
+                share,
+            )
+        load_weights(self._model, trained)
         return accuracy.overall
 
     @property
