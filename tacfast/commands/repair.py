@@ -106,7 +106,7 @@ def repair(
         typer.Option(
             "--harden",
             help="Where nothing is found, train against every class in turn, in mode auto. This costs clean accuracy "
-            "whether there is a backdoor or not: 0.1 to 0.5 points on three clean networks.",
+            "whether there is a backdoor or not.",
             rich_help_panel=REPAIR,
         ),
     ] = False,
