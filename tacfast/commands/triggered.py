@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..attacks import Attack
 from ..data import FolderLoader, ImageFolder, ImageRows
 from ..data.datasets import ImageDataset
 from ..data.splits import some_of
-from ..evaluation import evaluate
 from ..evaluation.metrics import attacked_rows
 from ..models import read_backdoorbench
 from ..models.checkpoint import PICKLES
@@ -50,11 +50,14 @@ class Triggered:
             self._give_up(error)
 
     def measure(self, model: nn.Module) -> dict[str, Any] | None:
-        """ASR and RA of a model on at most ``MAX_IMAGES`` of the images, always the same; None without any."""
+        """ASR and RA of a model on at most ``MAX_IMAGES`` of the images, always the same; None without any.
+
+        RA is told for each true class, too: NaN where there is no image of one.
+        """
         if self._images is None:
             return None
         try:
-            found = self._images.measure(model)
+            found = _figures(self._images.answers(model))
         except Exception as error:
             self._give_up(error)
             return None
@@ -65,6 +68,23 @@ class Triggered:
         self._images = None
         kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
         self.warnings = [f"the attack was not measured: {kind}{error}"]
+
+
+def _figures(answers: Iterable[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Any] | None:
+    """Of batches of logits (n, C), the classes that the attacker wants (n,), and the true ones (n,)."""
+    batches = [(logits.shape[1], logits.argmax(1).cpu(), wanted, true) for logits, wanted, true in answers]
+    if not batches:
+        return None
+    classes = batches[0][0]
+    answered, wanted, true = (torch.cat(parts) for parts in list(zip(*batches, strict=True))[1:])
+    right = answered == true
+    per_class = true[right].bincount(minlength=classes) / true.bincount(minlength=classes)
+    return {
+        "asr": float((answered == wanted).double().mean()),
+        "ra": float(right.double().mean()),
+        "ra_per_class": per_class.tolist(),
+        "images": len(true),
+    }
 
 
 class _Listed:
@@ -87,16 +107,12 @@ class _Listed:
             return [f"images with the trigger that could not be read: {len(unreadable)}; {unreadable[0]}"]
         return []
 
-    def measure(self, model: nn.Module) -> dict[str, Any] | None:
+    @torch.no_grad()
+    def answers(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         device = next(model.parameters()).device
-        hits = recovered = total = 0
-        with evaluation_mode(model), torch.no_grad():
+        with evaluation_mode(model):
             for inputs, numbers in self._loader:
-                answers = model(inputs.to(device)).argmax(1).cpu()
-                hits += int((answers == self._wanted[numbers]).sum())
-                recovered += int((answers == self._true[numbers]).sum())
-                total += len(numbers)
-        return {"asr": hits / total, "ra": recovered / total, "images": total} if total else None
+                yield model(inputs.to(device)), self._wanted[numbers], self._true[numbers]
 
 
 class _Applied:
@@ -104,17 +120,20 @@ class _Applied:
 
     warnings: list[str] = []  # noqa: RUF012  # none of them can be missing
 
-    def __init__(self, suspect: Suspect, dataset: ImageDataset, attack: Attack, rows: torch.Tensor, batch: int) -> None:
+    def __init__(self, suspect: Suspect, dataset: ImageDataset, attack: Attack, rows: Tensor, batch: int) -> None:
         made = suspect.images.preprocessing
         self._mean, self._std, self._attack = made.mean, made.std, attack
         attacked = rows[attacked_rows(attack, dataset.data.labels[rows])]
         self._images = dataset.data.subset(attacked[some_of(len(attacked), MAX_IMAGES)])
         self._batch = batch
 
-    def measure(self, model: nn.Module) -> dict[str, Any]:
-        takes_pixels = Normalised(model, self._mean, self._std).to(next(model.parameters()).device)
-        found = evaluate(takes_pixels, self._images.loader(self._batch), self._attack)
-        return {"asr": found.asr, "ra": found.ra, "images": len(self._images)}
+    @torch.no_grad()
+    def answers(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        device = next(model.parameters()).device
+        takes_pixels = Normalised(model, self._mean, self._std).to(device)
+        with evaluation_mode(takes_pixels):
+            for images, labels in self._images.loader(self._batch):
+                yield takes_pixels(self._attack.trigger(images.to(device))), self._attack.relabel(labels), labels
 
 
 def _applied(suspect: Suspect, batch_size: int) -> _Applied | None:

@@ -43,8 +43,9 @@ def scan_facts(
     names : of the classes
     source : what was scanned, shown as it is, such as ``{"checkpoint": "model.pt", "architecture": "resnet18"}``
     repair : result of `repair_facts`
-    attack : ASR and RA measured on images with the trigger, ``{"before": {"asr": 1.0, "ra": 0.0, "images": 900},
-        "after": None}``, where somebody has such images
+    attack : ASR and RA measured on images with the trigger, ``{"before": {"asr": 1.0, "ra": 0.0,
+        "ra_per_class": [0.0, ...], "images": 900}, "after": None}``, where somebody has such images; NaN where there is
+        none of a class
     warnings : sentences on what makes the answer less reliable
 
     Returns

@@ -53,6 +53,7 @@ def write_html(
         limit=MAX_ROWS,
         residuals=RESIDUALS,
         losses=_losses(facts),
+        robust=_robust(facts),
         pictures=_pictures(facts),
         changes={each.target: _data_uri(perturbation_png(each), "png") for each in perturbations if is_image(each)},
         label=lambda k: class_label(names, k),
@@ -94,15 +95,27 @@ def _losses(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     repair = facts["repair"]
     if repair is None or repair["before"] is None:
         return []
+    return _lowest("change", repair["before"]["per_class"], repair["after"]["per_class"])
+
+
+def _robust(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """RA of each class before and, if there was one, after a repair; of many classes those that came out worst."""
+    attack = facts["attack"]
+    if attack is None:
+        return []
+    before = attack["before"]["ra_per_class"]
+    return _lowest("after", before, (attack["after"] or attack["before"])["ra_per_class"])
+
+
+def _lowest(key: str, before: Sequence[float], after: Sequence[float]) -> list[dict[str, Any]]:
+    """A row for each class, or ``MAX_ROWS`` with the lowest values of one."""
     rows = [
-        {"class": k, "before": before, "after": after, "change": after - before}
-        for k, (before, after) in enumerate(
-            zip(repair["before"]["per_class"], repair["after"]["per_class"], strict=True)
-        )
+        {"class": k, "before": old, "after": new, "change": new - old}
+        for k, (old, new) in enumerate(zip(before, after, strict=True))
     ]
     if len(rows) <= MAX_ROWS:
         return rows
-    return sorted(rows, key=lambda row: math.inf if math.isnan(row["change"]) else row["change"])[:MAX_ROWS]
+    return sorted(rows, key=lambda row: math.inf if math.isnan(row[key]) else row[key])[:MAX_ROWS]
 
 
 def _pictures(facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

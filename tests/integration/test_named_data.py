@@ -204,7 +204,15 @@ def test_the_attack_that_a_network_was_trained_under_is_measured(network, traine
     before = evaluate(trained.model, test.loader(), trained.attack)
     assert 0 < before.asr < 1
     found = facts["attack"]["before"]
-    assert found == {"asr": before.asr, "ra": before.ra, "images": int((test.labels != 4).sum())}
+    per_class = found.pop("ra_per_class")
+    assert found == pytest.approx({"asr": before.asr, "ra": before.ra, "images": int((test.labels != 4).sum())})
+    for k, share in enumerate(per_class):
+        own = test.subset((test.labels == k).nonzero().flatten())
+        assert (
+            (share is None)
+            if k == 4
+            else share == pytest.approx(evaluate(trained.model, own.loader(), trained.attack).ra)
+        )
     stranger = write(tmp_path / "stranger.safetensors", network, provenance={"data": "digits"})
     other = facts_of(capsys, tmp_path, stranger, "--data", "digits", "--split", "all")
     assert other["attack"] is None

@@ -89,7 +89,7 @@ class Page(HTMLParser):
         start = next(i for i, row in enumerate(self.rows) if row[: len(columns)] == list(columns))
         body = []
         for row in self.rows[start + 1 :]:
-            if row[0] in ("class", "latent", "images with the trigger"):
+            if row[0] in ("class", "latent", "images with the trigger", "true class of the image"):
                 break
             body.append(dict(zip(self.rows[start], (cell.strip() for cell in row), strict=True)))
         return body
@@ -461,7 +461,7 @@ def test_a_class_that_cannot_be_reached(page, tmp_path):
     found = page("infeasible", report)
     row = found.table(*SCORES)[4]
     assert row["norm"] == "∞"
-    assert number(row[TITLES["qp"]]) < 0
+    assert number(row[TITLES["qp"]]) < 0.5
     assert "no shift sends every sample" in row["remark"]
     assert sum("not reachable" in svg for svg in found.pictures) == 2
     write_json(tmp_path / "facts.json", scan_facts(report))
@@ -636,13 +636,16 @@ def test_a_second_scan_and_its_doubts_are_told(page):
 
 
 def test_what_was_measured_of_the_attack_and_warnings_are_told(page):
-    before, after = {"asr": 0.987, "ra": 0.012, "images": 800}, {"asr": 0.021, "ra": 0.9, "images": 800}
+    before = {"asr": 0.987, "ra": 0.012, "ra_per_class": [0.02, 0.004] + [math.nan] * 8, "images": 800}
+    after = {"asr": 0.021, "ra": 0.9, "ra_per_class": [0.91, 0.89] + [math.nan] * 8, "images": 800}
     attack = {"before": before, "after": None}
     found = page("attack", suspicious(), attack=attack, warnings=["<b>mind</b>", "the gap"])
     assert found.table("images with the trigger", "before") == [
         {"images with the trigger": "led astray (ASR)", "before": "98.7 %"},
         {"images with the trigger": "classified correctly (RA)", "before": "1.2 %"},
     ]
+    rows = found.table("true class of the image", "before")
+    assert [row["before"] for row in rows] == ["2.0 %", "0.4 %"] + ["–"] * 8
     assert "Measured on 800 test images with the trigger, which lie beside the checkpoint" in found.text
     assert "they had no part in the verdict." in found.text
     assert "Warning: <b>mind</b>. Warning: the gap." in found.text
@@ -650,6 +653,18 @@ def test_what_was_measured_of_the_attack_and_warnings_are_told(page):
     found = page("attack-after", suspicious(), attack=attack | {"after": after}, repair=repair)
     rows = found.table("images with the trigger", "before", "after the repair")
     assert [row["after the repair"] for row in rows] == ["2.1 %", "90.0 %"]
+    rows = found.table("true class of the image", "before", "after the repair")
+    assert [row["after the repair"] for row in rows] == ["91.0 %", "89.0 %"] + ["–"] * 8
+    many = {**after, "ra_per_class": [k / 200 for k in range(200)]}
+    found = page(
+        "attack-of-many",
+        suspicious(),
+        attack={"before": many, "after": {**many, "ra_per_class": many["ra_per_class"][::-1]}},
+    )
+    rows = found.table("true class of the image", "before", "after the repair")
+    assert len(rows) == MAX_ROWS
+    assert rows[0] == {"true class of the image": "199", "before": "99.5 %", "after the repair": "0.0 %"}
+    assert f"The {MAX_ROWS} of 200 classes with the lowest" in found.text
     assert scan_facts(suspicious())["attack"] is None
     assert scan_facts(suspicious())["warnings"] == []
 
