@@ -133,7 +133,7 @@ def scan(
     solution = evidence.solution(RULE_TRIM)
     solved = time.perf_counter()
     with evaluation_mode(model):
-        values = {statistic.name: statistic.values(evidence) for statistic in rule.statistics}
+        values = {statistic.name: statistic.values(evidence) for statistic in rule.measured}
         verdict = rule.judge(values, tally.gaps.samples_per_class, obstacles_of(solution))
     if missing is not None and not quick:
         verdict = replace(verdict, reasons=(*verdict.reasons, missing))

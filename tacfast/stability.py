@@ -104,7 +104,7 @@ def leave_blocks_out(
     ----------
     gaps : with the logits, of all samples
     rule : by which is judged
-    values : (C,) of its statistics with all samples; those that need inputs stay as they are here
+    values : (C,) of all that it measures, with all samples; those that need inputs stay as they are here
     blocks : at least 2; 0 for none; None for ``BLOCKS`` = 10 if n·C + 20·C² ≤ ``MAX_UNASKED_WORK`` = 10⁸, else none
 
     Returns
@@ -127,7 +127,7 @@ def leave_blocks_out(
     for left_out in parts:
         rest = reduce(GapMatrix.merge, (part for part in parts if part is not left_out), gaps.empty())
         evidence = Evidence(rest)
-        again = {each.name: each.values(evidence) for each in rule.statistics if not each.needs_inputs}
+        again = {each.name: each.values(evidence) for each in rule.measured if not each.needs_inputs}
         # Judged as if nothing were missing: whether there are enough samples is a question about all of them.
         runs.append(rule.judge({**values, **again}, counts, obstacles_of(evidence.solution(RULE_TRIM))))
     return Stability(tuple(runs))

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tacfast.detection import FULL, MIN_SAMPLES_PER_CLASS, QUICK, Evidence, QpNorm, Rule, Statistic
+from tacfast.detection import FULL, MIN_SAMPLES_PER_CLASS, QUICK, Evidence, Nearness, QpNorm, Rule, Statistic
 from tacfast.detection.lock_step import effort_of
 from tacfast.detection.outliers import surprise_of
 from tacfast.detection.rule import combined_scores
@@ -28,15 +28,15 @@ from tacfast.solver import GapMatrix
 from ..defence.profiles import CLEAN
 from ..defence.store import Store
 from ..defence.summary import MIN_ASR, Share
-from .measure import CLIMBS
+from .measure import PERTURBATION
 from .rivals import mm_bd_score, nc_score
 
 TRIMS = (0.0, 0.1, 0.5)
 ABOUT = (
     "Weak attacks, with an ASR below 0.9, are in no column. The limits come from clean networks alone, but the form of "
-    "the rule was chosen by people who had looked at some of these networks (see LOG.md): the samples and steps of the "
+    "the rule was chosen by people who had looked at these networks (see LOG.md): the samples and steps of the "
     "universal perturbation at four of CIFAR-10 and GTSRB, the sum of two scores and the heavier tail for many classes "
-    "at the first 35 (19 clean, 16 all-to-one), and that the warp is no part of it at all of them."
+    "at the first 35 (19 clean, 16 all-to-one), and nearness, which is taken off, at the first 209."
 )
 # Shares of the clean networks that are called so, at most.
 SUSPICIOUS, BORDERLINE = 0.025, 0.1
@@ -84,14 +84,14 @@ class Member:
         W, b, logits = (torch.from_numpy(self.arrays[name]).double() for name in ("W", "b", "logits"))
         evidence = Evidence(GapMatrix(W, b if len(b) else None, keep_logits=True).update_logits(logits))
         found = {named(QpNorm(trim=trim)): QpNorm(trim=trim).values(evidence) for trim in TRIMS}
-        for climb in CLIMBS:
-            found[climb.name] = effort_of(torch.from_numpy(self.arrays[f"{climb.name}.losses"]))
+        found[Nearness.name] = Nearness().values(evidence)
+        found[PERTURBATION.name] = effort_of(torch.from_numpy(self.arrays[f"{PERTURBATION.name}.losses"]))
         return found
 
     def scores(self, rule: Rule) -> dict[int, float]:
         """Of each class, by a rule."""
         if rule not in self._scores:
-            values = {each.name: self.values[named(each)] for each in rule.statistics}
+            values = {each.name: self.values[named(each)] for each in rule.measured}
             self._scores[rule] = combined_scores(rule.findings(values, self._short))
         return self._scores[rule]
 
@@ -131,13 +131,12 @@ def load(folder: Path) -> list[Member]:
     return found
 
 
-_PERTURBATION, _WARP = CLIMBS
 RULES = (
     *(Rule(f"qp {trim:g}", (QpNorm(trim=trim),)) for trim in TRIMS),
-    Rule("universal", (_PERTURBATION,)),
-    Rule("warp", (_WARP,)),
-    Rule("qp 0.1, universal", (QpNorm(), _PERTURBATION)),
-    Rule("qp 0.1, universal, warp", (QpNorm(), _PERTURBATION, _WARP)),
+    Rule("universal", (PERTURBATION,)),
+    Rule("qp 0.1, universal", (QpNorm(), PERTURBATION)),
+    Rule("qp 0.1 given nearness", (QpNorm(),), Nearness()),
+    Rule("qp 0.1, universal given nearness", (QpNorm(), PERTURBATION), Nearness()),
 )
 
 
@@ -201,8 +200,8 @@ def summary(members: Sequence[Member], rules: Mapping[str, Rule]) -> str:
     said = (
         f"{len(members)} networks: {kinds['clean']} clean ({data}), {kinds['all-to-one']} with a backdoor that "
         f"sends all classes to one, {kinds['all-to-all']} all-to-all, {kinds['clean-label']} clean-label; not counted "
-        f"are {kinds['weak']} whose backdoor works on less than {100 * MIN_ASR:g} % of the images. The form of the "
-        "rule was chosen on 35 of them, the limits on clean ones alone."
+        f"are {kinds['weak']} whose backdoor works on less than {100 * MIN_ASR:g} % of the images. The limits "
+        "were chosen on clean ones alone, the form of the rule also at the first 209."
     )
     return f"{said}\n\n{_markdown(['', *head], lines)}"
 

@@ -1,5 +1,6 @@
 """From per-class statistics of a model to a verdict about it."""
 
+from .nearness import Nearness
 from .outliers import outlier_scores
 from .qp_norm import QpNorm
 from .rule import (
@@ -27,6 +28,7 @@ __all__ = [
     "Evidence",
     "Finding",
     "Label",
+    "Nearness",
     "Perturbation",
     "QpNorm",
     "Rule",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -56,48 +55,6 @@ class Climb:
     def effort(self) -> Tensor:
         """(K,) float64, `effort_of` the losses."""
         return effort_of(self.losses)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LockStep(ABC):
-    """Mean log-loss of a universal distortion as it grows towards every class in lock-step: a `Statistic`.
-
-    Parameters
-    ----------
-    batch : samples per class and step
-    steps : at most; they stop when half of the classes are reached
-    first, last : size of the distortion at the first and the last step, in units that `distortion` gives; in between it
-        grows geometrically
-    """
-
-    needs_inputs: ClassVar[bool] = True
-
-    batch: int = 8
-    steps: int = 15
-    first: float
-    last: float
-
-    @abstractmethod
-    def distortion(self, inputs: Tensor) -> tuple[Distortion, float]:
-        """How inputs (n, ...) are changed, and the unit of its size."""
-
-    def values(self, evidence: Evidence) -> Tensor:
-        """(C,) float64."""
-        return self.climb(evidence).effort
-
-    @torch.inference_mode(False)  # gradients are needed, also where the caller is in it
-    def climb(self, evidence: Evidence, classes: Sequence[int] | None = None) -> Climb:
-        """The distortions towards all classes, or until they are reached towards some, and how they grew."""
-        inputs, classify = evidence.for_model()
-        distortion, unit = self.distortion(inputs)
-        budgets = [size * unit for size in growing(self.first, self.last, self.steps)]
-        batch = min(self.batch, evidence.together)
-        if classes is None:
-            return climb(inputs, classify, distortion, budgets, batch=batch, together=evidence.together)
-        aims = torch.tensor(classes, dtype=torch.int64)
-        return climb(
-            inputs, classify, distortion, budgets, batch=batch, classes=aims, enough=1.0, together=evidence.together
-        )
 
 
 def growing(first: float, last: float, steps: int) -> list[float]:

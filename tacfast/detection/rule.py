@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..solver import Status, TacSolution
 from .bank import Bank
+from .nearness import Nearness
 from .outliers import outlier_scores, surprise_of, threshold_of
 from .qp_norm import QpNorm, log_norms
 from .statistic import Statistic
@@ -37,10 +38,17 @@ class Rule:
     ----------
     name : under which the bank has its networks: ``"full"`` or ``"quick"``
     statistics : at least one
+    given : what makes a class easy to reach by nature, which is taken off before classes are compared; None for nothing
     """
 
     name: str
     statistics: tuple[Statistic, ...]
+    given: Statistic | None = None
+
+    @property
+    def measured(self) -> tuple[Statistic, ...]:
+        """All whose values `judge` needs."""
+        return self.statistics if self.given is None else (*self.statistics, self.given)
 
     def judge(
         self,
@@ -52,7 +60,7 @@ class Rule:
 
         Parameters
         ----------
-        values : (C,) float64 of each statistic, by its name; NaN for classes of which it says nothing
+        values : (C,) float64 of each that is ``measured``, by its name; NaN for classes of which it says nothing
         samples_per_class : (C,), how many samples the model assigns to each class; None where that is not known
         obstacles : sentences on why nothing can be said, if there are any
 
@@ -61,7 +69,7 @@ class Rule:
         ValueError
             If ``samples_per_class`` does not have C entries.
         """
-        known = _known_anywhere(values)
+        known = _known_anywhere([values[statistic.name] for statistic in self.statistics])
         short = _short_classes(known, samples_per_class)
         findings = self.findings(values, list(short))
         scores = combined_scores(findings)
@@ -88,11 +96,12 @@ class Rule:
 
     def findings(self, values: Mapping[str, Tensor], left_out: Sequence[int] = ()) -> tuple[Finding, ...]:
         """What each statistic says of every class, given its values (C,) by its name; some classes are not judged."""
+        given = None if self.given is None else values[self.given.name]
         found = []
         for statistic in self.statistics:
             judged = values[statistic.name].clone()
             judged[list(left_out)] = math.nan
-            scores = outlier_scores(judged)
+            scores = outlier_scores(judged, given)
             found.append(Finding(statistic.name, statistic.title, _by_class(values[statistic.name]), _by_class(scores)))
         return tuple(found)
 
@@ -113,9 +122,9 @@ def _scores_of(k: int, findings: Sequence[Finding]) -> list[float]:
     return [found.scores[k] for found in findings]
 
 
-def _known_anywhere(values: Mapping[str, Tensor]) -> Tensor:
+def _known_anywhere(values: Sequence[Tensor]) -> Tensor:
     """(C,) bool, whether any statistic has a value."""
-    return ~torch.stack(list(values.values())).isnan().all(0)
+    return ~torch.stack(list(values)).isnan().all(0)
 
 
 def _by_class(values: Tensor) -> dict[int, float]:
@@ -214,7 +223,7 @@ def _shortage(solution: TacSolution) -> list[str]:
 _QP = QpNorm()
 RULE_TRIM, RULE_MARGIN = _QP.trim, 0.0
 QUICK = Rule("quick", (_QP,))
-FULL = Rule("full", (_QP, UniversalPerturbation()))
+FULL = Rule("full", (_QP, UniversalPerturbation()), given=Nearness())
 
 
 def detect(solution: TacSolution, samples_per_class: Sequence[int] | Tensor | None = None) -> Verdict:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .lock_step import LockStep
+from .lock_step import Climb, climb, growing
 from .statistic import Evidence
 
 
@@ -53,7 +54,7 @@ def differ(inputs: Tensor) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniversalPerturbation(LockStep):
+class UniversalPerturbation:
     """Mean log-loss of a universal additive perturbation as it grows towards every class in lock-step.
 
     A backdoor whose trigger is some pattern makes its class the one that a small pattern leads to. Sizes are relative
@@ -61,19 +62,37 @@ class UniversalPerturbation(LockStep):
 
     Parameters
     ----------
-    batch, steps : as in `LockStep`
-    first, last : norm of the perturbation at the first and the last step, over u
+    batch : samples per class and step
+    steps : at most; they stop when half of the classes are reached
+    first, last : norm of the perturbation at the first and the last step, over u; in between it grows geometrically
     """
 
     name: ClassVar[str] = "universal"
     title: ClassVar[str] = "smallest perturbation of the pixels"
+    needs_inputs: ClassVar[bool] = True
 
+    batch: int = 8
+    steps: int = 15
     first: float = 0.02
     last: float = 1.2
 
-    def distortion(self, inputs: Tensor) -> tuple[Additive, float]:
-        """Something added, and u."""
-        return Additive.of(inputs), spread_of(inputs)
+    def values(self, evidence: Evidence) -> Tensor:
+        """(C,) float64."""
+        return self.climb(evidence).effort
+
+    @torch.inference_mode(False)  # gradients are needed, also where the caller is in it
+    def climb(self, evidence: Evidence, classes: Sequence[int] | None = None) -> Climb:
+        """The perturbations towards all classes, or until they are reached towards some, and how they grew."""
+        inputs, classify = evidence.for_model()
+        additive, unit = Additive.of(inputs), spread_of(inputs)
+        budgets = [size * unit for size in growing(self.first, self.last, self.steps)]
+        batch = min(self.batch, evidence.together)
+        if classes is None:
+            return climb(inputs, classify, additive, budgets, batch=batch, together=evidence.together)
+        aims = torch.tensor(classes, dtype=torch.int64)
+        return climb(
+            inputs, classify, additive, budgets, batch=batch, classes=aims, enough=1.0, together=evidence.together
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +129,7 @@ CAREFUL = UniversalPerturbation(batch=64, steps=36)
 def reconstruct(evidence: Evidence, target: int, *, shown: int = 5) -> Perturbation:
     """Grow a universal perturbation towards one class until it is reached, more carefully than towards all at once."""
     inputs, classify = evidence.for_model()
-    additive, unit = CAREFUL.distortion(inputs)
+    additive, unit = Additive.of(inputs), spread_of(inputs)
     change = CAREFUL.climb(evidence, [target]).distortions.to(inputs.device)
     with torch.no_grad():
         parts = torch.split(inputs, evidence.together)

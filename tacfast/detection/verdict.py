@@ -18,8 +18,8 @@ class Finding:
     ----------
     name, title : of the statistic
     values : per class; the smaller, the easier to reach. ±inf and NaN as the statistic says
-    scores : how far each value lies below those of the other classes, see `outlier_scores`; NaN where it is undefined,
-        and for classes left out
+    scores : how far each value lies below what those of the other classes let expect, see `outlier_scores`; NaN where
+        it is undefined, and for classes left out
     """
 
     name: str

@@ -196,6 +196,16 @@ class GapMatrix:
             counts += chunk.argmax(1).bincount(minlength=len(counts))
         return counts
 
+    def some_logits(self, count: int) -> Tensor:
+        """Logits (m, C) of so many samples at most, evenly spaced in the order they came; needs ``keep_logits``."""
+        kept = self._kept("some_logits")
+        step = max(1, -(-sum(map(len, kept)) // count))
+        parts, seen = [self._W.new_empty((0, len(self._W)))], 0
+        for chunk in kept:
+            parts.append(chunk[-seen % step :: step])
+            seen += len(chunk)
+        return torch.cat(parts)
+
     def all_reduce(self, group: torch.distributed.ProcessGroup | None = None) -> GapMatrix:
         """Merge over all processes of a group, in place; a process may have seen nothing. Returns self.
 

@@ -21,12 +21,11 @@ from typer.testing import CliRunner
 from benchmarks.calibrate import __main__ as command
 from benchmarks.calibrate.bank import BANK
 from benchmarks.calibrate.judge import BORDERLINE, SUSPICIOUS, Member, auroc, bank_of, judge, limit_of, load, summary
-from benchmarks.calibrate.measure import CLIMBS
 from benchmarks.defence.profiles import PROFILES
 from benchmarks.defence.readme import with_summary
 from tacfast.attacks import ATTACKS
 from tacfast.data import load_dataset
-from tacfast.detection import FULL, QUICK, QpNorm, Rule
+from tacfast.detection import FULL, QUICK, QpNorm, Rule, UniversalPerturbation
 from tacfast.detection.bank import FILE as BANK_FILE
 from tacfast.detection.bank import Bank
 from tacfast.detection.outliers import outlier_scores
@@ -108,7 +107,7 @@ def test_what_is_kept_is_what_the_network_gives(made):
     solution = solve_tac(found.latents, found.head.weight, found.head.bias, trim=0.1)
     expected = solution.norms.double().log()
     torch.testing.assert_close(member.values["qp 0.1"], expected, rtol=0.02, atol=0.02)  # kept in half precision
-    assert set(member.values) == {"qp 0", "qp 0.1", "qp 0.5", "universal", "warp"}
+    assert set(member.values) == {"qp 0", "qp 0.1", "qp 0.5", "universal", "nearness"}
     assert all(values.shape == (10,) and values.isfinite().all() for values in member.values.values())
     assert member.facts["target"] == BADNETS.target
     assert sum(array.nbytes for array in member.arrays.values()) < 50_000
@@ -135,7 +134,7 @@ def test_no_more_false_alarms_than_are_said(count, share):
     assert alarms <= share * count < alarms + 1  # as many as are allowed, too
 
 
-RULE, OTHER = Rule("any", (QpNorm(),)), Rule("other", (CLIMBS[0],))
+RULE, OTHER = Rule("any", (QpNorm(),)), Rule("other", (UniversalPerturbation(),))
 
 
 def member(attack, target, easiest, depth, asr=1.0, data="digits", arch="a"):
@@ -143,7 +142,7 @@ def member(attack, target, easiest, depth, asr=1.0, data="digits", arch="a"):
     made = Member({"data": data, "arch": arch, "attack": attack, "target": target, "metrics": {"asr": asr}}, {})
     values = torch.linspace(0.0, 1.0, 10, dtype=torch.float64)
     values[easiest] = -depth
-    names = ("qp 0", "qp 0.1", "qp 0.5", "universal", "warp")
+    names = ("qp 0", "qp 0.1", "qp 0.5", "universal", "nearness")
     made.__dict__.update(values=dict.fromkeys(names, values), _short=[])
     return made
 
@@ -151,7 +150,7 @@ def member(attack, target, easiest, depth, asr=1.0, data="digits", arch="a"):
 def test_a_member_is_scored_as_a_rule_would_score_it():
     made = member("clean", None, 3, 2.0)
     made.values["universal"] = -made.values["qp 0.1"]
-    rule = Rule("both", (QpNorm(), CLIMBS[0]))
+    rule = Rule("both", (QpNorm(), UniversalPerturbation()))
     pairs = [outlier_scores(sign * made.values["qp 0.1"]).tolist() for sign in (1, -1)]
     largest = [max(a, b, (a + b) / math.sqrt(2)) for a, b in zip(*pairs, strict=True)]
     assert made.scores(rule) == dict(enumerate(largest))

@@ -146,7 +146,7 @@ def test_each_rule_asks_for_its_own_bank(bank):
     detect(solution(NORMS))
     assert set(bank) == {"quick"}
     bank.clear()
-    FULL.judge({each.name: with_scores(3.0) for each in FULL.statistics})
+    FULL.judge({each.name: with_scores(3.0) for each in FULL.measured})
     assert set(bank) == {"full"}
 
 

@@ -1,7 +1,7 @@
 """Leaving out blocks of samples: how they are dealt, what each run solves, and what the ranges are."""
 
-import dataclasses
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -195,7 +195,8 @@ def test_what_needs_the_model_stays_as_it_is_with_all_samples():
     matrix = matrix_of([make_logits(280)])
     given = torch.linspace(0, 1, C, dtype=torch.float64)
     given[3] = -5.0
-    found = leave_blocks_out(matrix, FULL, {"qp": torch.full((C,), 9.0, dtype=torch.float64), "universal": given}, 4)
+    with_all = {"qp": torch.full((C,), 9.0, dtype=torch.float64), "universal": given, "nearness": given}
+    found = leave_blocks_out(matrix, replace(FULL, given=None), with_all, 4)
     alone = runs_of(matrix, 4)
     for run, other in zip(found.runs, alone.runs, strict=True):
         qp, universal = run.findings
@@ -203,6 +204,14 @@ def test_what_needs_the_model_stays_as_it_is_with_all_samples():
         assert list(universal.values.values()) == given.tolist()
         assert (run.rule, run.easiest) == ("full", 3)
         assert run.scores == combined_scores((qp, universal))
+
+
+def test_what_makes_a_class_easy_by_nature_is_measured_again():
+    matrix = matrix_of([make_logits(280)])
+    values = {each.name: torch.linspace(0, 1, C, dtype=torch.float64) for each in FULL.measured}
+    found = leave_blocks_out(matrix, FULL, values, 4)
+    assert found == leave_blocks_out(matrix, FULL, {**values, "nearness": values["nearness"].flip(0)}, 4)
+    assert found != leave_blocks_out(matrix, replace(FULL, given=None), values, 4)
 
 
 @pytest.mark.parametrize(("blocks", "n"), [(0, 100), (20, 19)])
@@ -288,7 +297,7 @@ def test_runs_that_disagree_make_it_borderline(label, classes, runs, expected, w
     before = verdict([1.0, 3.0, 2.0], classes, label)
     found = weigh(before, Stability(tuple(runs)))
     assert (found.label, found.classes) == (expected, classes)  # what was named can still be repaired
-    assert dataclasses.replace(found, label=label, reasons=()) == before
+    assert replace(found, label=label, reasons=()) == before
     assert len(found.reasons) == (words is not None)
     assert words is None or words in found.reasons[0]
     assert weigh(before, None) is before
@@ -315,7 +324,7 @@ def test_scan_is_borderline_where_runs_disagree(monkeypatch):
 
     def one_disagrees(*args):
         first, *others = real(*args).runs
-        return Stability((dataclasses.replace(first, label="nothing_found", classes=()), *others))
+        return Stability((replace(first, label="nothing_found", classes=()), *others))
 
     monkeypatch.setattr("tacfast.scanning.leave_blocks_out", one_disagrees)
     report = scan(model, data.loader(32))

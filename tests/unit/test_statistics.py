@@ -5,18 +5,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from _planted import SIDE, C, Planted, checkerboard, make_images
+from _planted import C, Planted, checkerboard, make_images
 from scipy import stats
-from torch import nn
 from torch.nn import functional as F
 
 from tacfast import GapMatrix, solve_tac
 from tacfast.detection.lock_step import FLOOR, climb, scaled
-from tacfast.detection.outliers import outlier_scores
+from tacfast.detection.nearness import Nearness
+from tacfast.detection.outliers import RIDGE, outlier_scores
 from tacfast.detection.qp_norm import QpNorm
 from tacfast.detection.statistic import Evidence
 from tacfast.detection.universal import Additive, UniversalPerturbation
-from tacfast.detection.warp import UniversalWarp, Warp
 
 # ---- scores --------------------------------------------------------------------------------------------------
 
@@ -67,6 +66,63 @@ def test_equal_values_are_no_outliers(count):
         values[0] -= 1
         assert float(outlier_scores(values)[0]) > 8
     assert outlier_scores(torch.zeros(5, dtype=torch.float64)).tolist() == [0.0] * 5
+
+
+def residual_score(values, given, k):
+    """Of one class, by least squares on the other rows and one more that shrinks the slope, and Student's tail."""
+    x = (given - given.mean()) / given.std(ddof=1)
+    rest = np.arange(len(values)) != k
+    ridge = math.sqrt(RIDGE * len(values))
+    rows = np.vstack([np.column_stack([np.ones(rest.sum()), x[rest] - x[rest].mean()]), [0.0, ridge]])
+    coefficients, *_ = np.linalg.lstsq(rows, np.append(values[rest], 0.0), rcond=None)
+    row = np.array([1.0, x[k] - x[rest].mean()])
+    residuals = values[rest] - rows[:-1] @ coefficients
+    freedom = len(residuals) - 2
+    variance = residuals @ residuals / freedom * (1 + row @ np.linalg.inv(rows.T @ rows) @ row)
+    return stats.norm.isf(stats.t.sf((row @ coefficients - values[k]) / math.sqrt(variance), min(freedom, 8)))
+
+
+@pytest.mark.parametrize("count", [5, 10, 43])
+def test_scores_given_something_are_studentised_residuals(count):
+    random = np.random.default_rng(count)
+    given = random.normal(5, 3, count)
+    values = 2 * given + random.normal(0, 2, count)
+    scores = outlier_scores(torch.from_numpy(values), torch.from_numpy(given))
+    exact = [residual_score(values, given, k) for k in range(count)]
+    assert scores.tolist() == pytest.approx(exact, rel=0.02, abs=0.1 if count == 5 else 0.02)
+    torch.testing.assert_close(outlier_scores(torch.from_numpy(values), 40 - torch.from_numpy(given) / 7), scores)
+
+
+def test_what_is_given_explains_an_easy_class_and_uncovers_another():
+    given = torch.linspace(0, 9, 10, dtype=torch.float64)
+    values = given + 0.1 * torch.from_numpy(np.random.default_rng(0).normal(size=10))
+    values[7] -= 3
+    assert int(outlier_scores(values).argmax()) == 0
+    assert int(outlier_scores(values, given).argmax()) == 7
+    # One that is the same for all classes explains nothing, and costs a degree of freedom. What is missing is average.
+    same = outlier_scores(values, torch.full((10,), 0.1, dtype=torch.float64))
+    torch.testing.assert_close(same, outlier_scores(values), atol=0.1, rtol=0.1)
+    given[3] = math.nan
+    mean = given.clone()
+    mean[3] = given.nanmean()
+    assert outlier_scores(values, given).isfinite().all()
+    torch.testing.assert_close(outlier_scores(values, given), outlier_scores(values, mean), atol=0.1, rtol=0.1)
+    assert outlier_scores(values[:4], given[:4]).isnan().all()
+
+
+def test_nearness_is_the_gap_of_the_nearest_tenth():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(300, C, generator=generator)
+    logits[:, 2] -= 100  # nothing is of class 2
+    evidence = Evidence(
+        GapMatrix(torch.eye(C), keep_logits=True).update_logits(logits[:100]).update_logits(logits[100:])
+    )
+    found, rows = Nearness(share=0.1).values(evidence), logits.double().numpy()
+    for k in range(C):
+        others = rows[rows.argmax(1) != k]
+        assert float(found[k]) == pytest.approx(np.quantile(others.max(1) - others[:, k], 0.1))
+    alone = Evidence(GapMatrix(torch.eye(C), keep_logits=True).update_logits(torch.eye(C)[:1]))
+    assert Nearness().values(alone).isnan().tolist() == [True] + [False] * (C - 1)
 
 
 # ---- the norm of the QP --------------------------------------------------------------------------------------
@@ -186,8 +242,8 @@ def test_it_may_wait_for_all_of_the_classes():
     assert float(one.reached[-2:].mean(0).max()) >= 0.8
 
 
-@pytest.mark.parametrize("statistic", [UniversalPerturbation(), UniversalWarp()])
-def test_what_needs_inputs_says_so(statistic):
+def test_what_needs_inputs_says_so():
+    statistic = UniversalPerturbation()
     assert statistic.needs_inputs
     with pytest.raises(ValueError, match="evidence: expected"):
         statistic.values(Evidence(GapMatrix(torch.eye(C), keep_logits=True)))
@@ -219,42 +275,6 @@ def test_scaling_the_inputs_changes_nothing():
     moved = Evidence(evidence_of(model, images).gaps, 4 * images - 2, lambda inputs: model((inputs + 2) / 4))
     values = UniversalPerturbation().values(evidence_of(model, images))
     torch.testing.assert_close(UniversalPerturbation().values(moved), values, rtol=1e-2, atol=1e-2)
-
-
-# ---- warps ---------------------------------------------------------------------------------------------------
-
-
-def test_no_warp_changes_nothing_and_an_even_one_moves_the_image():
-    images = torch.rand(3, 2, 10, 14)
-    kind = Warp((10, 14), 4, images[:0])
-    torch.testing.assert_close(kind.apply(images, kind.start(3)), images, atol=1e-5, rtol=0)
-    move = torch.zeros(3, 2, 4, 4)
-    move[:, 0] = 2.0 / 4  # the root of the sum of squares over 16 places, and both directions, is then 2 pixels
-    assert float(move[0].norm()) == pytest.approx(2.0)
-    found = kind.apply(images, move)
-    torch.testing.assert_close(found[..., :-2], images[..., 2:], atol=1e-4, rtol=0)
-
-
-TEXTURE = 0.1 * torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(3))
-
-
-class Slipped(nn.Module):
-    """Sends to class 2 whatever has the texture one pixel to the left of where it is in all images."""
-
-    def forward(self, images):
-        pattern = TEXTURE.roll(-1, 1)
-        hit = ((images - 0.5) * pattern).sum((1, 2, 3)) / pattern.square().sum()
-        return Planted().eval()(images) + 8 * F.one_hot(torch.tensor(2), C) * (hit[:, None] - 0.1).clamp_min(0)
-
-
-def test_a_class_that_a_warp_leads_to_is_found_by_warps():
-    images, _ = make_images()
-    images = images + TEXTURE
-    plain, slipped = (
-        outlier_scores(UniversalWarp().values(evidence_of(model.eval(), images))) for model in (Planted(), Slipped())
-    )
-    assert int(slipped.argmax()) == 2
-    assert float(slipped[2]) > 3 > float(plain.max())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
