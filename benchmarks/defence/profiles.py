@@ -165,6 +165,7 @@ def _networks(
 
 
 _W24, _TINY_ARCH, _FULL = "preactresnet18-w24", "preactresnet18-w24-s4", "preactresnet18"
+_FASHION, _FASHION_ARCH = "fashion-mnist", "preactresnet18-w16-s2"
 _TINY_ATTACKS = ("badnets", "blended", "wanet")
 _SMALL = (
     *_networks("cifar10", _W24, attacks=(CLEAN, *ALL_ATTACKS)),
@@ -174,6 +175,8 @@ _SMALL = (
     *_networks("cifar10", _W24, attacks=(CLEAN,), seed=2),
     *_networks("gtsrb", _W24, attacks=(CLEAN,), seed=1),
     *_networks("cifar10", _W24, attacks=ALL_ATTACKS, ratio=0.01),
+    *_networks(_FASHION, _FASHION_ARCH, attacks=(CLEAN, *ALL_ATTACKS)),
+    *_networks(_FASHION, _FASHION_ARCH, attacks=ALL_ATTACKS, ratio=0.01),
 )
 _PAPER = tuple(
     network
@@ -190,7 +193,12 @@ PROFILES: dict[str, Profile] = {
     ),
     "paper-small": Profile(
         _SMALL,
-        {"cifar10": Recipe(epochs=10), "gtsrb": Recipe(epochs=12, lr=0.05), _TINY: Recipe(epochs=8)},
+        {
+            "cifar10": Recipe(epochs=10),
+            "gtsrb": Recipe(epochs=12, lr=0.05),
+            _TINY: Recipe(epochs=8),
+            _FASHION: Recipe(epochs=3),
+        },
         longer={"wanet": 2},  # after ten epochs on CIFAR-10, its ASR was .62
     ),
     # As published: 100, 50 and 200 epochs, on a GPU.
