@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..detection import RULE_TRIM
 from ..detection.lock_step import climb, growing, is_reached, scaled
 from ..detection.universal import Additive, differ, spread_of
 from ..models.head import Head, evaluation_mode
 from ..scanning import ScanReport
+from ..solver import Status
 from .base import EpochRecord, RepairResult
-from .shifts import capped
+from .shifts import capped, solve_shifts
 from .targeted import TargetedRepair
 from .training import DivergedError, Objective, is_finite, trainable_batches, widened
 
@@ -32,6 +34,9 @@ SMALLEST, LARGEST, STEPS, BATCH = 0.02, 0.6, 24, 32
 # To what gradients are shortened where the training costs too much: about their median on
 # CIFAR-10, where that is not needed, and a fifth to a half of it on GTSRB, where it is.
 CALM = 10.0
+# The least weight of shifted latents there: without them shortened gradients leave backdoors that hide in weaknesses of
+# the network's own, as those of LIRA.
+CALM_SHIFT = 0.3
 # A network from so far back on its line, as a share of ``blend``, is still taken rather than that of another training.
 NEAR = 0.6
 # Length of its steps while the network is trained, as a share of the radius.
@@ -49,10 +54,13 @@ class UniversalRepair(TargetedRepair):
     Both lower the sum of the losses towards p of f and of the suspect, because what fools both is the backdoor rather
     than a weakness that the training has just made (shared adversarial examples, Wei et al. 2023, arXiv 2307.10562).
 
+    With ``shift``, clean latents of other classes that are shifted by the suspect's s_p count as well, as the head
+    answers them; only the layers before it learn from that, so that the head alone cannot absorb it.
+
     The training is short on purpose: a longer one teaches the backdoor again, through what the suspect says. Where the
     network of its end costs more clean accuracy than is allowed, as where the suspect is very sure of its answers, and
-    so does the one somewhat further back, it is done again with gradients shortened to ``CALM``, unless ``max_norm``
-    says otherwise.
+    so does the one somewhat further back, it is done again with gradients shortened to ``CALM`` and shifted latents,
+    unless ``max_norm`` says otherwise.
 
     Parameters
     ----------
@@ -63,6 +71,7 @@ class UniversalRepair(TargetedRepair):
         ``slack`` times the one that sends four in five samples to p in the suspect
     slack : how much larger than that triggers may be
     own : norm of η over the radius
+    shift : weight of a shifted latent over that of a perturbed sample
     """
 
     name: ClassVar[str] = "universal"
@@ -76,10 +85,11 @@ class UniversalRepair(TargetedRepair):
     radius: float | None = None
     slack: float = 1.0
     own: float = 1.0
+    shift: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("lam", "led", "distill", "own"):
+        for name in ("lam", "led", "distill", "own", "shift"):
             value = getattr(self, name)
             self.check(name, "a finite number >= 0", is_finite(value) and value >= 0)
         radius = self.radius
@@ -107,7 +117,8 @@ class UniversalRepair(TargetedRepair):
                 first = run(state_file=state_file)
                 if first.epoch == self.epochs and first.blend >= NEAR * self.blend:
                     return first
-        spent, calm = time.perf_counter() - start, replace(self, max_norm=CALM)
+        spent = time.perf_counter() - start
+        calm = replace(self, max_norm=CALM, shift=max(self.shift, CALM_SHIFT))
         result = calm.repair(model, loader, report, held_out=held_out, on_epoch=on_epoch, state_file=second)
         return replace(result, seconds=spent + result.seconds)
 
@@ -122,7 +133,7 @@ def calm_state(state_file: str | os.PathLike[str]) -> Path:
 
 
 class PerturbedLoss(Objective):
-    """Distance to the suspect on clean samples, and cross-entropy on perturbed ones, above all those that go astray.
+    """Distance to the suspect on clean samples, and cross-entropy on changed ones, above all those that go astray.
 
     Parameters
     ----------
@@ -135,7 +146,7 @@ class PerturbedLoss(Objective):
     def __init__(
         self, model: nn.Module, head: Head, loader: Iterable[Any], targets: Sequence[int], settings: UniversalRepair
     ) -> None:
-        self._model, self._targets, self._settings = model, tuple(targets), settings
+        self._model, self._head, self._targets, self._settings = model, head, tuple(targets), settings
         self._suspect = copy.deepcopy(model).eval().requires_grad_(False)
         inputs = _some_inputs(loader, head)
         self._additive = Additive.of(inputs)
@@ -158,6 +169,7 @@ class PerturbedLoss(Objective):
             self._radii = [settings.slack * _size_that_leads(sizes, reached) for reached in found.reached.T]
         else:
             self._radii = [settings.radius * spread] * len(self._targets)
+        self._shifts = _shifts(model, loader, head, targets) if settings.shift else None
         self._perturbations = torch.stack(
             [capped(each, radius) for each, radius in zip(found.distortions.to(head.device), self._radii, strict=True)]
         )
@@ -179,10 +191,19 @@ class PerturbedLoss(Objective):
         distance = F.kl_div(
             (clean / 2).log_softmax(1), (self._answers / 2).log_softmax(1), reduction="batchmean", log_target=True
         )
-        settings = self._settings
-        weights = settings.lam + settings.led * (perturbed.argmax(1) == self._target)
-        errors = F.cross_entropy(perturbed, labels[self._others], reduction="none")
-        return settings.distill * 4 * distance + (weights * errors).sum() / len(labels)
+        astray = self._errors(perturbed, labels)
+        if self._shifts is not None and len(perturbed):
+            shift = self._shifts[self._targets.index(self._target)]
+            shifted = latents[: len(labels)][self._others] + shift.to(latents)
+            bias = self._head.bias
+            logits = F.linear(shifted, self._head.weight.to(latents), None if bias is None else bias.to(latents))
+            astray = astray + self._settings.shift * self._errors(widened(logits), labels)
+        return self._settings.distill * 4 * distance + astray / len(labels)
+
+    def _errors(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sum of the cross-entropies of changed samples of other classes, by their logits (m, C)."""
+        weights = self._settings.lam + self._settings.led * (logits.argmax(1) == self._target)
+        return (weights * F.cross_entropy(logits, labels[self._others], reduction="none")).sum()
 
     def _perturbed(self, turn: int, others: Tensor) -> Tensor:
         """Take a step of δ, and one more for every sample."""
@@ -210,6 +231,13 @@ class PerturbedLoss(Objective):
         """Take up what `state_dict` gave."""
         self._perturbations = state["perturbations"].to(self._perturbations.device)
         self._radii, self._steps = state["radii"], state["steps"]
+
+
+def _shifts(model: nn.Module, loader: Iterable[Any], head: Head, targets: Sequence[int]) -> Tensor:
+    """s_p of the suspect for each of T targets (T, d); zeros where there is none."""
+    found, statuses = solve_shifts(model, loader, head, targets, RULE_TRIM)
+    solved = torch.tensor([status is Status.OPTIMAL for status in statuses], device=found.device)
+    return found.where(solved[:, None], 0.0)
 
 
 def _some_inputs(loader: Iterable[Any], head: Head) -> Tensor:

@@ -1,13 +1,14 @@
 """Mode `universal`: unlearning a perturbation of the inputs that leads to the class."""
 
 import copy
+import math
 
 import pytest
 import torch
 from _backdoored import TARGET, loader_of, make_trial, same, weights
 from torch.nn import functional as F
 
-from tacfast import repair, scan
+from tacfast import Status, repair, scan, solve_tac
 from tacfast.defenses import UniversalRepair, universal
 from tacfast.detection.universal import spread_of
 
@@ -57,7 +58,8 @@ def watched(monkeypatch):
     return seen
 
 
-def test_one_step_is_the_gradient_of_the_stated_loss(trial, monkeypatch):
+@pytest.mark.parametrize("shift", [0.0, 0.6])
+def test_one_step_is_the_gradient_of_the_stated_loss(trial, monkeypatch, shift):
     """One epoch of one batch, against the loss written out."""
     seen = watched(monkeypatch)
     model = copy.deepcopy(trial.model)
@@ -73,14 +75,15 @@ def test_one_step_is_the_gradient_of_the_stated_loss(trial, monkeypatch):
         "weight_decay": 0.01,
         "targets": (TARGET,),
     }
-    settings |= {"blend": 1.0, "own": 0.2, "radius": 0.3}
+    settings |= {"blend": 1.0, "own": 0.2, "radius": 0.3, "shift": shift}
     result = repair(model, [(x, y)], report, mode="universal", **settings)
 
     ((_, _, _, bad),) = seen
     others = y[y != TARGET]
     assert len(bad) == len(others)
     mine = copy.deepcopy(model).train()
-    clean, perturbed = mine(torch.cat([x, bad])).split([len(x), len(bad)])
+    latents = mine[:-1](torch.cat([x, bad]))
+    clean, perturbed = mine[-1](latents).split([len(x), len(bad)])
     suspect = copy.deepcopy(model).eval()(x).detach()
     p, q = (suspect / 2).softmax(1), (clean / 2).softmax(1)
     distance = (p * (p.log() - q.log())).sum(1).mean()
@@ -88,6 +91,13 @@ def test_one_step_is_the_gradient_of_the_stated_loss(trial, monkeypatch):
     assert 0 < int(led.sum()) < len(led)
     errors = F.cross_entropy(perturbed, others, reduction="none")
     loss = (0.7 * errors.sum() + 0.3 * errors[led].sum()) / len(x) + 0.4 * 4 * distance
+    # Shifted latents, by a head that does not learn from them.
+    W, b = model[-1].weight.detach(), model[-1].bias.detach()
+    s = solve_tac(copy.deepcopy(model).eval()[:-1](x).detach(), W, b, trim=0.1, classes=[TARGET]).perturbations[0]
+    shifted = F.linear(latents[: len(x)][y != TARGET] + s, W, b)
+    errors, led = F.cross_entropy(shifted, others, reduction="none"), shifted.argmax(1) == TARGET
+    assert led.any()
+    loss = loss + shift * (0.7 * errors.sum() + 0.3 * errors[led].sum()) / len(x)
     loss.backward()
     assert result.history[0].loss == pytest.approx(float(loss.detach()), rel=1e-5)
     dummy = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
@@ -248,11 +258,23 @@ def test_where_the_training_costs_too_much_it_is_done_again_with_shorter_gradien
     loader = given.loader(32, shuffle=True)
     settings = {"mode": "universal", "held_out": held_out.loader(), "max_drop": 0.02}
     fine = repair(trial.model, loader, report, lr=0.01, **settings | {"max_drop": 0.5})
-    assert fine.settings["max_norm"] is None
+    assert (fine.settings["max_norm"], fine.settings["shift"]) == (None, 0.0)
     wild = repair(trial.model, loader, report, lr=0.5, **settings)
-    assert wild.settings["max_norm"] == universal.CALM
+    assert (wild.settings["max_norm"], wild.settings["shift"]) == (universal.CALM, universal.CALM_SHIFT)
+    assert repair(trial.model, loader, report, lr=0.5, shift=2.0, **settings).settings["shift"] == 2.0
     asked = repair(trial.model, loader, report, lr=0.5, max_norm=0.5, **settings)
-    assert asked.settings["max_norm"] == 0.5
+    assert (asked.settings["max_norm"], asked.settings["shift"]) == (0.5, 0.0)
+
+
+def test_a_class_that_no_shift_leads_to_is_repaired_without(trial, report, monkeypatch):
+    def none(model, loader, head, targets, trim):
+        return torch.full((len(targets), head.weight.shape[1]), math.nan), [Status.INFEASIBLE] * len(targets)
+
+    plain = run(trial, report, epochs=1, lr=0.01)
+    monkeypatch.setattr(universal, "solve_shifts", none)
+    result = run(trial, report, epochs=1, lr=0.01, shift=1.0)
+    assert all(bool(value.isfinite().all()) for value in result.model.parameters())
+    assert not same(weights(result.model), weights(plain.model))  # the clean latents themselves then count
 
 
 def test_an_interrupted_second_training_goes_on(trial, report, tmp_path):
