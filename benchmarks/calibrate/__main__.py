@@ -10,7 +10,7 @@ from typing import Annotated
 import torch
 import typer
 
-from tacfast.detection import FULL, QUICK
+from tacfast.detection import FULL, QUICK, Asymmetry
 from tacfast.detection.bank import FILE as BANK_FILE
 from tacfast.solver._files import write_atomically
 
@@ -19,7 +19,7 @@ from ..defence.profiles import Network
 from ..defence.readme import with_summary
 from ..defence.store import Store, try_lock
 from .bank import BANK
-from .judge import Member, bank_of, load, summary
+from .judge import Member, bank_of, bank_of_pairs, load, summary
 from .judge import judge as judged
 from .measure import MEASUREMENT, measure, save_arrays
 from .rivals import MEASUREMENT as RIVAL_MEASUREMENT
@@ -127,7 +127,8 @@ def _tell_package(members: list[Member]) -> None:
     clean = sum(member.kind == "clean" for member in members)
     if clean < MIN_CLEAN:
         raise ValueError(f"bank: expected at least {MIN_CLEAN} clean networks to take limits from, got {clean}")
-    content = {"rules": {rule.name: bank_of(members, rule) for rule in RULES.values()}}
+    banks = {rule.name: bank_of(members, rule) for rule in RULES.values()} | {Asymmetry.name: bank_of_pairs(members)}
+    content = {"rules": banks}
     write_atomically(BANK_FILE, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
     text = README.read_text(encoding="utf-8")
     write_atomically(README, with_summary(text, summary(members, RULES), MARKS).encode())

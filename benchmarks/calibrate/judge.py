@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import statistics
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tacfast.detection import FULL, MIN_SAMPLES_PER_CLASS, QUICK, Evidence, Nearness, QpNorm, Rule, Statistic
+from tacfast.detection import FULL, MIN_SAMPLES_PER_CLASS, QUICK, Asymmetry, Evidence, Nearness, QpNorm, Rule, Statistic
 from tacfast.detection.lock_step import effort_of
 from tacfast.detection.outliers import surprise_of
 from tacfast.detection.rule import combined_scores
@@ -40,6 +41,8 @@ ABOUT = (
 )
 # Shares of the clean networks that are called so, at most.
 SUSPICIOUS, BORDERLINE = 0.025, 0.1
+# As for a class that stands out, but by the asymmetry: both together stay below one in twenty.
+ASYMMETRIC = 0.0125
 HELD_OUT = (
     f"Alarm where at most {100 * SUSPICIOUS:g} % of those are, before the runs without a block of samples, which may "
     "turn a verdict into borderline. In brackets, 95 % Wilson intervals. Networks of which there is no such stranger "
@@ -72,26 +75,28 @@ class Member:
         """``clean``, ``all-to-one``, ``all-to-all``, ``clean-label``, or ``weak``: attacked in vain."""
         if self.clean:
             return "clean"
-        if self.facts["metrics"]["asr"] < MIN_ASR:
+        all_to_all, metrics = self.facts["target"] is None, self.facts["metrics"]
+        # Each image of it must be told from all others first.
+        if metrics["asr"] < MIN_ASR * (metrics["acc"] if all_to_all else 1):
             return "weak"
-        if self.facts["target"] is None:
+        if all_to_all:
             return "all-to-all"
         return "clean-label" if self.facts["attack"] == "sig" else "all-to-one"
 
     @cached_property
     def values(self) -> dict[str, Tensor]:
-        """(C,) of each statistic, by its name."""
+        """(C,) of each statistic, by its name, and the asymmetry."""
         W, b, logits = (torch.from_numpy(self.arrays[name]).double() for name in ("W", "b", "logits"))
         evidence = Evidence(GapMatrix(W, b if len(b) else None, keep_logits=True).update_logits(logits))
         found = {named(QpNorm(trim=trim)): QpNorm(trim=trim).values(evidence) for trim in TRIMS}
-        found[Nearness.name] = Nearness().values(evidence)
+        found |= {each.name: each.values(evidence) for each in (Nearness(), Asymmetry())}
         found[PERTURBATION.name] = effort_of(torch.from_numpy(self.arrays[f"{PERTURBATION.name}.losses"]))
         return found
 
     def scores(self, rule: Rule) -> dict[int, float]:
         """Of each class, by a rule."""
         if rule not in self._scores:
-            values = {each.name: self.values[named(each)] for each in rule.measured}
+            values = {each.name: self.values[named(each)] for each in rule.measured if each is not rule.pairs}
             self._scores[rule] = combined_scores(rule.findings(values, self._short))
         return self._scores[rule]
 
@@ -103,6 +108,12 @@ class Member:
     def surprise(self, rule: Rule) -> float:
         """How odd the oddest class is, by a rule; −inf where nothing can be said."""
         found = surprise_of(self.scores(rule))
+        return -math.inf if math.isnan(found) else found
+
+    @property
+    def asymmetry(self) -> float:
+        """See `Asymmetry`; −inf where nothing can be said."""
+        found = float(self.values[Asymmetry.name])
         return -math.inf if math.isnan(found) else found
 
     def names(self, rule: Rule) -> int:
@@ -156,13 +167,20 @@ def limit_of(clean: Sequence[float], false_alarms: float) -> float:
 
 def bank_of(members: Sequence[Member], rule: Rule) -> dict[str, Any]:
     """What a rule takes from the bank, as `tacfast.detection.bank.Bank` has it."""
-    clean = sorted(member.surprise(rule) for member in members if member.kind == "clean")
-    suspicious, borderline = limit_of(clean, SUSPICIOUS), limit_of(clean, BORDERLINE)
-    counted = _counts(members, rule)
+    return _bank([member.surprise(rule) for member in members if member.kind == "clean"], _counts(members, rule))
+
+
+def bank_of_pairs(members: Sequence[Member]) -> dict[str, Any]:
+    """The same of the asymmetry, and of networks under an all-to-all attack, which has no class to be named rightly."""
+    clean = [member.asymmetry for member in members if member.kind == "clean"]
+    return _bank(clean, _counts_of_pairs(members), ASYMMETRIC)
+
+
+def _bank(clean: Sequence[float], counted: Counts, allowed: float = SUSPICIOUS) -> dict[str, Any]:
     return {
-        "clean": [round(value, 4) for value in clean],
-        "suspicious": _rounded_up(suspicious),
-        "borderline": _rounded_up(borderline),
+        "clean": [round(value, 4) for value in sorted(clean)],
+        "suspicious": _rounded_up(limit_of(clean, allowed)),
+        "borderline": _rounded_up(limit_of(clean, BORDERLINE)),
         **{name: getattr(counted, name) for name in counted._fields},
     }
 
@@ -181,6 +199,7 @@ def judge(members: Iterable[Member]) -> str:
     parts += ["## Rivals on the same networks", _against_rivals(members)]
     parts += ["## Each network judged by clean ones of another data set or another architecture", HELD_OUT]
     parts.append(_held_out(members, data))
+    parts += ["## All-to-all backdoors, by the asymmetry", _pairs_table(members, data)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -192,18 +211,22 @@ def summary(members: Sequence[Member], rules: Mapping[str, Rule]) -> str:
     lines = []
     for name, rule in rules.items():
         clean, attacked = (_surprises(members, rule, kind) for kind in ("clean", "all-to-one"))
-        others = (auroc(_surprises(members, rule, kind), clean) for kind in ("all-to-all", "clean-label"))
-        apart = ("–" if math.isnan(value) else f"{value:.2f}" for value in others)
-        cells = (f"{auroc(attacked, clean):.3f}", *_shares(members, rule), *apart)
-        lines.append([name, *cells])
-    head = ("AUROC", "found", "with the right class", "false alarms", "AUROC all-to-all", "AUROC clean-label")
+        label = auroc(_surprises(members, rule, "clean-label"), clean)
+        lines.append([name, f"{auroc(attacked, clean):.3f}", *_shares(members, rule), f"{label:.2f}"])
+    head = ("AUROC", "found", "with the right class", "false alarms", "AUROC clean-label")
+    pairs = _counts_of_pairs(members)
+    both = ([member.asymmetry for member in members if member.kind == kind] for kind in ("all-to-all", "clean"))
     said = (
         f"{len(members)} networks: {kinds['clean']} clean ({data}), {kinds['all-to-one']} with a backdoor that "
         f"sends all classes to one, {kinds['all-to-all']} all-to-all, {kinds['clean-label']} clean-label; not counted "
         f"are {kinds['weak']} whose backdoor works on less than {100 * MIN_ASR:g} % of the images. The limits "
         "were chosen on clean ones alone, the form of the rule also at the first 209."
     )
-    return f"{said}\n\n{_markdown(['', *head], lines)}"
+    apart = (
+        f"All-to-all backdoors are found by the asymmetry, in both: {_share(pairs.found, pairs.attacked)}, AUROC "
+        f"{auroc(*both):.3f}; {pairs.alarms} of the false alarms are its own."
+    )
+    return f"{said}\n\n{_markdown(['', *head], lines)}\n\n{apart}"
 
 
 def _census(members: Sequence[Member], data: Sequence[str]) -> str:
@@ -272,6 +295,17 @@ def _held_out(members: Sequence[Member], data: Sequence[str]) -> str:
     return _markdown(["rule", "data", "found", "with the right class", "false alarms"], lines)
 
 
+def _pairs_table(members: Sequence[Member], data: Sequence[str]) -> str:
+    lines = []
+    for name in ("all", *data):
+        own = [member for member in members if name in ("all", member.facts["data"])]
+        clean, attacked = ([m.asymmetry for m in own if m.kind == kind] for kind in ("clean", "all-to-all"))
+        counted = _counts_of_pairs(members, None if name == "all" else name)
+        shares = _share(counted.found, counted.attacked), _share(counted.alarms, counted.judged)
+        lines.append([name, f"{auroc(attacked, clean):.3f}", *shares])
+    return _markdown(["data", "AUROC", "found", "false alarms"], lines)
+
+
 def _shares(members: Sequence[Member], rule: Rule, data: str | None = None) -> tuple[str, str, str]:
     """Found, of these with the right class, and false alarms, of one or all data sets, each judged by strangers."""
     counted = _counts(members, rule, data)
@@ -293,22 +327,51 @@ class Counts(NamedTuple):
 
 
 def _counts(members: Sequence[Member], rule: Rule, data: str | None = None) -> Counts:
-    own = [member for member in members if data in (None, member.facts["data"])]
-    judged = {member: alarm for member in own if (alarm := _is_alarm(member, members, rule)) is not None}
-    attacked, clean = ([m for m in judged if m.kind == kind] for kind in ("all-to-one", "clean"))
-    found = [member for member in attacked if judged[member]]
+    """Of a class that stands out; clean networks are alarms by the asymmetry, too, where the rule looks at it."""
+    judged = _judged(members, data)
+    found = [m for m in judged if m.kind == "all-to-one" and m.surprise(rule) > judged[m](rule)]
+    alarms = [
+        m
+        for m in judged
+        if m.kind == "clean" and (m.surprise(rule) > judged[m](rule) or (rule.pairs and m.asymmetry > judged[m](None)))
+    ]
     right = sum(member.names(rule) == member.facts["target"] for member in found)
-    return Counts(len(clean), sum(judged[member] for member in clean), len(attacked), len(found), right)
+    kinds = Counter(member.kind for member in judged)
+    return Counts(kinds["clean"], len(alarms), kinds["all-to-one"], len(found), right)
 
 
-def _is_alarm(member: Member, members: Sequence[Member], rule: Rule) -> bool | None:
-    """Whether a network exceeds the limit of the strangers among the clean ones; None if there are none."""
-    strangers = [
-        other.surprise(rule)
+def _counts_of_pairs(members: Sequence[Member], data: str | None = None) -> Counts:
+    judged = _judged(members, data)
+    alarms = Counter(member.kind for member in judged if member.asymmetry > judged[member](None))
+    kinds = Counter(member.kind for member in judged)
+    found = alarms["all-to-all"]
+    return Counts(kinds["clean"], alarms["clean"], kinds["all-to-all"], found, found)
+
+
+def _judged(members: Sequence[Member], data: str | None) -> dict[Member, Callable[[Rule | None], float]]:
+    """Networks of one or all data sets, with limits from the strangers among the clean ones, if there are any.
+
+    The limit is that of a rule, or of the asymmetry if it is None.
+    """
+    found = {}
+    for member in members:
+        if data in (None, member.facts["data"]) and (strangers := _strangers(member, members)):
+            found[member] = functools.partial(_limit, strangers)
+    return found
+
+
+def _strangers(member: Member, members: Sequence[Member]) -> list[Member]:
+    return [
+        other
         for other in members
         if other.kind == "clean" and any(other.facts[key] != member.facts[key] for key in ("data", "arch"))
     ]
-    return member.surprise(rule) > limit_of(strangers, SUSPICIOUS) if strangers else None
+
+
+def _limit(strangers: Sequence[Member], rule: Rule | None) -> float:
+    if rule is None:
+        return limit_of([each.asymmetry for each in strangers], ASYMMETRIC)
+    return limit_of([each.surprise(rule) for each in strangers], SUSPICIOUS)
 
 
 def _share(count: int, of: int) -> str:

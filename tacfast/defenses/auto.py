@@ -11,13 +11,13 @@ from .universal import UniversalRepair
 
 @dataclass(frozen=True, kw_only=True)
 class AutoRepair(UniversalRepair):
-    """Mode `universal` against the classes that the scan named, one or several; where it named none, by ``harden``.
+    """Mode `universal` against the classes that the scan named; against all in turn where that suspects all-to-all.
 
     Parameters
     ----------
-    harden : where nothing was found, train against every class in turn rather than raise an error. It removed an
-        all-to-all backdoor that the scan does not see, and costs a clean network more accuracy than a repair does
-        (`benchmarks/results/LOG.md`), so that it is for those who distrust a model whatever a scan says of it
+    harden : where nothing was found, train against every class in turn rather than raise an error. It removes most of
+        an all-to-all backdoor, and costs a clean network up to half a point of accuracy (`benchmarks/results/LOG.md`),
+        so that it is for those who distrust a model whatever a scan says of it
     """
 
     name: ClassVar[str] = "auto"
@@ -29,6 +29,7 @@ class AutoRepair(UniversalRepair):
 
     def resolve(self, report: ScanReport) -> tuple[int, ...]:
         """See `TargetedRepair.resolve`."""
-        if self.harden and self.targets is None and not report.verdict.classes:
+        verdict = report.verdict
+        if (self.harden or verdict.all_to_all) and self.targets is None and not verdict.classes:
             return tuple(range(report.head.num_classes))
         return super().resolve(report)

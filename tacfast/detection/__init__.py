@@ -1,5 +1,6 @@
 """From per-class statistics of a model to a verdict about it."""
 
+from .asymmetry import Asymmetry
 from .nearness import Nearness
 from .outliers import outlier_scores
 from .qp_norm import QpNorm
@@ -25,6 +26,7 @@ __all__ = [
     "QUICK",
     "RULE_MARGIN",
     "RULE_TRIM",
+    "Asymmetry",
     "Evidence",
     "Finding",
     "Label",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..solver import Status, TacSolution
+from .asymmetry import Asymmetry
 from .bank import Bank
 from .nearness import Nearness
 from .outliers import outlier_scores, surprise_of, threshold_of
@@ -39,16 +40,18 @@ class Rule:
     name : under which the bank has its networks: ``"full"`` or ``"quick"``
     statistics : at least one
     given : what makes a class easy to reach by nature, which is taken off before classes are compared; None for nothing
+    pairs : what tells an all-to-all backdoor, of which no class stands out; None for nothing
     """
 
     name: str
     statistics: tuple[Statistic, ...]
     given: Statistic | None = None
+    pairs: Asymmetry | None = None
 
     @property
-    def measured(self) -> tuple[Statistic, ...]:
+    def measured(self) -> tuple[Statistic | Asymmetry, ...]:
         """All whose values `judge` needs."""
-        return self.statistics if self.given is None else (*self.statistics, self.given)
+        return (*self.statistics, *filter(None, (self.given, self.pairs)))
 
     def judge(
         self,
@@ -60,7 +63,8 @@ class Rule:
 
         Parameters
         ----------
-        values : (C,) float64 of each that is ``measured``, by its name; NaN for classes of which it says nothing
+        values : (C,) float64 of each that is ``measured``, by its name; NaN for classes of which it says nothing. Of
+            ``pairs`` a scalar, which may be missing
         samples_per_class : (C,), how many samples the model assigns to each class; None where that is not known
         obstacles : sentences on why nothing can be said, if there are any
 
@@ -81,6 +85,10 @@ class Rule:
         label, named, reasons = (
             ("inconclusive", (), tuple(obstacles)) if obstacles else _say(scores, findings, surprise, threshold, bank)
         )
+        asymmetry = math.nan if self.pairs is None else float(values.get(self.pairs.name, math.nan))
+        all_to_all = not obstacles and asymmetry > Bank.of(Asymmetry.name).suspicious
+        if all_to_all:
+            label, reasons = "suspicious", (*(each for each in reasons if each != NO_PROOF), _said_of_pairs(asymmetry))
         return Verdict(
             rule=self.name,
             label=label,
@@ -92,6 +100,8 @@ class Rule:
             threshold=threshold,
             reasons=reasons + ((_said_of_short(short),) if short else ()),
             left_out=tuple(short),
+            asymmetry=asymmetry,
+            all_to_all=all_to_all,
         )
 
     def findings(self, values: Mapping[str, Tensor], left_out: Sequence[int] = ()) -> tuple[Finding, ...]:
@@ -153,6 +163,15 @@ def _said_of_short(short: Mapping[int, int]) -> str:
     more = f" and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
     listed = ", ".join(named[:MAX_NAMED]) + more
     return f"not judged, because the model assigns fewer than {MIN_SAMPLES_PER_CLASS} samples to them: {listed}"
+
+
+def _said_of_pairs(asymmetry: float) -> str:
+    bank = Bank.of(Asymmetry.name)
+    return (
+        f"samples of each class go to another one far more easily than back: their shifts have an asymmetry of "
+        f"{asymmetry:.2f}, suspicious is more than {bank.suspicious:.2f}, and {bank.count(asymmetry) or 'none'} of the "
+        f"bank's {len(bank.clean)} clean networks has as much; an all-to-all backdoor does that"
+    )
 
 
 def _silent(findings: Sequence[Finding]) -> list[str]:
@@ -222,8 +241,8 @@ def _shortage(solution: TacSolution) -> list[str]:
 
 _QP = QpNorm()
 RULE_TRIM, RULE_MARGIN = _QP.trim, 0.0
-QUICK = Rule("quick", (_QP,))
-FULL = Rule("full", (_QP, UniversalPerturbation()), given=Nearness())
+QUICK = Rule("quick", (_QP,), pairs=Asymmetry())
+FULL = Rule("full", (_QP, UniversalPerturbation()), given=Nearness(), pairs=Asymmetry())
 
 
 def detect(solution: TacSolution, samples_per_class: Sequence[int] | Tensor | None = None) -> Verdict:

@@ -36,8 +36,8 @@ class Verdict:
     ----------
     rule : name of the rule that was applied: ``"full"`` or ``"quick"``
     label : ``"nothing_found"``, ``"borderline"``, ``"suspicious"`` or ``"inconclusive"``
-    classes : the suspicious classes, worst first. Of a borderline verdict those that all samples together call
-        suspicious, if any
+    classes : the suspicious classes, worst first; none of them stands out under an all-to-all backdoor. Of a borderline
+        verdict those that all samples together call suspicious, if any
     findings : one per statistic that was computed
     scores : per class, the largest of its scores and of their sum, see `combined_scores`; NaN where none is defined
     surprise : −log₁₀ of how many classes of such a score are expected if none is odd; NaN where it is undefined
@@ -46,6 +46,9 @@ class Verdict:
     threshold : the score above which a class is suspicious; NaN where it is undefined
     reasons : why, in sentences
     left_out : classes with too few samples, which were not judged
+    asymmetry : how much more easily samples of each class go to another one than back, see `Asymmetry`; NaN where that
+        was not looked at
+    all_to_all : whether that is what makes the model suspicious; then ``classes`` may be empty
     """
 
     rule: str
@@ -58,6 +61,8 @@ class Verdict:
     threshold: float
     reasons: tuple[str, ...]
     left_out: tuple[int, ...] = ()
+    asymmetry: float = math.nan
+    all_to_all: bool = False
 
     @property
     def easiest(self) -> int:

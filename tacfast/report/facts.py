@@ -73,6 +73,8 @@ def scan_facts(
             "p_value": verdict.p_value,
             "threshold": verdict.threshold,
             "left_out": list(verdict.left_out),
+            "asymmetry": verdict.asymmetry,
+            "all_to_all": verdict.all_to_all,
         },
         "statistics": [{"name": found.name, "title": found.title} for found in verdict.findings],
         "bank": _bank(verdict),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from .._text import printable
-from ..detection import Verdict
+from ..detection import Asymmetry, Verdict
 from ..detection.bank import Bank
 from ..stability import Stability
 
@@ -36,6 +36,12 @@ def number(value: float, form: str = "#.4g") -> str:
 def bank_sentence(verdict: Verdict, bank: Bank) -> str:
     """Say how often such a verdict was right where the truth is known."""
     quick = "by the shifts of the latents alone, which show fewer backdoors, " if verdict.rule == "quick" else ""
+    if verdict.all_to_all and not verdict.classes:
+        pairs = Bank.of(Asymmetry.name)
+        return (
+            f"{pairs.found} of {pairs.attacked} networks with an all-to-all backdoor are called suspicious for that, "
+            f"and so are {pairs.alarms} of {pairs.judged} clean ones"
+        )
     return (
         f"{quick}{bank.found} of {bank.attacked} networks whose backdoor is known are called suspicious, {bank.right} "
         f"of them with the right class, and so are {bank.alarms} of {bank.judged} clean ones"
@@ -53,6 +59,9 @@ def stability_sentence(verdict: Verdict, stability: Stability) -> str:
 
 def headline(verdict: Verdict, names: Mapping[int, str]) -> str:
     """Say the verdict in one line."""
+    if verdict.all_to_all and not verdict.classes:
+        runs = "" if verdict.label == "suspicious" else ", but not in every run"
+        return f"{verdict.label.capitalize()}: samples of each class go to another one far more easily than back{runs}"
     if verdict.label == "suspicious":
         flagged = ", ".join(class_label(names, k) for k in verdict.classes)
         return f"Suspicious: class {flagged} is far easier to reach than the others"

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,12 +21,23 @@ from typer.testing import CliRunner
 
 from benchmarks.calibrate import __main__ as command
 from benchmarks.calibrate.bank import BANK
-from benchmarks.calibrate.judge import BORDERLINE, SUSPICIOUS, Member, auroc, bank_of, judge, limit_of, load, summary
+from benchmarks.calibrate.judge import (
+    BORDERLINE,
+    SUSPICIOUS,
+    Member,
+    auroc,
+    bank_of,
+    bank_of_pairs,
+    judge,
+    limit_of,
+    load,
+    summary,
+)
 from benchmarks.defence.profiles import PROFILES
 from benchmarks.defence.readme import with_summary
 from tacfast.attacks import ATTACKS
 from tacfast.data import load_dataset
-from tacfast.detection import FULL, QUICK, QpNorm, Rule, UniversalPerturbation
+from tacfast.detection import FULL, QUICK, Asymmetry, QpNorm, Rule, UniversalPerturbation
 from tacfast.detection.bank import FILE as BANK_FILE
 from tacfast.detection.bank import Bank
 from tacfast.detection.outliers import outlier_scores
@@ -107,6 +119,7 @@ def test_what_is_kept_is_what_the_network_gives(made):
     solution = solve_tac(found.latents, found.head.weight, found.head.bias, trim=0.1)
     expected = solution.norms.double().log()
     torch.testing.assert_close(member.values["qp 0.1"], expected, rtol=0.02, atol=0.02)  # kept in half precision
+    assert member.values.pop("asymmetry").isfinite()
     assert set(member.values) == {"qp 0", "qp 0.1", "qp 0.5", "universal", "nearness"}
     assert all(values.shape == (10,) and values.isfinite().all() for values in member.values.values())
     assert member.facts["target"] == BADNETS.target
@@ -137,13 +150,15 @@ def test_no_more_false_alarms_than_are_said(count, share):
 RULE, OTHER = Rule("any", (QpNorm(),)), Rule("other", (UniversalPerturbation(),))
 
 
-def member(attack, target, easiest, depth, asr=1.0, data="digits", arch="a"):
+def member(attack, target, easiest, depth, asr=1.0, data="digits", arch="a", acc=1.0, asymmetry=0.0):
     """A network of ten classes, of which one is so much easier to reach than the others are."""
-    made = Member({"data": data, "arch": arch, "attack": attack, "target": target, "metrics": {"asr": asr}}, {})
+    metrics = {"acc": acc, "asr": asr}
+    made = Member({"data": data, "arch": arch, "attack": attack, "target": target, "metrics": metrics}, {})
     values = torch.linspace(0.0, 1.0, 10, dtype=torch.float64)
     values[easiest] = -depth
     names = ("qp 0", "qp 0.1", "qp 0.5", "universal", "nearness")
-    made.__dict__.update(values=dict.fromkeys(names, values), _short=[])
+    pairs = torch.tensor(asymmetry, dtype=torch.float64)
+    made.__dict__.update(values=dict.fromkeys(names, values) | {"asymmetry": pairs}, _short=[])
     return made
 
 
@@ -210,8 +225,8 @@ def cells(text, *begin):
 
 def test_the_table_counts_kinds_apart():
     text = judge(MEMBERS)
-    assert cells(text, "digits") == ["4", "3", "1", "1", "1"]
     first = text[: text.index("## Each network")]
+    assert cells(first, "digits") == ["4", "3", "1", "1", "1"]
     # The missed one is as odd as the least odd of the clean ones but for rounding: two of three lie above all.
     clean, odd = ([each.surprise(RULE) for each in MEMBERS[part]] for part in (slice(4), slice(4, 7)))
     expected = roc_auc_score([0] * 4 + [1] * 3, clean + odd)
@@ -229,16 +244,39 @@ def test_each_network_is_judged_by_strangers():
         member("badnets", 5, 5, 9.0, data="x", arch="b"),
     ]
     text = judge(members)
-    text = text[text.index("## Each network") :]
+    text = text[text.index("## Each network") : text.index("## All-to-all")]
     # Of the clean ones each is judged by the two others; only y, b exceeds them.
     assert cells(text, "universal", "all") == ["5/6 [44, 97] %", "4/5 [38, 96] %", "1/3 [6, 79] %"]
     assert cells(text, "universal", "x") == ["2/3 [21, 94] %", "2/2 [34, 100] %", "0/2 [0, 66] %"]
     assert cells(text, "universal", "z") == ["1/1 [21, 100] %", "1/1 [21, 100] %", "–"]
 
 
+def test_all_to_all_networks_are_judged_by_strangers_asymmetries():
+    assert member("badnets-a2a", None, 0, 0.2, asr=0.85, acc=0.94).kind == "all-to-all"  # of what it tells apart
+    assert member("badnets-a2a", None, 0, 0.2, asr=0.85, acc=0.95).kind == "weak"
+    clean = [("x", "a", 0.3), ("x", "b", math.nan), ("y", "b", 0.5)]  # nan: nothing can be said of it
+    attacked = [("x", "a", 0.6), ("x", "a", 0.45), ("y", "b", 0.4), ("z", "c", math.nan)]
+    members = [
+        *(member("clean", None, 0, 0.1, data=data, arch=arch, asymmetry=value) for data, arch, value in clean),
+        *(member("badnets-a2a", None, 0, 0.1, data=data, arch=arch, asymmetry=value) for data, arch, value in attacked),
+        member("badnets", 5, 5, 9.0, data="z", arch="c", asymmetry=9.0),
+    ]
+    text = judge(members)
+    text = text[text.index("## All-to-all") :]
+    expected = roc_auc_score([0] * 3 + [1] * 4, [0.3, -1.0, 0.5, 0.6, 0.45, 0.4, -1.0])
+    assert cells(text, "all") == [f"{expected:.3f}", "2/4 [15, 85] %", "1/3 [6, 79] %"]
+    assert cells(text, "x")[1:] == ["1/2 [9, 91] %", "0/2 [0, 66] %"]
+    assert (bank_of_pairs(members)["found"], bank_of_pairs(members)["alarms"]) == (2, 1)
+    # What is clean and called suspicious for either is a false alarm of a rule that looks at both.
+    alone, both = (bank_of(members, replace(RULE, pairs=pairs)) for pairs in (None, Asymmetry()))
+    assert both["alarms"] == 1 + alone["alarms"]
+    assert (both["found"], both["right"]) == (alone["found"], alone["right"])
+
+
 def test_what_the_package_knows_is_what_the_committed_networks_say():
     members = load(command.RESULTS)
-    expected = {"rules": {rule.name: bank_of(members, rule) for rule in (FULL, QUICK)}}
+    banks = {rule.name: bank_of(members, rule) for rule in (FULL, QUICK)} | {"asymmetry": bank_of_pairs(members)}
+    expected = {"rules": banks}
     assert json.loads(BANK_FILE.read_text(encoding="utf-8")) == expected, "run python -m benchmarks.calibrate judge"
     text = command.README.read_text(encoding="utf-8")
     assert with_summary(text, summary(members, command.RULES), command.MARKS) == text
@@ -262,7 +300,7 @@ def test_only_the_bank_of_the_repository_is_what_the_package_knows(made, tmp_pat
     run("judge", "--results", folder / "bank")
     assert "networks: 1 clean (1 on digits)" in (tmp_path / "README.md").read_text()
     written = json.loads((tmp_path / "bank.json").read_text())["rules"]
-    assert set(written) == {"full", "quick"}
+    assert set(written) == {"full", "quick", "asymmetry"}
     assert len(written["full"]["clean"]) == 1
 
 

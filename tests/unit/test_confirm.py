@@ -1,5 +1,7 @@
 """When a repair is in doubt: what a second scan says, and what was measured of the attack."""
 
+from dataclasses import replace
+
 import pytest
 
 from tacfast.detection import Verdict
@@ -17,6 +19,8 @@ def scanned(label, classes=(), easiest=3, left_out=()):
 
 FOUND = scanned("suspicious", (3,))
 QUIET = scanned("nothing_found")
+PAIRS = replace(scanned("suspicious"), all_to_all=True)
+ALL = tuple(range(10))
 
 
 @pytest.mark.parametrize(
@@ -67,6 +71,30 @@ QUIET = scanned("nothing_found")
         (FOUND, scanned("nothing_found", (), 3, (4,)), (3,), None, "confirmed", []),
         (QUIET, QUIET, (3,), 0.02, "confirmed", []),  # measured rather than scanned
         (FOUND, FOUND, (3,), 0.59, "not confirmed", ["the second scan says", "the attack still succeeds"]),
+        (
+            PAIRS,
+            QUIET,
+            ALL,
+            None,
+            "could not be tested",
+            ["the first scan has no perturbation of an all-to-all backdoor"],
+        ),
+        (
+            PAIRS,
+            PAIRS,
+            ALL,
+            None,
+            "not confirmed",
+            ["the second scan says: Suspicious: samples of each class", "the first scan"],
+        ),
+        (
+            PAIRS,
+            replace(PAIRS, label="borderline"),
+            ALL,
+            None,
+            "not confirmed",
+            ["the second scan says: Borderline: samp", "the first"],
+        ),
     ],
 )
 def test_doubts(first, again, targets, asr, outcome, doubts):

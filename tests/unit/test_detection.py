@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from tacfast import GapMatrix, Status, TacSolution
-from tacfast.detection import FULL, MIN_CLASSES, MIN_SAMPLES_PER_CLASS, QUICK, detect
+from tacfast.detection import FULL, MIN_CLASSES, MIN_SAMPLES_PER_CLASS, QUICK, Asymmetry, detect
 from tacfast.detection.bank import Bank
 from tacfast.detection.outliers import outlier_scores, surprise_of, threshold_of
 from tacfast.detection.rule import MAX_LEFT_OUT, RULE_MARGIN, RULE_TRIM, Rule
@@ -129,7 +129,7 @@ def test_the_bank_counts_the_networks_that_are_as_odd():
         assert BANK.p_value(surprise) == (1 + as_odd) / 9
 
 
-@pytest.mark.parametrize("rule", [FULL, QUICK])
+@pytest.mark.parametrize("rule", [FULL, QUICK, Asymmetry()])
 def test_the_package_has_a_bank_for_each_rule(rule, monkeypatch):
     monkeypatch.undo()
     bank = Bank.of(rule.name)
@@ -144,10 +144,10 @@ def test_the_package_has_a_bank_for_each_rule(rule, monkeypatch):
 
 def test_each_rule_asks_for_its_own_bank(bank):
     detect(solution(NORMS))
-    assert set(bank) == {"quick"}
+    assert set(bank) == {"quick", "asymmetry"}
     bank.clear()
-    FULL.judge({each.name: with_scores(3.0) for each in FULL.measured})
-    assert set(bank) == {"full"}
+    FULL.judge({each.name: with_scores(3.0) for each in FULL.measured if each is not FULL.pairs})
+    assert set(bank) == {"full", "asymmetry"}
 
 
 # ---- labels --------------------------------------------------------------------------------------------------
