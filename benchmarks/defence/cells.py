@@ -19,7 +19,7 @@ from tacfast.defenses import DivergedError
 from tacfast.defenses.rivals import PruningRival
 from tacfast.defenses.rivals.base import PruningStep
 from tacfast.defenses.selection import cloned_weights, load_weights
-from tacfast.detection import FULL
+from tacfast.detection import FULL, Asymmetry
 from tacfast.detection.bank import Bank
 from tacfast.evaluation import Metrics, defense_effectiveness, relearn, run_defense
 from tacfast.models.precision import bfloat16_autocast, native_bfloat16
@@ -35,7 +35,7 @@ BATCH_SIZE = 64
 # Of the cell of a network: raised when what is measured there changes.
 MEASUREMENT = 2
 # Raised when the verdict of a scan changes otherwise than by its limits.
-VERDICT = 2
+VERDICT = 3
 # Relearning is measured on so many test images, and has so many poisoned ones at hand.
 RELEARN_TEST_IMAGES, RELEARN_POISONED_IMAGES = 1000, 2000
 
@@ -52,7 +52,11 @@ def identity(profile: Profile, network: Network, name: str, named: Sequence[int]
         return {**found, "measurement": MEASUREMENT}
     if name == SCAN_CELL:
         bank = Bank.of(FULL.name)
-        return {**found, "verdict": VERDICT, "limits": [bank.suspicious, bank.borderline]}
+        return {
+            **found,
+            "verdict": VERDICT,
+            "limits": [bank.suspicious, bank.borderline, Bank.of(Asymmetry.name).suspicious],
+        }
     chosen = contender(name)
     special = {"oracle": True} if chosen.oracle else {"named": list(named or ())} if chosen.waits else {}
     settings = asdict(chosen.make(**chosen.settings_for(network)))  # those left at their defaults, too
@@ -64,7 +68,7 @@ def is_sound(store: Store, profile: Profile, network: Network, name: str) -> boo
     if name in (NETWORK_CELL, SCAN_CELL) or not contender(name).waits:
         return store.has(network.name, name, identity(profile, network, name))
     scan = store.read(network.name, SCAN_CELL) if is_sound(store, profile, network, SCAN_CELL) else None
-    return scan is not None and store.has(network.name, name, identity(profile, network, name, scan["classes"]))
+    return scan is not None and store.has(network.name, name, identity(profile, network, name, scan["aims"]))
 
 
 def network_cell(suspect: Suspect, profile: Profile) -> dict[str, Any]:
@@ -86,6 +90,7 @@ def scan_cell(suspect: Suspect, profile: Profile) -> dict[str, Any]:
         **_about(profile, suspect, SCAN_CELL),
         "label": verdict.label,
         "classes": list(verdict.classes),
+        "aims": list(verdict.aims),
         "scores": list(verdict.scores.values()),
         "threshold": verdict.threshold,
         "p_value": verdict.p_value,
@@ -98,11 +103,11 @@ def defence_cell(suspect: Suspect, profile: Profile, name: str) -> dict[str, Any
     """Run one defence. One that fails is a cell, too: with the error, and the suspect as it was."""
     chosen, trial = contender(name), suspect.trial
     verdict = trial.report.verdict  # the scan, in full precision
-    about = _about(profile, suspect, name, verdict.classes)
+    about = _about(profile, suspect, name, verdict.aims)
     with _precision(suspect):
         if chosen.told and suspect.attack.target is None:
             return {**about, **_unrepaired(suspect, reason="the attack has no single class to tell")}
-        if chosen.waits and not verdict.classes:
+        if chosen.waits and not verdict.aims:
             return {**about, **_unrepaired(suspect, reason=f"the scan says {verdict.label}")}
         start = time.perf_counter()
         try:

@@ -194,14 +194,13 @@ def repair(
     about = describe(suspect, report, everything, triggered)
     found = scan_facts(report, **about)
     show_scan(console, found, suspect.names)
-    verdict = report.verdict
-    if not (verdict.classes or verdict.all_to_all or target or harden):
+    if not report.verdict.aims and not target and not harden:
         write_reports(found, report, json=json, html=html)
         typer.echo(
             "tacfast: nothing to repair, nothing written; --target repairs a class of your choice, --harden all",
             err=True,
         )
-        raise typer.Exit(EXIT_STATUS[verdict.label] or 1)
+        raise typer.Exit(EXIT_STATUS[report.verdict.label] or 1)
 
     def attempt(rate: float) -> RepairResult:
         with screen.progress(console, f"repairing, lr {rate:g}", chosen.epochs, then="scanning again") as advance:

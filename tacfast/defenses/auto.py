@@ -11,7 +11,7 @@ from .universal import UniversalRepair
 
 @dataclass(frozen=True, kw_only=True)
 class AutoRepair(UniversalRepair):
-    """Mode `universal` against the classes that the scan named; against all in turn where that suspects all-to-all.
+    """Mode `universal` against the classes that the verdict is about; where there are none, by ``harden``.
 
     Parameters
     ----------
@@ -29,7 +29,6 @@ class AutoRepair(UniversalRepair):
 
     def resolve(self, report: ScanReport) -> tuple[int, ...]:
         """See `TargetedRepair.resolve`."""
-        verdict = report.verdict
-        if (self.harden or verdict.all_to_all) and self.targets is None and not verdict.classes:
+        if self.harden and self.targets is None and not report.verdict.aims:
             return tuple(range(report.head.num_classes))
         return super().resolve(report)

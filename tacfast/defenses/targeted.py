@@ -25,7 +25,7 @@ class TargetSettings(TrainingSettings):
 
     Parameters
     ----------
-    targets : the classes p, distinct; the report's suspicious classes if None
+    targets : the classes p, distinct; ``report.verdict.aims`` if None
     """
 
     targets: Sequence[int] | None = None
@@ -41,14 +41,14 @@ class TargetSettings(TrainingSettings):
 
 
 def resolve_targets(targets: Sequence[int] | None, report: ScanReport) -> tuple[int, ...]:
-    """Return the classes to repair: ``targets``, or those that the report found suspicious."""
+    """Return the classes to repair: ``targets``, or those that the verdict is about, see `Verdict.aims`."""
     if targets is None:
-        if not report.verdict.classes:
+        if not report.verdict.aims:
             raise ValueError(
                 f"report: expected a suspicious class to repair, but the verdict is {report.verdict.label}; "
                 "give targets= to repair classes of your choice, or harden=True in mode 'auto' to train against all"
             )
-        return report.verdict.classes
+        return report.verdict.aims
     classes = report.head.num_classes
     for target in targets:
         if not 0 <= target < classes:

@@ -65,6 +65,11 @@ class Verdict:
     all_to_all: bool = False
 
     @property
+    def aims(self) -> tuple[int, ...]:
+        """The classes that a repair is for: the suspicious ones, or all where all-to-all is what is suspected."""
+        return self.classes or (tuple(self.scores) if self.all_to_all else ())
+
+    @property
     def easiest(self) -> int:
         """The class with the largest score, the first of several."""
         return easiest_of(self.scores)

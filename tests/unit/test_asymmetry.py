@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tacfast import GapMatrix, scan, solve_tac
-from tacfast.defenses import AutoRepair
+from tacfast.defenses import AutoRepair, LatentRepair
 from tacfast.detection import QUICK, Asymmetry, Evidence, Rule
 from tacfast.detection.asymmetry import MIN_SAMPLES, asymmetry_of, norms_between
 from tacfast.detection.bank import Bank
@@ -164,7 +164,7 @@ def test_a_scan_finds_it_and_a_repair_trains_against_all():
     assert (report.verdict.label, report.verdict.classes) == ("suspicious", ())
     assert report.verdict.all_to_all
     assert all(run.all_to_all for run in report.stability.runs)
-    assert AutoRepair().resolve(report) == tuple(range(8))
+    assert report.verdict.aims == AutoRepair().resolve(report) == LatentRepair().resolve(report) == tuple(range(8))
     assert AutoRepair(targets=(2,)).resolve(report) == (2,)
     facts = scan_facts(report)
     assert (
