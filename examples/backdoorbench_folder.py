@@ -38,7 +38,7 @@ def main(record: str, folder: str) -> None:
     report = tacfast.scan(model, FolderLoader(images, 128))
     print(f"{report.verdict.label} {list(report.verdict.classes)}, clean accuracy {report.accuracy:.3f}")
     print("before: ASR {:.3f}, RA {:.3f}".format(*attack_success(model, result, preprocessing)))
-    if not report.verdict.classes:
+    if not report.verdict.aims:
         return
     kept, held = hold_out(images.labels, 0.2)
     loader = FolderLoader(images.subset(kept), 32, shuffle=True)

@@ -174,7 +174,7 @@ def _run_demo(seed: int, clean: bool, on_progress: Progress | None) -> DemoResul
     tell("scan", 0, 1)
     report, before, after = trial.report, trial.before, None
     tell("scan", 1, 1)
-    if report.verdict.classes:
+    if report.verdict.aims:
         defense = partial(
             repair, seed=seed, epochs=REPAIR_EPOCHS, on_epoch=lambda record: tell("repair", record.epoch, REPAIR_EPOCHS)
         )
@@ -189,15 +189,15 @@ def _broken_promises(
 ) -> tuple[str, ...]:
     verdict = report.verdict
     if poisoned is None:
-        return (f"the clean model was found suspicious (class {verdict.classes[0]})",) if verdict.classes else ()
+        return (f"the clean model was found {verdict.label} (class {verdict.aims[0]})",) if verdict.aims else ()
     failures = []
     if before.asr < MIN_ASR_BEFORE:
         failures.append(f"the attack did not take: ASR before is {before.asr:.3f}, at least {MIN_ASR_BEFORE} expected")
     if after is None:
         failures.append(f"the backdoor in class {poisoned} was not found: the verdict is {verdict.label}")
         return tuple(failures)
-    if verdict.classes[0] != poisoned:
-        failures.append(f"the wrong class was found: {verdict.classes[0]} instead of {poisoned}")
+    if verdict.aims[0] != poisoned:
+        failures.append(f"the wrong class was found: {verdict.aims[0]} instead of {poisoned}")
     if after.asr > MAX_ASR_AFTER:
         failures.append(f"the backdoor survived: ASR after is {after.asr:.3f}, at most {MAX_ASR_AFTER} expected")
     if before.acc - after.acc > MAX_ACC_LOSS:

@@ -55,7 +55,7 @@ class ScanReport:
     class_accuracy : the same share for each class, (C,) float64, NaN where no sample is labelled so; None without
         labels
     perturbations : of the inputs that send them to the class, of each class that is suspicious, or the easiest to reach
-        if the verdict is borderline; empty without a look at the inputs
+        if the verdict is borderline; empty without a look at the inputs, and where no single class is suspicious
     stability : how much of this survives leaving out blocks of samples; None if that was not asked for
     """
 
@@ -195,6 +195,8 @@ def _stream(
 def _perturbations(evidence: Evidence, verdict: Verdict) -> tuple[Perturbation, ...]:
     if evidence.inputs is None or verdict.label not in ("suspicious", "borderline"):
         return ()
+    if verdict.all_to_all and not verdict.classes:
+        return ()  # there is one for each class, and none of them stands out
     return tuple(reconstruct(evidence, k) for k in (verdict.classes or (verdict.easiest,))[:MAX_PERTURBATIONS])
 
 

@@ -32,8 +32,8 @@ class Stability:
 
     Their ranges are *jackknife ranges*, no confidence intervals: they show how much hangs on a few of these samples,
     and say nothing about other data, other models, or backdoors that the rule cannot see. Only the shifts of the
-    latents are solved for again; what needs the model stays as it is with all samples, and so does the asymmetry, whose
-    limit ten runs would cross more often than one.
+    latents are solved for again; all else stays as it is with all samples, also the asymmetry, whose limit ten runs
+    would cross more often than one.
 
     Attributes
     ----------
@@ -105,8 +105,7 @@ def leave_blocks_out(
     ----------
     gaps : with the logits, of all samples
     rule : by which is judged
-    values : (C,) of all that it measures, with all samples; those that need inputs stay as they are here, and so does
-        the asymmetry
+    values : (C,) of all that it measures, with all samples; all but the norms stay as they are here
     blocks : at least 2; 0 for none; None for ``BLOCKS`` = 10 if n·C + 20·C² ≤ ``MAX_UNASKED_WORK`` = 10⁸, else none
 
     Returns
@@ -129,11 +128,7 @@ def leave_blocks_out(
     for left_out in parts:
         rest = reduce(GapMatrix.merge, (part for part in parts if part is not left_out), gaps.empty())
         evidence = Evidence(rest)
-        again = {
-            each.name: each.values(evidence)
-            for each in rule.measured
-            if not each.needs_inputs and each is not rule.pairs
-        }
+        again = {each.name: each.values(evidence) for each in rule.statistics if not each.needs_inputs}
         # Judged as if nothing were missing: whether there are enough samples is a question about all of them.
         runs.append(rule.judge({**values, **again}, counts, obstacles_of(evidence.solution(RULE_TRIM))))
     return Stability(tuple(runs))
@@ -143,9 +138,10 @@ def weigh(verdict: Verdict, stability: Stability | None) -> Verdict:
     """Make a verdict borderline unless every run without a block of samples comes to the same label and classes.
 
     The classes stay named, so that they can be repaired; an inconclusive verdict stays what it is. That all runs agree
-    proves nothing: a backdoor that the rule misses is missed by all of them.
+    proves nothing: a backdoor that the rule misses is missed by all of them. A suspicion of an all-to-all backdoor is
+    not touched, because the runs do not measure what it is about.
     """
-    if stability is None or verdict.label in ("borderline", "inconclusive"):
+    if stability is None or verdict.all_to_all or verdict.label in ("borderline", "inconclusive"):
         return verdict
     expected = verdict.label, set(verdict.classes)  # which of several comes first is no disagreement
     others = [run for run in stability.runs if (run.label, set(run.classes)) != expected]

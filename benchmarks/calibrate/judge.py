@@ -28,20 +28,21 @@ from tacfast.solver import GapMatrix
 
 from ..defence.profiles import CLEAN
 from ..defence.store import Store
-from ..defence.summary import MIN_ASR, Share
+from ..defence.summary import MIN_ASR, Share, is_weak
 from .measure import PERTURBATION
 from .rivals import mm_bd_score, nc_score
 
 TRIMS = (0.0, 0.1, 0.5)
 ABOUT = (
-    "Weak attacks, with an ASR below 0.9, are in no column. The limits come from clean networks alone, but the form of "
-    "the rule was chosen by people who had looked at these networks (see LOG.md): the samples and steps of the "
-    "universal perturbation at four of CIFAR-10 and GTSRB, the sum of two scores and the heavier tail for many classes "
-    "at the first 35 (19 clean, 16 all-to-one), and nearness, which is taken off, at the first 209."
+    "Weak attacks, with an ASR below 0.9 (all-to-all: 0.9 of the accuracy), are in no column. The limits come from "
+    "clean networks alone, but the form of the rule was chosen by people who had looked at these networks (see "
+    "LOG.md): the samples and steps of the universal perturbation at four of CIFAR-10 and GTSRB, the sum of two scores "
+    "and the heavier tail for many classes at the first 35 (19 clean, 16 all-to-one), and nearness, which is taken "
+    "off, and the asymmetry at the first 209."
 )
 # Shares of the clean networks that are called so, at most.
 SUSPICIOUS, BORDERLINE = 0.025, 0.1
-# As for a class that stands out, but by the asymmetry: both together stay below one in twenty.
+# As for a class that stands out, but by the asymmetry: both together stay below one in twenty for the full scan.
 ASYMMETRIC = 0.0125
 HELD_OUT = (
     f"Alarm where at most {100 * SUSPICIOUS:g} % of those are, before the runs without a block of samples, which may "
@@ -75,9 +76,8 @@ class Member:
         """``clean``, ``all-to-one``, ``all-to-all``, ``clean-label``, or ``weak``: attacked in vain."""
         if self.clean:
             return "clean"
-        all_to_all, metrics = self.facts["target"] is None, self.facts["metrics"]
-        # Each image of it must be told from all others first.
-        if metrics["asr"] < MIN_ASR * (metrics["acc"] if all_to_all else 1):
+        all_to_all = self.facts["target"] is None
+        if is_weak(self.facts["metrics"], all_to_all=all_to_all):
             return "weak"
         if all_to_all:
             return "all-to-all"
@@ -146,7 +146,6 @@ RULES = (
     *(Rule(f"qp {trim:g}", (QpNorm(trim=trim),)) for trim in TRIMS),
     Rule("universal", (PERTURBATION,)),
     Rule("qp 0.1, universal", (QpNorm(), PERTURBATION)),
-    Rule("qp 0.1 given nearness", (QpNorm(),), Nearness()),
     Rule("qp 0.1, universal given nearness", (QpNorm(), PERTURBATION), Nearness()),
 )
 
@@ -219,8 +218,9 @@ def summary(members: Sequence[Member], rules: Mapping[str, Rule]) -> str:
     said = (
         f"{len(members)} networks: {kinds['clean']} clean ({data}), {kinds['all-to-one']} with a backdoor that "
         f"sends all classes to one, {kinds['all-to-all']} all-to-all, {kinds['clean-label']} clean-label; not counted "
-        f"are {kinds['weak']} whose backdoor works on less than {100 * MIN_ASR:g} % of the images. The limits "
-        "were chosen on clean ones alone, the form of the rule also at the first 209."
+        f"are {kinds['weak']} whose backdoor works on less than {100 * MIN_ASR:g} % of the images, for all-to-all of "
+        "those that the network tells apart. The limits were chosen on clean ones alone, the form of the rule also at "
+        "the first 209."
     )
     apart = (
         f"All-to-all backdoors are found by the asymmetry, in both: {_share(pairs.found, pairs.attacked)}, AUROC "

@@ -44,9 +44,14 @@ def _verdicts(suspects: Sequence[Row]) -> str:
     scanned = [(row.attack, network) for row in suspects for network in row.networks if network[SCAN_CELL] is not None]
     clean = [network for attack, network in scanned if attack == CLEAN]
     attacked = [network for attack, network in scanned if attack != CLEAN]
-    right = sum(network[SCAN_CELL]["classes"] == [network["target"]] for network in attacked)
-    named = sum(bool(network[SCAN_CELL]["classes"]) for network in attacked)
-    alarms = sum(bool(network[SCAN_CELL]["classes"]) for network in clean)
+    # An all-to-all attack has no target, and is found where every class is to be repaired.
+    right = sum(
+        network[SCAN_CELL]["classes"] == ([] if network["target"] is None else [network["target"]])
+        and bool(network[SCAN_CELL]["aims"])
+        for network in attacked
+    )
+    named = sum(bool(network[SCAN_CELL]["aims"]) for network in attacked)
+    alarms = sum(bool(network[SCAN_CELL]["aims"]) for network in clean)
     return (
         f"The scan named the poisoned class of {right} of {len(attacked)} backdoored networks, a wrong one of "
         f"{named - right}, and a class of {alarms} of {len(clean)} clean ones."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,11 @@ from .store import Store
 MIN_ASR = 0.9
 NONE = "none"
 METRICS = ("acc", "asr", "ra", "der")
+
+
+def is_weak(metrics: Mapping[str, float], *, all_to_all: bool) -> bool:
+    """Whether an attack took too seldom: for all-to-all of the images that the network tells apart, the most it can."""
+    return metrics["asr"] < MIN_ASR * (metrics["acc"] if all_to_all else 1)
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,9 @@ class Row:
     @property
     def weak(self) -> bool:
         """Whether the attack did not take well enough on one of them."""
-        return self.attack != CLEAN and min(network["before"]["asr"] for network in self.networks) < MIN_ASR
+        return self.attack != CLEAN and any(
+            is_weak(network["before"], all_to_all=network["target"] is None) for network in self.networks
+        )
 
     def values(self, metric: str) -> list[float]:
         """One value per seed; metrics, or seconds of the defence, or ASR after relearning as ``relearn-50``."""

@@ -84,7 +84,7 @@ def _untested(found: Confirmation, names: Mapping[int, str], blind: bool) -> Ite
             "the images with the trigger did not work on the suspect either, so they cannot show that it is repaired: "
             "check the normalisation and the image size"
         )
-    if found.first.all_to_all and not found.first.classes:
+    if found.first.all_to_all and found.targets == found.first.aims:
         yield "the first scan has no perturbation of an all-to-all backdoor that could be tried on the repaired model"
     elif found.unnamed:
         unseen = ", ".join(class_label(names, k) for k in found.unnamed)

@@ -29,6 +29,7 @@ class Nearness:
     name: ClassVar[str] = "nearness"
     title: ClassVar[str] = "distance of the nearest samples"
     needs_inputs: ClassVar[bool] = False
+    by_nature: ClassVar[bool] = True
 
     share: float = 0.1
 

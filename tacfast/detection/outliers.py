@@ -15,25 +15,24 @@ SAME = 1e-9
 # below the others, which happens in one of ten thousand such networks if all classes are drawn from one normal
 # distribution, and in one of ten with so heavy a tail.
 MAX_FREEDOM = 8
-# Added to the mean square of what values are regressed on: of the ten classes of most data sets a slope is half noise.
-RIDGE = 0.3
+# A slope is shrunk as if so many more classes had been seen, and none of them said that there is one.
+RIDGE = 5.0
 
 
 def outlier_scores(values: Tensor, given: Tensor | None = None) -> Tensor:
     """Standardised distance of each value below what the others let expect, whatever their unit and number.
 
-    t_k = (e_k − v_k) / (sd_{j≠k} √(1 + 1/(C − 1) + …)) is the studentised residual of the regression of the other
-    values on a constant, their mean, and on ``given``, if it is there. It has Student's distribution with C − 2, or
-    C − 3, degrees of freedom if their errors are drawn from one normal distribution; it is mapped to a normal's scale
-    (Wallace 1959). Of many classes some are easy to reach by nature, more than a normal distribution would have: never
-    more than ``MAX_FREEDOM`` degrees are counted, so that scores among 10 and among 200 classes are comparable.
+    t_k = (mean_{j≠k} v_j − v_k) / (sd_{j≠k} √(1 + 1/(C − 1))) has Student's distribution with C − 2 degrees of freedom
+    if all are drawn from one normal distribution; it is mapped to a normal's scale (Wallace 1959). Of many classes some
+    are easy to reach by nature, more than a normal distribution would have: never more than ``MAX_FREEDOM`` degrees are
+    counted, so that scores among 10 and among 200 classes are comparable. With ``given``, t_k is the studentised
+    residual of the regression of the others on it, with a slope that ``RIDGE`` shrinks, and C − 3 degrees.
 
     Parameters
     ----------
     values : (C,) float64. +inf counts as the largest finite one, NaN as missing; −inf scores +inf, and counts as
         missing for the others
-    given : (C,) float64, what they may depend on by nature, in any unit; the slope is shrunk by ``RIDGE``, because few
-        classes say little of it. NaN counts as their mean
+    given : (C,) float64, what they may depend on by nature, in any unit. NaN counts as their mean
 
     Returns
     -------
@@ -53,7 +52,7 @@ def outlier_scores(values: Tensor, given: Tensor | None = None) -> Tensor:
     # Sums over all but k of the products of what is centred on the mean of all but k.
     share = n / others
     xx, xy, yy = ((a * b).sum() - a * b * share for a, b in ((x, x), (x, y), (y, y)))
-    xx_shrunk = xx + RIDGE * n
+    xx_shrunk = xx + RIDGE
     slope = xy / xx_shrunk
     below = (slope * x - y) * share  # how far below what the others let expect
     squares = yy - 2 * slope * xy + slope.square() * xx
@@ -66,6 +65,8 @@ def outlier_scores(values: Tensor, given: Tensor | None = None) -> Tensor:
     found = t.sign() * scale * (freedom * (t.square() / freedom).log1p()).sqrt()
     scores[known] = found.where(below.abs() > rounding, 0.0)
     scores[values == -math.inf] = math.inf
+    if given is not None:  # it is not known how much farther than the farthest one lies that cannot be reached
+        scores = scores.where(values < math.inf, torch.minimum(scores, outlier_scores(values)))
     return scores
 
 

@@ -24,6 +24,7 @@ class QpNorm:
     name: ClassVar[str] = "qp"
     title: ClassVar[str] = "smallest shift of the latents"
     needs_inputs: ClassVar[bool] = False
+    by_nature: ClassVar[bool] = False
 
     trim: float = 0.1
 

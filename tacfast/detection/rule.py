@@ -28,6 +28,8 @@ MIN_SAMPLES_PER_CLASS = 4
 MAX_LEFT_OUT = 1 / 3
 # More classes than this are counted, not named.
 MAX_NAMED = 10
+NO_ALARM = "that is less than an alarm, and more than most clean networks show"
+NOT_PAIRS = "an all-to-all backdoor was not looked for: that takes more samples, or a scan of fewer classes"
 NO_PROOF = "nothing found is no proof that the model is clean: some backdoors leave no single short cut"
 
 
@@ -39,7 +41,8 @@ class Rule:
     ----------
     name : under which the bank has its networks: ``"full"`` or ``"quick"``
     statistics : at least one
-    given : what makes a class easy to reach by nature, which is taken off before classes are compared; None for nothing
+    given : what makes a class easy to reach by nature, which is taken off statistics that see that before classes are
+        compared; None for nothing
     pairs : what tells an all-to-all backdoor, of which no class stands out; None for nothing
     """
 
@@ -51,7 +54,7 @@ class Rule:
     @property
     def measured(self) -> tuple[Statistic | Asymmetry, ...]:
         """All whose values `judge` needs."""
-        return (*self.statistics, *filter(None, (self.given, self.pairs)))
+        return *self.statistics, *(each for each in (self.given, self.pairs) if each is not None)
 
     def judge(
         self,
@@ -85,10 +88,14 @@ class Rule:
         label, named, reasons = (
             ("inconclusive", (), tuple(obstacles)) if obstacles else _say(scores, findings, surprise, threshold, bank)
         )
-        asymmetry = math.nan if self.pairs is None else float(values.get(self.pairs.name, math.nan))
+        found = math.nan if self.pairs is None else float(values.get(self.pairs.name, math.nan))
+        asymmetry = math.nan if math.isnan(found) else found  # one and the same, as in `_by_class`
         all_to_all = not obstacles and asymmetry > Bank.of(Asymmetry.name).suspicious
         if all_to_all:
-            label, reasons = "suspicious", (*(each for each in reasons if each != NO_PROOF), _said_of_pairs(asymmetry))
+            reasons = *(each for each in reasons if each not in (NO_PROOF, NO_ALARM)), _said_of_pairs(asymmetry)
+            label = "suspicious"
+        elif label == "nothing_found" and math.isnan(asymmetry):
+            reasons = *reasons, NOT_PAIRS
         return Verdict(
             rule=self.name,
             label=label,
@@ -111,7 +118,7 @@ class Rule:
         for statistic in self.statistics:
             judged = values[statistic.name].clone()
             judged[list(left_out)] = math.nan
-            scores = outlier_scores(judged, given)
+            scores = outlier_scores(judged, given if statistic.by_nature else None)
             found.append(Finding(statistic.name, statistic.title, _by_class(values[statistic.name]), _by_class(scores)))
         return tuple(found)
 
@@ -170,7 +177,8 @@ def _said_of_pairs(asymmetry: float) -> str:
     return (
         f"samples of each class go to another one far more easily than back: their shifts have an asymmetry of "
         f"{asymmetry:.2f}, suspicious is more than {bank.suspicious:.2f}, and {bank.count(asymmetry) or 'none'} of the "
-        f"bank's {len(bank.clean)} clean networks has as much; an all-to-all backdoor does that"
+        f"bank's {len(bank.clean)} clean networks has as much; labels that were moved so do that, as for an all-to-all "
+        "backdoor"
     )
 
 
@@ -206,7 +214,7 @@ def _say(
     if named := tuple(k for k in worst if known[k] > threshold):
         return "suspicious", named, facts
     if surprise > bank.borderline:
-        return "borderline", (), (*facts, "that is less than an alarm, and more than most clean networks show")
+        return "borderline", (), (*facts, NO_ALARM)
     return "nothing_found", (), (*facts, NO_PROOF)
 
 
@@ -246,7 +254,7 @@ FULL = Rule("full", (_QP, UniversalPerturbation()), given=Nearness(), pairs=Asym
 
 
 def detect(solution: TacSolution, samples_per_class: Sequence[int] | Tensor | None = None) -> Verdict:
-    """Judge a solution by whether the norm of one class is far below the others: what ``scan(quick=True)`` does.
+    """Judge a solution by whether the norm of one class is far below the others, as ``scan(quick=True)`` does.
 
     A backdoor is a short cut to its target class, so the shift that sends every clean latent there is small
     (arXiv 2511.08944). How small is rare among clean networks was counted on a bank of them. Without the model and its

@@ -51,11 +51,13 @@ class Statistic(Protocol):
     name : key in reports
     title : what a value says, for people
     needs_inputs : whether it runs the model on ``Evidence.inputs``, or is content with the gap matrix
+    by_nature : whether it is small, too, for classes that are near to others by nature, so that this is taken off
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     needs_inputs: ClassVar[bool]
+    by_nature: ClassVar[bool]
 
     def values(self, evidence: Evidence) -> Tensor:
         """One value per class, (C,) float64; the smaller, the easier to reach. NaN where it says nothing."""

@@ -70,6 +70,7 @@ class UniversalPerturbation:
     name: ClassVar[str] = "universal"
     title: ClassVar[str] = "smallest perturbation of the pixels"
     needs_inputs: ClassVar[bool] = True
+    by_nature: ClassVar[bool] = True
 
     batch: int = 8
     steps: int = 15

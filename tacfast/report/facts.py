@@ -12,7 +12,7 @@ import torch
 
 from .._info import installation
 from ..defenses.base import RepairResult
-from ..detection import Verdict
+from ..detection import Asymmetry, Verdict
 from ..detection.bank import Bank
 from ..scanning import ScanReport
 from ..solver import TacSolution
@@ -173,7 +173,7 @@ def _classes(
 
 def _bank(verdict: Verdict) -> dict[str, Any]:
     """How often the rule was right about the networks of the bank."""
-    bank = Bank.of(verdict.rule)
+    bank = Bank.of(Asymmetry.name if verdict.all_to_all and not verdict.classes else verdict.rule)
     return {
         "clean": bank.judged,
         "false_alarms": bank.alarms,

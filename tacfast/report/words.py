@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from .._text import printable
-from ..detection import Asymmetry, Verdict
+from ..detection import Verdict
 from ..detection.bank import Bank
 from ..stability import Stability
 
@@ -37,10 +37,9 @@ def bank_sentence(verdict: Verdict, bank: Bank) -> str:
     """Say how often such a verdict was right where the truth is known."""
     quick = "by the shifts of the latents alone, which show fewer backdoors, " if verdict.rule == "quick" else ""
     if verdict.all_to_all and not verdict.classes:
-        pairs = Bank.of(Asymmetry.name)
         return (
-            f"{pairs.found} of {pairs.attacked} networks with an all-to-all backdoor are called suspicious for that, "
-            f"and so are {pairs.alarms} of {pairs.judged} clean ones"
+            f"{bank.found} of {bank.attacked} networks with an all-to-all backdoor are called suspicious for that, "
+            f"and so are {bank.alarms} of {bank.judged} clean ones"
         )
     return (
         f"{quick}{bank.found} of {bank.attacked} networks whose backdoor is known are called suspicious, {bank.right} "
@@ -53,6 +52,8 @@ def stability_sentence(verdict: Verdict, stability: Stability) -> str:
     runs = f"{len(stability.runs)} runs, the shifts of each solved for without another block of the samples"
     if verdict.label == "nothing_found":
         return f"{runs}, find nothing either, which is no evidence of a clean model: they miss the same backdoors"
+    if verdict.all_to_all and not verdict.classes:
+        return f"{runs}, say nothing of what is suspicious here, which was measured with all samples alone"
     counts = ", ".join(f"{label.replace('_', ' ')} in {count}" for label, count in stability.labels.items())
     return f"{runs}: {counts}"
 
@@ -60,8 +61,7 @@ def stability_sentence(verdict: Verdict, stability: Stability) -> str:
 def headline(verdict: Verdict, names: Mapping[int, str]) -> str:
     """Say the verdict in one line."""
     if verdict.all_to_all and not verdict.classes:
-        runs = "" if verdict.label == "suspicious" else ", but not in every run"
-        return f"{verdict.label.capitalize()}: samples of each class go to another one far more easily than back{runs}"
+        return "Suspicious: samples of each class go to another one far more easily than back"
     if verdict.label == "suspicious":
         flagged = ", ".join(class_label(names, k) for k in verdict.classes)
         return f"Suspicious: class {flagged} is far easier to reach than the others"

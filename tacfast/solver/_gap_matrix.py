@@ -197,14 +197,24 @@ class GapMatrix:
         return counts
 
     def some_logits(self, count: int) -> Tensor:
-        """Logits (m, C) of so many samples at most, evenly spaced in the order they came; needs ``keep_logits``."""
+        """Logits (m, C) of so many samples at most, drawn without repetition, always the same; needs ``keep_logits``.
+
+        Raises
+        ------
+        ValueError
+            If ``count`` is not positive, or the logits are not kept.
+        """
+        _checks.check_integer("count", count, 1)
         kept = self._kept("some_logits")
-        step = max(1, -(-sum(map(len, kept)) // count))
-        parts, seen = [self._W.new_empty((0, len(self._W)))], 0
-        for chunk in kept:
-            parts.append(chunk[-seen % step :: step])
-            seen += len(chunk)
-        return torch.cat(parts)
+        total = sum(map(len, kept))
+        if total <= count:
+            return torch.cat([self._W.new_empty((0, len(self._W))), *kept])
+        chosen = torch.randperm(total, generator=torch.Generator().manual_seed(0))[:count].sort().values
+        ends = torch.tensor([len(chunk) for chunk in kept]).cumsum(0)
+        starts = ends - torch.tensor([len(chunk) for chunk in kept])
+        parts = zip(kept, starts.tolist(), ends.tolist(), strict=True)
+        rows = [(chunk, chosen[(chosen >= low) & (chosen < high)] - low) for chunk, low, high in parts]
+        return torch.cat([chunk[some.to(chunk.device)] for chunk, some in rows])
 
     def all_reduce(self, group: torch.distributed.ProcessGroup | None = None) -> GapMatrix:
         """Merge over all processes of a group, in place; a process may have seen nothing. Returns self.

@@ -1,6 +1,7 @@
 """All-to-all backdoors: shifts between pairs of classes that are short one way and not back."""
 
 import math
+from functools import partialmethod
 
 import numpy as np
 import pytest
@@ -8,27 +9,33 @@ import torch
 from torch import nn
 
 from tacfast import GapMatrix, scan, solve_tac
-from tacfast.defenses import AutoRepair, LatentRepair
+from tacfast.defenses import AutoRepair, Confirmation, LatentRepair
 from tacfast.detection import QUICK, Asymmetry, Evidence, Rule
-from tacfast.detection.asymmetry import MIN_SAMPLES, asymmetry_of, norms_between
+from tacfast.detection.asymmetry import MIN_OWN, MIN_SAMPLES, asymmetry_of, norms_between
 from tacfast.detection.bank import Bank
 from tacfast.report import scan_facts
-from tacfast.report.words import headline
+from tacfast.report.words import stability_sentence
 from tacfast.stability import weigh
 
 C = 6
 
 
 def by_hand(norms):
-    """The asymmetry, step by step."""
-    d = np.where(np.isinf(norms), norms[np.isfinite(norms)].max(), norms)
-    for axis in (0, 1):
-        d = d - np.nanmean(d, axis, keepdims=True)
-    pairs = [(j, k) for j in range(len(d)) for k in range(len(d)) if not np.isnan(d[j, k] + d[k, j])]
-    spread = math.sqrt(np.mean([(d[k, j] - d[j, k]) ** 2 for j, k in pairs]))
-    nearest = {j: int(np.nanargmin(row)) for j, row in enumerate(d) if not np.isnan(row).all()}
-    found = [d[k, j] - d[j, k] for j, k in nearest.items() if not np.isnan(d[k, j])]
-    return np.mean(found) / spread
+    """The asymmetry, step by step, with the two-way fit as a least-squares problem."""
+    known = ~np.isnan(norms).all(1)
+    d = norms[known][:, known]
+    d = np.where(np.isinf(d), d[np.isfinite(d)].max(), d)
+    n = len(d)
+    pairs = [(j, k) for j in range(n) for k in range(n) if j != k]
+    rows = np.zeros((len(pairs), 2 * n))
+    for row, (j, k) in zip(rows, pairs, strict=True):
+        row[j] = row[n + k] = 1
+    values = np.array([d[j, k] for j, k in pairs])
+    fit, *_ = np.linalg.lstsq(rows, values, rcond=None)
+    rest = dict(zip(pairs, values - rows @ fit, strict=True))
+    back = {(j, k): rest[k, j] - rest[j, k] for j, k in pairs}
+    nearest = [min((k for k in range(n) if k != j), key=lambda k, j=j: rest[j, k]) for j in range(n)]
+    return np.mean([back[j, k] for j, k in enumerate(nearest)]) / math.sqrt(np.mean(np.square(list(back.values()))))
 
 
 def norms_like(seed):
@@ -40,7 +47,6 @@ def norms_like(seed):
     return norms
 
 
-@pytest.mark.filterwarnings("ignore:Mean of empty slice")  # of the class without samples
 @pytest.mark.parametrize("seed", range(4))
 def test_it_is_what_it_says(seed):
     norms = norms_like(seed)
@@ -75,12 +81,18 @@ def test_it_depends_neither_on_unit_nor_on_how_easy_a_class_is_to_reach_or_to_le
 
 
 def test_where_there_is_nothing_to_compare_it_says_so():
-    equal = torch.ones(C, C, dtype=torch.float64).fill_diagonal_(torch.nan)
+    equal = torch.full((C, C), 1 / 3, dtype=torch.float64).fill_diagonal_(torch.nan)
     assert asymmetry_of(equal) == 0
+    assert asymmetry_of(torch.full((43, 43), 1 / 3, dtype=torch.float64).fill_diagonal_(torch.nan)) == 0
     assert asymmetry_of(torch.full((C, C), torch.nan, dtype=torch.float64)).isnan()
     few = equal.clone()
     few[:2] = torch.nan  # four sources are left
     assert asymmetry_of(few).isnan()
+    many = torch.full((15, 15), 1 / 3, dtype=torch.float64).fill_diagonal_(torch.nan)
+    many[:5] = torch.nan
+    assert asymmetry_of(many) == 0
+    many[5] = torch.nan  # more than a third of the classes
+    assert asymmetry_of(many).isnan()
     assert asymmetry_of(few.where(few.isnan(), torch.inf)).isnan()
 
 
@@ -93,18 +105,32 @@ def test_norms_are_those_of_the_samples_of_one_class_alone():
     found = norms_between(gaps, 0.1)
     for j in range(C):
         own = latents[answers == j]
-        assert len(own) >= MIN_SAMPLES
+        assert len(own) >= MIN_OWN
         expected = solve_tac(own, W, b, trim=0.1).norms.double()
         expected[j] = torch.nan
         torch.testing.assert_close(found[j], expected, rtol=1e-4, atol=1e-5, equal_nan=True)
-    short = GapMatrix(W, b, keep_logits=True).update(latents[answers == 0][: MIN_SAMPLES - 1])
-    assert norms_between(short, 0.1).isnan().all()
+    lone = torch.cat([latents[answers == 0][: MIN_OWN - 1], latents[answers != 0]])
+    assert norms_between(GapMatrix(W, b, keep_logits=True).update(lone), 0.1)[0].isnan().all()
 
 
-def test_of_too_many_classes_nothing_is_said(monkeypatch):
+def test_of_few_samples_or_classes_and_of_too_many_classes_nothing_is_said(monkeypatch):
+    logits = torch.eye(C).repeat(MIN_SAMPLES // C + 1, 1) + torch.rand(1, generator=torch.Generator().manual_seed(0))
+
+    def asymmetry(rows):
+        return Asymmetry().values(Evidence(GapMatrix(torch.eye(C), keep_logits=True).update_logits(rows)))
+
+    assert asymmetry(logits).isfinite()
+    assert asymmetry(logits[: MIN_SAMPLES - 1]).isnan()
     monkeypatch.setattr("tacfast.detection.asymmetry.MAX_CLASSES", C - 1)
-    gaps = GapMatrix(torch.eye(C), keep_logits=True).update_logits(torch.eye(C).repeat(20, 1))
-    assert Asymmetry().values(Evidence(gaps)).isnan()
+    assert asymmetry(logits).isnan()
+
+
+def test_a_solve_that_failed_counts_as_missing(monkeypatch):
+    monkeypatch.setattr(GapMatrix, "solve", partialmethod(GapMatrix.solve, max_iter=1))
+    generator = torch.Generator().manual_seed(0)
+    gaps = GapMatrix(torch.randn(C, 9, generator=generator), keep_logits=True)
+    gaps.update(torch.randn(900, 9, generator=generator))
+    assert norms_between(gaps, 0.1).isnan().any(1).all()
 
 
 # ---- the verdict ---------------------------------------------------------------------------------------------
@@ -112,7 +138,7 @@ def test_of_too_many_classes_nothing_is_said(monkeypatch):
 
 class Told:
     name = title = "a"
-    needs_inputs = False
+    needs_inputs = by_nature = False
 
 
 RULE = Rule("quick", (Told(),), pairs=Asymmetry())
@@ -131,8 +157,11 @@ def test_one_limit_of_the_banks_clean_networks_decides():
     assert f"an asymmetry of {LIMIT + 0.01:.2f}, suspicious is more than {LIMIT:.2f}" in verdict.reasons[-1]
     assert not any("no proof" in reason for reason in verdict.reasons)
     assert judged(math.nan).label == "nothing_found"
-    assert RULE.judge({"a": EVEN}).asymmetry is not None  # it may be missing
-    assert not RULE.judge({"a": EVEN}).all_to_all
+    missing = RULE.judge({"a": EVEN})
+    assert math.isnan(missing.asymmetry)
+    assert not missing.all_to_all
+    assert missing.reasons[-1].startswith("an all-to-all backdoor was not looked for")
+    assert not any("not looked for" in reason for reason in judged(0.0).reasons)
     # A class that stands out is named all the same, and where nothing can be said, nothing is.
     lone = EVEN.clone()
     lone[4] = -30
@@ -143,7 +172,7 @@ def test_one_limit_of_the_banks_clean_networks_decides():
     )
 
 
-def one_way_latents(count=240, seed=0):
+def one_way_latents(count=400, seed=0):
     """Latents of which those of class j lean towards class j + 1, the head being the identity."""
     generator = torch.Generator().manual_seed(seed)
     own = torch.arange(count) % 8
@@ -173,14 +202,23 @@ def test_a_scan_finds_it_and_a_repair_trains_against_all():
     assert facts["verdict"]["asymmetry"] > LIMIT
     bank = Bank.of("asymmetry")
     assert f"{bank.found} of {bank.attacked} networks with an all-to-all backdoor" in facts["bank"]["sentence"]
-    symmetric = one_way_latents() + 2 * torch.eye(8)[(torch.arange(240) - 1) % 8]
+    symmetric = one_way_latents() + 2 * torch.eye(8)[(torch.arange(400) - 1) % 8]
     assert not scan(make_model(), [symmetric], quick=True).verdict.all_to_all
 
 
-def test_runs_that_disagree_make_it_borderline():
+def test_runs_that_name_a_class_do_not_weaken_it():
+    """They do not measure what it is about."""
     report = scan(make_model(), [one_way_latents()], quick=True, blocks=5)
+    lone = EVEN.clone()
+    lone[4] = -30
+    named = QUICK.judge({"qp": lone, "asymmetry": torch.tensor(9.0)})
+    stability = type(report.stability)((named, *report.stability.runs[1:]))
+    assert weigh(report.verdict, stability) == report.verdict
+    assert "which was measured with all samples alone" in stability_sentence(report.verdict, stability)
+
+
+def test_a_network_that_still_looks_so_is_not_repaired():
+    report = scan(make_model(), [one_way_latents()], quick=True, blocks=0)
     quiet = QUICK.judge({"qp": EVEN, "asymmetry": torch.tensor(0.0)})
-    stability = type(report.stability)((quiet, *report.stability.runs[1:]))
-    verdict = weigh(report.verdict, stability)
-    assert (verdict.label, verdict.all_to_all) == ("borderline", True)
-    assert headline(verdict, {}).endswith("far more easily than back, but not in every run")
+    assert Confirmation(report.verdict, quiet, (4,), {4: 0.0}).outcome == "not confirmed"
+    assert report.perturbations == ()

@@ -87,14 +87,7 @@ ALL = tuple(range(10))
             "not confirmed",
             ["the second scan says: Suspicious: samples of each class", "the first scan"],
         ),
-        (
-            PAIRS,
-            replace(PAIRS, label="borderline"),
-            ALL,
-            None,
-            "not confirmed",
-            ["the second scan says: Borderline: samp", "the first"],
-        ),
+        (FOUND, PAIRS, (3,), None, "not confirmed", ["the second scan says: Suspicious: samples of each class"]),
     ],
 )
 def test_doubts(first, again, targets, asr, outcome, doubts):

@@ -72,7 +72,7 @@ NORMS = [5.0, 5.2, 3.0, 4.9, 5.1, 5.3, 4.8, 5.0, 5.2, 5.1]
 class Told:
     """A statistic whose values are given to the rule; its title is its name."""
 
-    needs_inputs = False
+    needs_inputs = by_nature = False
 
     def __init__(self, name):
         self.name = self.title = name

@@ -188,18 +188,24 @@ def test_kept_logits_are_copies():
     assert torch.equal(matrix.solve(trim=0.4).gaps, before)
 
 
-def test_some_logits_are_evenly_spaced():
-    logits = torch.from_numpy(make_logits("random", 103, 10))
+def test_some_logits_are_drawn_without_repetition_and_always_the_same():
+    logits = torch.arange(1030.0).reshape(103, 10)
     matrix = GapMatrix(head(10, 12), keep_logits=True)
     assert matrix.some_logits(5).shape == (0, 10)
     for part in torch.split(logits, [40, 1, 62]):
         matrix.update_logits(part)
     assert torch.equal(matrix.some_logits(103), logits)
     assert torch.equal(matrix.some_logits(1000), logits)
-    assert torch.equal(matrix.some_logits(10), logits[::11])
-    assert torch.equal(matrix.some_logits(1), logits[:1])
+    some = matrix.some_logits(30)
+    assert torch.equal(some, matrix.some_logits(30))
+    places = some[:, 0] / 10
+    assert torch.equal(some, logits[places.long()])
+    assert len(places.unique()) == 30
+    assert not torch.equal(places, places[0] + torch.arange(30) * (places[1] - places[0]))  # evenly might miss a class
     with pytest.raises(ValueError, match=r"keep_logits: expected True for some_logits"):
         GapMatrix(head(10, 12)).some_logits(1)
+    with pytest.raises(ValueError, match="count: expected an integer >= 1, got 0"):
+        matrix.some_logits(0)
 
 
 # ---- state ---------------------------------------------------------------------------------------------------

@@ -140,7 +140,10 @@ def test_facts_are_those_of_the_report_and_survive_json(tmp_path):
     report = suspicious()
     facts = scan_facts(report, names=HARMLESS, source=SOURCE | {"path": tmp_path})
     write_json(tmp_path / "facts.json", facts)
-    assert json.loads((tmp_path / "facts.json").read_text(), parse_constant=pytest.fail) == facts
+    written = json.loads((tmp_path / "facts.json").read_text(), parse_constant=pytest.fail)
+    # There are too few samples for it.
+    assert (written["verdict"].pop("asymmetry"), math.isnan(facts["verdict"].pop("asymmetry"))) == (None, True)
+    assert written == facts
     verdict = report.verdict
     assert facts["verdict"]["label"] == "suspicious"
     assert facts["verdict"]["classes"] == [TARGET]
@@ -461,7 +464,7 @@ def test_a_class_that_cannot_be_reached(page, tmp_path):
     found = page("infeasible", report)
     row = found.table(*SCORES)[4]
     assert row["norm"] == "∞"
-    assert number(row[TITLES["qp"]]) < 0.5
+    assert number(row[TITLES["qp"]]) < 0
     assert "no shift sends every sample" in row["remark"]
     assert sum("not reachable" in svg for svg in found.pictures) == 2
     write_json(tmp_path / "facts.json", scan_facts(report))

@@ -113,6 +113,7 @@ class Spy:
     got: list
     name = title = "spy"
     needs_inputs = True
+    by_nature = False
 
     def values(self, evidence):
         self.got.append(evidence)

@@ -206,16 +206,6 @@ def test_what_needs_the_model_stays_as_it_is_with_all_samples():
         assert run.scores == combined_scores((qp, universal))
 
 
-def test_what_makes_a_class_easy_by_nature_is_measured_again():
-    matrix = matrix_of([make_logits(280)])
-    values = {each.name: torch.linspace(0, 1, C, dtype=torch.float64) for each in FULL.measured}
-    values["asymmetry"] = torch.tensor(0.1)  # stays
-    found = leave_blocks_out(matrix, FULL, values, 4)
-    assert {run.asymmetry for run in found.runs} == {float(values["asymmetry"])}
-    assert found == leave_blocks_out(matrix, FULL, {**values, "nearness": values["nearness"].flip(0)}, 4)
-    assert found != leave_blocks_out(matrix, replace(FULL, given=None), values, 4)
-
-
 @pytest.mark.parametrize(("blocks", "n"), [(0, 100), (20, 19)])
 def test_no_blocks_or_fewer_samples_than_blocks_give_none(blocks, n):
     assert runs_of(matrix_of([make_logits(n)]), blocks) is None

@@ -72,7 +72,7 @@ def residual_score(values, given, k):
     """Of one class, by least squares on the other rows and one more that shrinks the slope, and Student's tail."""
     x = (given - given.mean()) / given.std(ddof=1)
     rest = np.arange(len(values)) != k
-    ridge = math.sqrt(RIDGE * len(values))
+    ridge = math.sqrt(RIDGE)
     rows = np.vstack([np.column_stack([np.ones(rest.sum()), x[rest] - x[rest].mean()]), [0.0, ridge]])
     coefficients, *_ = np.linalg.lstsq(rows, np.append(values[rest], 0.0), rcond=None)
     row = np.array([1.0, x[k] - x[rest].mean()])
@@ -108,6 +108,16 @@ def test_what_is_given_explains_an_easy_class_and_uncovers_another():
     assert outlier_scores(values, given).isfinite().all()
     torch.testing.assert_close(outlier_scores(values, given), outlier_scores(values, mean), atol=0.1, rtol=0.1)
     assert outlier_scores(values[:4], given[:4]).isnan().all()
+
+
+@pytest.mark.parametrize("count", [10, 43, 200])
+def test_a_class_out_of_reach_never_stands_out_for_being_far(count):
+    given = torch.from_numpy(np.random.default_rng(count).uniform(2, 9, count))
+    values = 2 * given
+    given[0], values[0] = 25, math.inf
+    scores = outlier_scores(values, given)
+    assert float(scores[0]) < 0
+    assert scores[1:].isfinite().all()
 
 
 def test_nearness_is_the_gap_of_the_nearest_tenth():
