@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -33,18 +33,22 @@ class LatentRepair(ShiftSettings, TargetedRepair):
     Parameters
     ----------
     lam : weight λ of the shifted term
+    freeze_head : whether W and b learn nothing from the shifted term, which they alone can absorb; not so in the paper
     """
 
     name: ClassVar[str] = "latent"
     lam: float = 1.0
+    freeze_head: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check("lam", "a finite weight >= 0", is_finite(self.lam) and self.lam >= 0)
+        self.check("freeze_head", "True or False", isinstance(self.freeze_head, bool))
 
     def objective(self, model: nn.Module, head: Head, loader: Iterable[Any], targets: tuple[int, ...]) -> Objective:
         """See `TargetedRepair.objective`."""
-        return ShiftedLoss(model, head, loader, targets, trim=self.trim, lam=self.lam)
+        logits = frozen_logits if self.freeze_head else head_logits
+        return ShiftedLoss(model, head, loader, targets, trim=self.trim, lam=self.lam, logits=logits)
 
 
 class ShiftedLoss(Objective):
@@ -56,6 +60,7 @@ class ShiftedLoss(Objective):
     targets : T classes
     trim : of the solve
     lam : weight of the shifted term
+    logits : how the head answers shifted latents
     """
 
     def __init__(
@@ -67,8 +72,9 @@ class ShiftedLoss(Objective):
         *,
         trim: float,
         lam: float,
+        logits: Callable[[Head, Tensor], Tensor],
     ) -> None:
-        self._head, self._targets, self._lam = head, tuple(targets), lam
+        self._head, self._targets, self._lam, self._logits = head, tuple(targets), lam, logits
         self._solve = partial(solve_shifts, model, loader, head, targets, trim)
         self._shifts: list[Tensor] = []
         self._caps: list[float] = []
@@ -100,7 +106,7 @@ class ShiftedLoss(Objective):
         """CE(logits, labels) + λ · CE(head(latents + s_p), labels) for the p whose turn it is."""
         shift = self._shifts[self._steps % len(self._shifts)]
         self._steps += 1
-        shifted = head_logits(self._head, latents + shift)
+        shifted = self._logits(self._head, latents + shift)
         return super().loss(latents, logits, labels) + self._lam * F.cross_entropy(widened(shifted), labels)
 
     def notes(self) -> dict[str, Any]:
@@ -126,3 +132,10 @@ def head_logits(head: Head, latents: Tensor) -> Tensor:
     """Logits (n, C) of latents (n, d) by the layer itself: with its gradients, hooks and parametrisations."""
     dtype = next(head.module.parameters()).dtype  # float32 shifts widen the latents of a model in half precision
     return head.apply(latents.to(dtype))
+
+
+def frozen_logits(head: Head, latents: Tensor) -> Tensor:
+    """The same, but the layer learns nothing from them."""
+    dtype = next(head.module.parameters()).dtype
+    bias = head.bias
+    return F.linear(latents.to(dtype), head.weight.to(dtype), None if bias is None else bias.to(dtype))

@@ -23,6 +23,7 @@ from ..models.head import Head, evaluation_mode
 from ..scanning import ScanReport
 from ..solver import Status
 from .base import EpochRecord, RepairResult
+from .latent import frozen_logits
 from .shifts import capped, solve_shifts
 from .targeted import TargetedRepair
 from .training import DivergedError, Objective, is_finite, trainable_batches, widened
@@ -194,10 +195,8 @@ class PerturbedLoss(Objective):
         astray = self._errors(perturbed, labels)
         if self._shifts is not None and len(perturbed):
             shift = self._shifts[self._targets.index(self._target)]
-            shifted = latents[: len(labels)][self._others] + shift.to(latents)
-            bias = self._head.bias
-            logits = F.linear(shifted, self._head.weight.to(latents), None if bias is None else bias.to(latents))
-            astray = astray + self._settings.shift * self._errors(widened(logits), labels)
+            shifted = frozen_logits(self._head, latents[: len(labels)][self._others] + shift)
+            astray = astray + self._settings.shift * self._errors(widened(shifted), labels)
         return self._settings.distill * 4 * distance + astray / len(labels)
 
     def _errors(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -42,21 +42,23 @@ def test_repair_removes_the_backdoor_and_plain_fine_tuning_does_not(trial, repor
     assert trial.evaluate(repair(trial.model, loader_of(trial), report, lam=0.0).model).asr > 0.9
 
 
-def test_one_step_is_the_gradient_of_the_stated_loss(trial):
+@pytest.mark.parametrize("freeze_head", [False, True])
+def test_one_step_is_the_gradient_of_the_stated_loss(trial, freeze_head):
     """One epoch of one batch, against the loss written out with `solve_tac` and torch's gradient."""
     model = copy.deepcopy(trial.model)
     model[4].p = 0.0
     x, y = trial.clean.images[:60], trial.clean.labels[:60]
     report = scan(model, [(x, y)])
     settings = {"epochs": 1, "lr": 0.3, "lam": 0.7, "weight_decay": 0.01, "targets": (TARGET,), "trim": 0.25}
-    result = repair(model, [(x, y)], report, **settings)
+    result = repair(model, [(x, y)], report, freeze_head=freeze_head, **settings)
 
     latents = extract_latents(model, [x]).latents
     solved = solve_tac(latents, *head_of(model), classes=[TARGET], trim=0.25)
     shift = solved.perturbations[0]
     mine = copy.deepcopy(model).train()
     z = mine[:5](x)
-    loss = F.cross_entropy(mine[5](z), y) + 0.7 * F.cross_entropy((z + shift) @ mine[5].weight.T + mine[5].bias, y)
+    W, b = (each.detach() if freeze_head else each for each in (mine[5].weight, mine[5].bias))
+    loss = F.cross_entropy(mine[5](z), y) + 0.7 * F.cross_entropy((z + shift) @ W.T + b, y)
     loss.backward()
     assert result.history[0].loss == pytest.approx(float(loss.detach()), rel=1e-5)
     assert result.history[0].shift_norms[TARGET] == pytest.approx(float(solved.norms[0]), rel=1e-5)
