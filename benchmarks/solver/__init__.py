@@ -1,0 +1,1 @@
+"""Whether the solver is right, in campaigns too long for the tests."""

@@ -1,0 +1,173 @@
+"""``python -m benchmarks.solver``: campaigns on whether the solver is right, and what the README says of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from tacfast.solver._files import write_atomically
+
+from ..defence.readme import with_summary
+from .stream import BATCH, CLASSES, DIM, SHARDS, Stream
+from .stress import Campaign
+
+ROOT = Path(__file__).parents[2]
+RESULTS, README = ROOT / "benchmarks" / "results" / "solver", ROOT / "README.md"
+MARKS = "<!-- campaigns: begin, made by python -m benchmarks.solver -->", "<!-- campaigns: end -->"
+# Problems between two states on the disk.
+SAVED = 1000
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
+Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
+Results = Annotated[Path, typer.Option(metavar="FOLDER", help="Where results are, and what is not yet done goes on.")]
+
+
+@app.command()
+def stress(
+    problems: Annotated[int, typer.Option(min=1, help="How many random problems.")] = 100_000,
+    seed: Seed = 0,
+    results: Results = RESULTS,
+) -> None:
+    """Solve random problems of every awkward kind, and prove each answer without tacfast.
+
+    It may be interrupted. Exit status 1 if anything was wrong or not solved.
+    """
+    torch.set_num_threads(1)
+    file = results / "stress.json"
+    campaign = _campaign(file, seed)
+    with _progress("problems", problems) as tell:
+
+        def on_progress(done: int) -> None:
+            tell(done)
+            if done % SAVED == 0 or done == problems:
+                _write(file, asdict(campaign))
+
+        campaign.run(problems, on_progress)
+    _renew_readme(results)
+    print(stress_sentence(asdict(campaign)))
+    if campaign.wrong_count or campaign.unsolved or campaign.disputed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def stream(
+    batches: Annotated[int, typer.Option(min=2 * SHARDS, help=f"Of {BATCH} latents each.")] = 1000,
+    seed: Seed = 0,
+    results: Results = RESULTS,
+) -> None:
+    """Fold in more latents than a day brings, as a whole and in shards, and compare the two and the memory.
+
+    It may be interrupted. Exit status 1 if the shards do not merge to the same bits.
+    """
+    torch.set_num_threads(1)
+    results.mkdir(parents=True, exist_ok=True)
+    state, made = results / "stream.state", Stream(seed)
+    with _progress("batches", batches) as tell:
+        made.run(batches, state, tell)
+    merged = made.merged()
+    found = {
+        "latents": merged.n_samples,
+        "classes": CLASSES,
+        "dim": DIM,
+        "shards": SHARDS,
+        "seed": seed,
+        "same_gaps": torch.equal(made.whole.gaps, merged.gaps),
+        "same_norms": torch.equal(made.whole.solve().norms, merged.solve().norms),
+        "peak_mib": {str(done): round(peak, 1) for done, peak in made.peaks.items()},
+    }
+    _write(results / "stream.json", found)
+    state.unlink()
+    _renew_readme(results)
+    print(stream_sentence(found))
+    if not (found["same_gaps"] and found["same_norms"]):
+        raise typer.Exit(1)
+
+
+def stress_sentence(found: dict[str, Any]) -> str:
+    """What came of the random problems."""
+    statuses = Counter[str]()
+    for counts in found["classes"].values():
+        statuses.update(counts)
+    worst = {
+        dtype: max((value for name, value in found["worst"].items() if name.endswith(dtype)), default=0.0)
+        for dtype in ("float64", "float32")
+    }
+    return (
+        f"{found['done']:,} random problems of {len({name.split(',')[0] for name in found['classes']})} awkward kinds, "
+        f"{sum(statuses.values()):,} classes: {statuses['OPTIMAL']:,} optimal, with residuals of at most "
+        f"{worst['float64']:.0e} in float64 and {worst['float32']:.0e} in float32, {statuses['INFEASIBLE']:,} "
+        f"infeasible, {found['disputed'] or 'none'} of them disputed by HiGHS; {found['unsolved'] or 'none'} not "
+        f"solved, {found['wrong_count'] or 'none'} wrong."
+    )
+
+
+def stream_sentence(found: dict[str, Any]) -> str:
+    """What came of the stream."""
+    same = "the same bits as" if found["same_gaps"] and found["same_norms"] else "not the same as"
+    peaks = list(found["peak_mib"].values())
+    first = BATCH * int(next(iter(found["peak_mib"])))
+    return (
+        f"{found['latents']:,} latents of {found['dim']} dimensions in a stream, and in {found['shards']} shards: "
+        f"merged they give {same} the whole. Peak memory of the process: {peaks[0]:.0f} MiB after the first "
+        f"{first:,}, {peaks[-1]:.0f} MiB at the end."
+    )
+
+
+SENTENCES: dict[str, Callable[[dict[str, Any]], str]] = {"stress.json": stress_sentence, "stream.json": stream_sentence}
+
+
+def summary(results: Path) -> str:
+    """For the README: a line for each campaign that was run."""
+    lines = []
+    for name, sentence in SENTENCES.items():
+        if (results / name).is_file():
+            command = name.removesuffix(".json")
+            found = json.loads((results / name).read_text(encoding="utf-8"))
+            lines.append(f"- `python -m benchmarks.solver {command}`: {sentence(found)}")
+    return "\n".join(lines)
+
+
+def _campaign(file: Path, seed: int) -> Campaign:
+    """A new one, or that of the file if it is of this seed."""
+    if file.is_file():
+        known = json.loads(file.read_text(encoding="utf-8"))
+        if known["seed"] == seed:
+            return Campaign(**known)
+    return Campaign(seed)
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, (json.dumps(content, indent=1, sort_keys=False) + "\n").encode())
+
+
+def _renew_readme(results: Path) -> None:
+    if results == RESULTS:
+        text = README.read_text(encoding="utf-8")
+        write_atomically(README, with_summary(text, summary(results), MARKS).encode())
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"benchmarks.solver: error: {error}", file=sys.stderr)
+        sys.exit(1)
