@@ -113,7 +113,8 @@ class Campaign:
                 yield f"INFEASIBLE, but its ray leaves {cancelled:.1e} and gains {gain:.1e}"
             self.disputed += has_point(c.A, c.rho)
         elif status is Status.OPTIMAL:
-            found = measures(c, torch.as_tensor(solution.perturbations[r]).numpy(), duals)
+            with np.errstate(divide="ignore"):  # a bound is +inf where a constraint is not reached at all
+                found = measures(c, torch.as_tensor(solution.perturbations[r]).numpy(), duals)
             residual = max(getattr(found, name) for name in RESIDUALS)
             self.worst[case.name] = max(residual, self.worst.get(case.name, 0.0))
             if not residual <= tolerance:
