@@ -66,7 +66,8 @@ class Campaign:
     worst : by family and dtype, the largest residual of a class called OPTIMAL
     unsolved : classes that ended in no answer: MAX_ITER or INACCURATE
     wrong, wrong_count : what was said and is not so: number of the problem, class, and fault, of the first few; of all
-    disputed : classes called INFEASIBLE of which HiGHS has found a point
+    disputed : classes called INFEASIBLE with a proof of which HiGHS has found a point, up to rounding
+    unproven : classes called INFEASIBLE whose duals, rounded to the dtype, prove it no more, but HiGHS agrees
     """
 
     seed: int
@@ -77,6 +78,7 @@ class Campaign:
     wrong: list[dict[str, Any]] = field(default_factory=list)
     wrong_count: int = 0
     disputed: int = 0
+    unproven: int = 0
 
     def run(self, count: int, on_progress: Callable[[int], None]) -> None:
         """Go on until so many problems are solved."""
@@ -109,9 +111,11 @@ class Campaign:
             yield "a dual variable is negative"
         if status is Status.INFEASIBLE:
             cancelled, gain = ray_residuals(c, duals)
-            if not (cancelled <= tolerance and gain > 0):
-                yield f"INFEASIBLE, but its ray leaves {cancelled:.1e} and gains {gain:.1e}"
-            self.disputed += has_point(c.A, c.rho)
+            proven, point = cancelled <= tolerance and gain > 0, has_point(c.A, c.rho)
+            if point and not proven:
+                yield f"INFEASIBLE, but its ray leaves {cancelled:.1e} and gains {gain:.1e}, and HiGHS has a point"
+            self.disputed += point and proven
+            self.unproven += not point and not proven
         elif status is Status.OPTIMAL:
             with np.errstate(divide="ignore"):  # a bound is +inf where a constraint is not reached at all
                 found = measures(c, torch.as_tensor(solution.perturbations[r]).numpy(), duals)

@@ -25,7 +25,7 @@ class Status(IntEnum):
     sentence: str
 
     OPTIMAL = 0, "solved: the certificate meets the tolerance"
-    INFEASIBLE = 1, "no shift sends every sample to this class; the returned duals prove it"
+    INFEASIBLE = 1, "no shift sends every sample to this class; the duals prove it, up to their rounding"
     MAX_ITER = 2, "stopped at max_iter before the active set settled"
     INACCURATE = 3, "the active set settled, but the certificate misses the tolerance"
     INVALID_INPUT = 4, "the input holds a NaN or an infinity"
