@@ -28,7 +28,7 @@ CLEAN = Network("digits", "small-preact-resnet", "clean", 0.0, 0)
 
 
 def scanned(label="suspicious", classes=(3,)):
-    return {"label": label, "classes": list(classes)}
+    return {"label": label, "classes": list(classes), "aims": list(classes)}
 
 
 def suspect(asr, target=3):
