@@ -6,7 +6,6 @@ from .outliers import outlier_scores
 from .qp_norm import QpNorm
 from .rule import (
     FULL,
-    MIN_CLASSES,
     MIN_SAMPLES_PER_CLASS,
     QUICK,
     RULE_MARGIN,
@@ -15,7 +14,7 @@ from .rule import (
     detect,
     obstacles_of,
 )
-from .statistic import Evidence, Statistic
+from .statistic import MIN_CLASSES, Evidence, Statistic
 from .universal import Perturbation, UniversalPerturbation, reconstruct
 from .verdict import Finding, Label, Verdict
 

@@ -12,11 +12,11 @@ from ..solver import GapMatrix
 from .nearness import SAMPLES
 from .outliers import SAME
 from .qp_norm import log_norms
-from .statistic import Evidence
+from .statistic import MAX_LEFT_OUT, MIN_CLASSES, Evidence
 
 # The limit was chosen on networks of which there were no fewer samples than 350: with fewer than half of that, one
-# clean network in fifteen exceeds it. Of each class that counts there are a few, a third of the classes may be without.
-MIN_SAMPLES, MIN_OWN, MAX_LEFT_OUT, MIN_CLASSES = 350, 8, 1 / 3, 5
+# clean network in fifteen exceeds it. Of each class that counts there are a few.
+MIN_SAMPLES, MIN_OWN = 350, 8
 # No clean network of more was looked at, and the mean of the smallest of many grows with their number.
 MAX_CLASSES = 200
 # Of rows and columns in turn, until no mean of either is left.

@@ -15,17 +15,14 @@ from .bank import Bank
 from .nearness import Nearness
 from .outliers import outlier_scores, surprise_of, threshold_of
 from .qp_norm import QpNorm, log_norms
-from .statistic import Statistic
+from .statistic import MAX_LEFT_OUT, MIN_CLASSES, Statistic
 from .universal import UniversalPerturbation
 from .verdict import Finding, Label, Verdict
 
-# Below these an odd class cannot be told from chance; the norm of a class that samples are missing of tells that rather
-# than whether it is easy to reach. Of five clean networks (CIFAR-10, GTSRB, digits), a class of which none were left
-# scored up to 2.7 standard deviations more than with all of them; with one left 1.7, with four left 0.8.
-MIN_CLASSES = 5
+# The norm of a class that samples are missing of tells that rather than whether it is easy to reach. Of five clean
+# networks (CIFAR-10, GTSRB, digits), a class of which none were left scored up to 2.7 standard deviations more than
+# with all of them; with one left 1.7, with four left 0.8.
 MIN_SAMPLES_PER_CLASS = 4
-# If more of the classes than this are left out, what is said of the others is no verdict on the model.
-MAX_LEFT_OUT = 1 / 3
 # More classes than this are counted, not named.
 MAX_NAMED = 10
 NO_ALARM = "that is less than an alarm, and more than most clean networks show"

@@ -12,7 +12,8 @@ from tacfast import GapMatrix, Status, TacSolution
 from tacfast.detection import FULL, MIN_CLASSES, MIN_SAMPLES_PER_CLASS, QUICK, Asymmetry, detect
 from tacfast.detection.bank import Bank
 from tacfast.detection.outliers import outlier_scores, surprise_of, threshold_of
-from tacfast.detection.rule import MAX_LEFT_OUT, RULE_MARGIN, RULE_TRIM, Rule
+from tacfast.detection.rule import RULE_MARGIN, RULE_TRIM, Rule
+from tacfast.detection.statistic import MAX_LEFT_OUT
 from tacfast.solver import Certificate
 
 # The bank of these tests: what the one of the package holds will change, what is done with it will not.
