@@ -195,7 +195,7 @@ def _stream(
 def _perturbations(evidence: Evidence, verdict: Verdict) -> tuple[Perturbation, ...]:
     if evidence.inputs is None or verdict.label not in ("suspicious", "borderline"):
         return ()
-    if verdict.all_to_all and not verdict.classes:
+    if verdict.only_all_to_all:
         return ()  # there is one for each class, and none of them stands out
     return tuple(reconstruct(evidence, k) for k in (verdict.classes or (verdict.easiest,))[:MAX_PERTURBATIONS])
 

@@ -150,7 +150,7 @@ def _campaign(file: Path, seed: int) -> Campaign:
 
 def _write(file: Path, content: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, (json.dumps(content, indent=1, sort_keys=False) + "\n").encode())
+    write_atomically(file, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _renew_readme(results: Path) -> None:

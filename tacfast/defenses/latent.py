@@ -136,6 +136,5 @@ def head_logits(head: Head, latents: Tensor) -> Tensor:
 
 def frozen_logits(head: Head, latents: Tensor) -> Tensor:
     """The same, but the layer learns nothing from them."""
-    dtype = next(head.module.parameters()).dtype
-    bias = head.bias
-    return F.linear(latents.to(dtype), head.weight.to(dtype), None if bias is None else bias.to(dtype))
+    weight = head.weight
+    return F.linear(latents.to(weight.dtype), weight, head.bias)

@@ -65,9 +65,14 @@ class Verdict:
     all_to_all: bool = False
 
     @property
+    def only_all_to_all(self) -> bool:
+        """Whether that is all that is suspected: no single class stands out."""
+        return self.all_to_all and not self.classes
+
+    @property
     def aims(self) -> tuple[int, ...]:
         """The classes that a repair is for: the suspicious ones, or all where all-to-all is what is suspected."""
-        return self.classes or (tuple(self.scores) if self.all_to_all else ())
+        return tuple(self.scores) if self.only_all_to_all else self.classes
 
     @property
     def easiest(self) -> int:

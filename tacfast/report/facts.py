@@ -173,7 +173,7 @@ def _classes(
 
 def _bank(verdict: Verdict) -> dict[str, Any]:
     """How often the rule was right about the networks of the bank."""
-    bank = Bank.of(Asymmetry.name if verdict.all_to_all and not verdict.classes else verdict.rule)
+    bank = Bank.of(Asymmetry.name if verdict.only_all_to_all else verdict.rule)
     return {
         "clean": bank.judged,
         "false_alarms": bank.alarms,

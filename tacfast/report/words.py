@@ -36,7 +36,7 @@ def number(value: float, form: str = "#.4g") -> str:
 def bank_sentence(verdict: Verdict, bank: Bank) -> str:
     """Say how often such a verdict was right where the truth is known."""
     quick = "by the shifts of the latents alone, which show fewer backdoors, " if verdict.rule == "quick" else ""
-    if verdict.all_to_all and not verdict.classes:
+    if verdict.only_all_to_all:
         return (
             f"{bank.found} of {bank.attacked} networks with an all-to-all backdoor are called suspicious for that, "
             f"and so are {bank.alarms} of {bank.judged} clean ones"
@@ -52,7 +52,7 @@ def stability_sentence(verdict: Verdict, stability: Stability) -> str:
     runs = f"{len(stability.runs)} runs, the shifts of each solved for without another block of the samples"
     if verdict.label == "nothing_found":
         return f"{runs}, find nothing either, which is no evidence of a clean model: they miss the same backdoors"
-    if verdict.all_to_all and not verdict.classes:
+    if verdict.only_all_to_all:
         return f"{runs}, say nothing of what is suspicious here, which was measured with all samples alone"
     counts = ", ".join(f"{label.replace('_', ' ')} in {count}" for label, count in stability.labels.items())
     return f"{runs}: {counts}"
@@ -60,7 +60,7 @@ def stability_sentence(verdict: Verdict, stability: Stability) -> str:
 
 def headline(verdict: Verdict, names: Mapping[int, str]) -> str:
     """Say the verdict in one line."""
-    if verdict.all_to_all and not verdict.classes:
+    if verdict.only_all_to_all:
         return "Suspicious: samples of each class go to another one far more easily than back"
     if verdict.label == "suspicious":
         flagged = ", ".join(class_label(names, k) for k in verdict.classes)
