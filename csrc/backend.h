@@ -74,7 +74,41 @@ struct LogitProduct {
     void* workspace;      // n * (padded_dim(d) + C) doubles, 64-byte aligned
 };
 
+// Everything of a small problem, from the latents to the solutions, on the calling thread.
+struct WholeSolve {
+    Scalar scalar;           // of latents and of all that is handed out
+    const void* latents;     // (n, d), unit column stride
+    int64_t n;               //
+    int64_t latent_stride;   //
+    Scalar weight_scalar;    // of W
+    const void* W;           // (C, d), unit column stride
+    int64_t weight_stride;   //
+    const double* bias;      // (C,) or null
+    int64_t classes;         // C
+    int64_t dim;             // d
+    double same_share;       // as of PreparedHead
+    double shortest;         // the longest row of W must be no shorter, and no longer than its inverse
+    const int64_t* targets;  // (K,) the classes to solve for, from here on as of ClassSolve
+    int64_t count;           // K
+    double margin;           //
+    double tol;              //
+    int max_iter;            //
+    void* gaps;              // (C, C), out: R
+    void* perturbations;     // (K, d), out
+    void* norms;             // (K,), out
+    int8_t* status;          // (K,), out
+    void* duals;             // (K, C), out
+    double* certificate;     // (kCertificateFields, K), out
+    void* workspace;         // whole_workspace_bytes(...) bytes, 64-byte aligned
+};
+
 namespace cpu {
+// prepare_head, multiply_logits, update_gaps and solve_classes, to the same bits. False, and nothing to be read, where
+// W, the bias or a logit is not finite, or W too short or too long. The size of the workspace depends on the sizes and
+// the scalar alone.
+int64_t whole_workspace_bytes(const WholeSolve& args);
+bool solve_whole(const WholeSolve& args);
+
 void prepare_head(HeadPreparation& args);
 void multiply_logits(const LogitProduct& args);
 

@@ -110,7 +110,39 @@ void multiply_logits(int scalar, const tacfast::PreparedHead& head, uintptr_t la
         {Scalar(scalar), head, at<void>(latents), n, row_stride, at<void>(logits), at<void>(workspace)});
 }
 
+tacfast::WholeSolve whole_solve(int scalar, uintptr_t latents, int64_t n, int64_t latent_stride, int weight_scalar,
+                                uintptr_t W, int64_t weight_stride, uintptr_t bias, int64_t classes, int64_t dim,
+                                double same_share, double shortest, uintptr_t targets, int64_t count, double margin,
+                                double tol, int max_iter, uintptr_t gaps, uintptr_t perturbations, uintptr_t norms,
+                                uintptr_t status, uintptr_t duals, uintptr_t certificate) {
+    return {Scalar(scalar),
+            at<void>(latents),
+            n,
+            latent_stride,
+            Scalar(weight_scalar),
+            at<void>(W),
+            weight_stride,
+            at<double>(bias),
+            classes,
+            dim,
+            same_share,
+            shortest,
+            at<int64_t>(targets),
+            count,
+            margin,
+            tol,
+            max_iter,
+            at<void>(gaps),
+            at<void>(perturbations),
+            at<void>(norms),
+            at<int8_t>(status),
+            at<void>(duals),
+            at<double>(certificate),
+            nullptr};
+}
+
 void define_arguments(py::module_& m) {
+    py::class_<tacfast::WholeSolve>(m, "WholeSolve").def(py::init(&whole_solve));
     py::class_<tacfast::PreparedHead>(m, "PreparedHead").def(py::init(&prepared_head));
     py::class_<tacfast::GapUpdate>(m, "GapUpdate").def(py::init(&gap_update));
     py::class_<tacfast::FusedGaps>(m, "FusedGaps").def(py::init(&fused_gaps));
@@ -173,6 +205,14 @@ PYBIND11_MODULE(_C, m) {
     define_arguments(m);
     m.def("build_info", &build_info);
     m.def("padded_dim", &tacfast::padded_dim);
+    m.def("whole_workspace_bytes", &tacfast::cpu::whole_workspace_bytes);
+    m.def(
+        "solve_whole",
+        [](tacfast::WholeSolve args, uintptr_t workspace) {
+            args.workspace = at<void>(workspace);
+            return tacfast::cpu::solve_whole(args);
+        },
+        Unlocked());
     m.def("prepare_head", &prepare_head, Unlocked());
     m.def("multiply_logits", &multiply_logits, Unlocked());
     m.def("gap_workspace_bytes", [](int scalar, int64_t n, int64_t classes, int threads) {

@@ -89,6 +89,58 @@ def prepare_head(W: Tensor, bias: Tensor | None) -> tuple[Prepared, bool]:
     return head, bool(finite)
 
 
+def solve_whole(
+    latents: Tensor,
+    W: Tensor,
+    bias: Tensor | None,
+    classes: Tensor,
+    dtype: torch.dtype,
+    *,
+    same_share: float,
+    shortest: float,
+    margin: float,
+    tol: float,
+    max_iter: int,
+) -> tuple[Raw, Tensor] | None:
+    """All stages of a small problem on the CPU in one call: the raw results and R (C, C).
+
+    None, and no results, where W, the bias or a logit is not finite, or the longest row of W shorter than ``shortest``
+    or longer than its inverse.
+    """
+    weight, z = _unit_columns(_wide(W)), _unit_columns(latents.to(dtype))
+    (n_classes, dim), n = weight.shape, z.shape[0]
+    wide_bias = None if bias is None else bias.double().contiguous()
+    gaps = torch.empty((n_classes, n_classes), dtype=dtype)
+    raw = empty_results(classes, dim, gaps)
+    args = _C.WholeSolve(
+        _scalar(z),
+        z.data_ptr(),
+        n,
+        z.stride(0),
+        _scalar(weight),
+        weight.data_ptr(),
+        weight.stride(0),
+        0 if wide_bias is None else wide_bias.data_ptr(),
+        n_classes,
+        dim,
+        same_share,
+        shortest,
+        classes.data_ptr(),
+        classes.shape[0],
+        margin,
+        tol,
+        max_iter,
+        gaps.data_ptr(),
+        raw.perturbations.data_ptr(),
+        raw.norms.data_ptr(),
+        raw.status.data_ptr(),
+        raw.duals.data_ptr(),
+        raw.certificate.data_ptr(),
+    )
+    workspace = _workspace(_C.whole_workspace_bytes(args), z.device)
+    return (raw, gaps) if _C.solve_whole(args, workspace.data_ptr()) else None
+
+
 def small_logits(latents: Tensor, head: Prepared, dtype: torch.dtype) -> Tensor:
     """Logits as of `_ops.logits_impl`, on the calling thread alone.
 
@@ -200,11 +252,11 @@ def trimmed_gaps(gaps: Tensor, chunks: list[Tensor], trim: float) -> Tensor:
     return trimmed
 
 
-def empty_results(problem: Problem, gaps: Tensor) -> Raw:
-    """Room for the results of `solve_classes`."""
-    count, dtype, device = problem.classes.shape[0], gaps.dtype, gaps.device
+def empty_results(classes: Tensor, dim: int, gaps: Tensor) -> Raw:
+    """Room for the results of these classes."""
+    count, dtype, device = classes.shape[0], gaps.dtype, gaps.device
     return Raw(
-        torch.empty((count, problem.dim), dtype=dtype, device=device),
+        torch.empty((count, dim), dtype=dtype, device=device),
         torch.empty(count, dtype=dtype, device=device),
         torch.empty(count, dtype=torch.int8, device=device),
         torch.empty((count, gaps.shape[0]), dtype=dtype, device=device),
@@ -230,7 +282,7 @@ def solve_classes(
     """
     n_classes, count, device = gaps.shape[0], problem.classes.shape[0], gaps.device
     threads = torch.get_num_threads()
-    raw = empty_results(problem, gaps) if out is None else out
+    raw = empty_results(problem.classes, problem.dim, gaps) if out is None else out
     teams = threads if device.type == "cpu" else count
     workspace = _workspace(_side(device).solve_workspace_bytes(n_classes, problem.dim, teams), device)
     args = _C.ClassSolve(

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from . import _ext, _reference
-from ._checks import check_class_values, check_finite, describe_bad, first_bad
+from ._checks import check_class_values, check_finite, describe_bad, first_bad, result_dtype
 from ._dense import all_active_multipliers
 from ._ext import backend
 from ._prepared import Prepared
 from ._projected_gradient import predict_multipliers
 from ._reference import Problem, Raw, RawSamples
-from ._results import Certificate, SolverError, Status, TacSolution
+from ._results import Certificate, SolverError, Status, TacSolution, with_kind
 
 # Bytes of logits per step of the stream: fits the caches, and is long enough for an efficient matrix product.
 _CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 32 << 20}
@@ -97,10 +98,60 @@ def solve_classes_impl(
     statuses = raw.status.tolist() if raise_on_failure or gaps.device.type == "cpu" else []
     if Status.INVALID_INPUT in statuses and gaps.device.type == "cpu":  # elsewhere the status is the answer
         check_finite("R", gaps)
-    if raise_on_failure and max(statuses, default=Status.OPTIMAL) > Status.INFEASIBLE:
-        solution = dress(raw, gaps, classes, n_samples, margin, trim)
-        raise SolverError(_explain_failure(solution), solution)
+    if raise_on_failure and has_failed(statuses):
+        raise failure(dress(raw, gaps, classes, n_samples, margin, trim))
     return raw.perturbations, raw.norms, raw.status, raw.duals, raw.certificate
+
+
+def solve_at_once(
+    latents: Tensor,
+    W: Tensor,
+    bias: Tensor | None,
+    classes: Tensor,
+    margin: float,
+    method: str,
+    tol: float,
+    max_iter: int,
+) -> TacSolution | None:
+    """The solution of a problem so small that the calls between its stages would take longer than the stages.
+
+    It is the same to the bit. None where the stages have to be gone through, if only to say what is wrong.
+    """
+    n_classes = W.shape[0]
+    small = latents.numel() * n_classes <= _SMALL_PRODUCT and n_classes < _DENSE_CLASSES
+    if not small or method == "projected-gradient" or torch.compiler.is_compiling():
+        return None
+    if not (type(latents) is type(W) is Tensor and (bias is None or type(bias) is Tensor)):
+        return None  # a subclass of Tensor, which a dispatcher has to see
+    if latents.device.type != "cpu" or backend(latents.device) is not _ext:
+        return None
+    check_class_values(classes, n_classes)
+    found = _ext.solve_whole(
+        latents,
+        W,
+        bias,
+        classes,
+        result_dtype(W, bias, latents),
+        same_share=_same_share(W.dtype),
+        shortest=_SMALLEST_ROW,
+        margin=margin,
+        tol=tol,
+        max_iter=max_iter,
+    )
+    if found is None or Status.INVALID_INPUT in found[0].status.tolist():
+        return None
+    return dress(*found, classes, latents.shape[0], margin, 0.0)
+
+
+def has_failed(statuses: Sequence[int]) -> bool:
+    """Whether any class of these statuses is neither solved nor infeasible."""
+    return max(statuses, default=Status.OPTIMAL) > Status.INFEASIBLE
+
+
+@functools.cache
+def _same_share(dtype: torch.dtype) -> float:
+    """Rows of W that are closer than this share of the longest are equal as far as their dtype can tell."""
+    return 4 * torch.finfo(dtype).eps
 
 
 def _problem(W: Tensor, head: Tensor, classes: Tensor, margin: float, tol: float, max_iter: int) -> Problem:
@@ -108,7 +159,7 @@ def _problem(W: Tensor, head: Tensor, classes: Tensor, margin: float, tol: float
     longest = prepared.longest if W.device.type == "cpu" else 1.0
     if not _SMALLEST_ROW <= longest <= 1 / _SMALLEST_ROW and bool(W.any()):
         raise ValueError(f"W: expected rows no longer than 1e140, and some longer than 1e-140, got {W.abs().max():.1e}")
-    return Problem(prepared, W.shape[1], 4 * torch.finfo(W.dtype).eps, classes.contiguous(), margin, tol, max_iter)
+    return Problem(prepared, W.shape[1], _same_share(W.dtype), classes.contiguous(), margin, tol, max_iter)
 
 
 def _solve(problem: Problem, gaps: Tensor, method: str) -> Raw:
@@ -134,8 +185,8 @@ _PROBES = 4
 
 def _probe(problem: Problem, gaps: Tensor) -> tuple[Raw, int]:
     """Solve the first few classes; how many of them have large active sets tells whether most classes have."""
-    raw = _ext.empty_results(problem, gaps)
-    _ext.solve_classes(problem, gaps, out=raw, last=_PROBES, max_active=16 + len(gaps) // 8)
+    raw = _ext.empty_results(problem.classes, problem.dim, gaps)
+    _ext.solve_classes(problem, gaps, out=raw, last=_PROBES, max_active=len(gaps) // 2)
     return raw, raw.status[:_PROBES].tolist().count(_ext.CROWDED)
 
 
@@ -204,7 +255,8 @@ def dress(raw: Raw, gaps: Tensor, classes: Tensor, n_samples: int, margin: float
     )
 
 
-def _explain_failure(solution: TacSolution) -> str:
+def failure(solution: TacSolution, kind: str = "torch") -> SolverError:
+    """What to raise where a class has failed; it carries arrays of that kind."""
     failed = [r for r, status in enumerate(solution.statuses) if status > Status.INFEASIBLE]
     first = failed[0]
     status = solution.statuses[first]
@@ -212,11 +264,12 @@ def _explain_failure(solution: TacSolution) -> str:
         name: float(getattr(solution.certificate, name)[first]) for name in ("primal", "dual", "stationarity", "gap")
     }
     residuals = ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
-    return (
+    message = (
         f"{len(failed)} of {len(solution.classes)} classes failed; the first is class {int(solution.classes[first])}: "
         f"{status.name} ({status.sentence}); residuals: {residuals}. The exception's .solution holds the results; "
         "raise_on_failure=False returns them instead."
     )
+    return SolverError(message, with_kind(solution, kind))
 
 
 def _explain_bad_logit(latents: Tensor, first_row: int, bad: int, n_classes: int) -> str:

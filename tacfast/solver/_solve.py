@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _checks, _custom_ops
+from . import _checks, _custom_ops, _ops
 from ._arrays import Array, hand_back, kind_of
 from ._gap_matrix import GapMatrix
 from ._results import Certificate, PerSampleSolution, TacSolution, with_kind
@@ -91,20 +92,46 @@ def solve_tac(
     arXiv 2511.08944 (there with margin 0 and without b).
     """
     trim = _checks.check_trim(trim)
-    solution = (
-        GapMatrix(W, b, keep_logits=trim > 0)
-        .update(latents)
-        .solve(
-            classes=classes,
-            margin=margin,
-            trim=trim,
-            method=method,
-            tol=tol,
-            max_iter=max_iter,
-            raise_on_failure=raise_on_failure,
-        )
-    )
+    how: dict[str, Any] = {"classes": classes, "margin": margin, "method": method, "tol": tol, "max_iter": max_iter}
+    solution = None if trim > 0 else _solved_at_once(latents, W, b, raise_on_failure=raise_on_failure, **how)
+    if solution is None:
+        seen = GapMatrix(W, b, keep_logits=trim > 0).update(latents)
+        solution = seen.solve(trim=trim, raise_on_failure=raise_on_failure, **how)
     return _with_gradients(solution, latents, W, b)
+
+
+def _solved_at_once(
+    latents: Array,
+    W: Array,
+    b: Array | None,
+    *,
+    classes: Sequence[int] | Array | None,
+    margin: float,
+    method: str,
+    tol: float | None,
+    max_iter: int | None,
+    raise_on_failure: bool,
+) -> TacSolution | None:
+    """See `_ops.solve_at_once`; the arguments are those of `solve_tac`, checked here."""
+    head = _checks.check_head(W, b)
+    z = _checks.check_latents(latents, head.W)
+    solution = _ops.solve_at_once(
+        z,
+        head.W,
+        head.b,
+        _checks.check_classes(classes, len(head.W), z.device),
+        _checks.check_margin(margin),
+        _checks.check_method(method),
+        _checks.check_tol(tol, _checks.result_dtype(head.W, head.b, z)),
+        _checks.check_max_iter(max_iter, len(head.W)),
+    )
+    if solution is None:
+        return None
+    hand_back(latents, W, b)
+    kind = kind_of(latents)
+    if raise_on_failure and _ops.has_failed(solution.status.tolist()):
+        raise _ops.failure(solution, kind)
+    return with_kind(solution, kind)
 
 
 def _with_gradients(solution: TacSolution, latents: Array, W: Array, b: Array | None) -> TacSolution:
