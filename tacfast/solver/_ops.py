@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,8 +17,11 @@ from ._projected_gradient import predict_multipliers
 from ._reference import Problem, Raw, RawSamples
 from ._results import Certificate, SolverError, Status, TacSolution, with_kind
 
-# Bytes of logits per step of the stream: fits the caches, and is long enough for an efficient matrix product.
-_CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 32 << 20}
+# Logits per step of the stream on the CPU. After a matrix product torch's threads keep their cores busy for some
+# milliseconds, and threads of ours would have to wait for a core: a step is so small that one thread folds it, or,
+# where there is more to fold or there are more threads than these, so large that waiting does not matter.
+_SMALL_STEP, _LARGE_STEP = 1 << 18, 1 << 23
+_SMALL_CLASSES, _SMALL_THREADS = 512, 4
 # Multiplications up to which a product is too small for threads.
 _SMALL_PRODUCT = 1 << 18
 
@@ -45,9 +48,10 @@ def gaps_of_latents_impl(gaps: Tensor, latents: Tensor, head: Tensor) -> Tensor:
     if backend(gaps.device) is _ext and _ext.fuse_gaps(result, latents, Prepared(head, n_classes)):
         return result
     chunk = chunk_rows(gaps)
+    product = _product(latents[:chunk], head, n_classes, gaps.dtype)
     for start in range(0, n, chunk):
         part = latents if n <= chunk else latents[start : start + chunk]
-        logits = logits_impl(part, head, n_classes, gaps.dtype)
+        logits = product(part)
         bad = backend(gaps.device).update_gaps(result, logits)
         if bad >= 0:
             raise ValueError(_explain_bad_logit(part, start, bad, n_classes))
@@ -68,7 +72,10 @@ def gaps_of_logits_impl(gaps: Tensor, logits: Tensor) -> Tensor:
 
 def chunk_rows(gaps: Tensor) -> int:
     """How many rows of logits are made at a time."""
-    return max(1, _CHUNK_BYTES.get(gaps.device.type, 32 << 20) // (gaps.shape[0] * gaps.element_size()))
+    n_classes = gaps.shape[0]
+    few = n_classes <= _SMALL_CLASSES and torch.get_num_threads() <= _SMALL_THREADS
+    step = _SMALL_STEP if few and gaps.device.type == "cpu" else _LARGE_STEP
+    return max(1, step // n_classes)
 
 
 def trimmed_gaps_impl(gaps: Tensor, logits: Sequence[Tensor], trim: float) -> Tensor:
@@ -218,16 +225,25 @@ def logits_impl(latents: Tensor, head: Tensor, n_classes: int, dtype: torch.dtyp
     They are those of W and b minus their means, which changes no difference of logits but removes what they share, and
     with it most of the rounding where W has a common offset.
     """
+    return _product(latents, head, n_classes, dtype)(latents)
+
+
+def _product(latents: Tensor, head: Tensor, n_classes: int, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """What gives `logits_impl` of latents like these, and of no more of them."""
     prepared = Prepared(head, n_classes)
     small = latents.device.type == "cpu" and latents.numel() * n_classes <= _SMALL_PRODUCT
     if small and backend(latents.device) is _ext:
-        return _ext.small_logits(latents, prepared, dtype)
+        return lambda part: _ext.small_logits(part, prepared, dtype)
     # Reduced-precision float32 products (TF32, bfloat16) cost 5e-4 in s and more: multiply in float64 instead.
     narrowed = dtype == torch.float32 and _products_are_narrowed(latents.device.type)
     inner = torch.float64 if narrowed else dtype
-    weight = prepared.centred[:, : latents.shape[1]].to(inner).T
-    with torch.autocast(latents.device.type, enabled=False):
-        return torch.addmm(prepared.offset.to(inner), latents.to(inner), weight).to(dtype)
+    weight, offset = prepared.centred[:, : latents.shape[1]].to(inner).T, prepared.offset.to(inner)
+
+    def multiply(part: Tensor) -> Tensor:
+        with torch.autocast(part.device.type, enabled=False):
+            return torch.addmm(offset, part.to(inner), weight).to(dtype)
+
+    return multiply
 
 
 def _products_are_narrowed(kind: str) -> bool:

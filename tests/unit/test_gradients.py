@@ -231,7 +231,7 @@ def test_no_shift_no_gradient():
 
 @pytest.mark.parametrize("chunk", [1 << 30, 1])
 def test_ties_go_to_the_first_sample(chunk, monkeypatch):
-    monkeypatch.setitem(_ops._CHUNK_BYTES, "cpu", chunk)
+    monkeypatch.setattr(_ops, "_SMALL_STEP", chunk)
     p = plain(8, 5, 8, 20)
     twice = p._replace(latents=np.repeat(p.latents, 2, axis=0))
     once = gradients(leaves(p))
@@ -309,7 +309,7 @@ def test_without_the_extension(monkeypatch):
 def test_chunks_change_nothing(trim, dtype, monkeypatch):
     tensors = leaves(plain(1, 9, 12, 200), dtype)
     whole = gradients(tensors, trim=trim)
-    monkeypatch.setitem(_ops._CHUNK_BYTES, "cpu", 7 * 9 * dtype.itemsize)
+    monkeypatch.setattr(_ops, "_SMALL_STEP", 7 * 9)
     monkeypatch.setitem(_gradients._BLOCK, "cpu", 100)
     for one, other in zip(gradients(tensors, trim=trim), whole, strict=True):
         torch.testing.assert_close(one, other)
