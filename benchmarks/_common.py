@@ -1,4 +1,4 @@
-"""What the benchmarks share: a realistic problem, a timer, the machine's description, JSON and Markdown."""
+"""What the benchmarks share: a realistic problem, the machine's description, JSON and Markdown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import platform
-import statistics
 import time
 
 import torch
@@ -35,18 +34,6 @@ def machine() -> dict:
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def median_time(fn, repeats: int) -> float:
-    """Median seconds of `fn()` over `repeats` calls, after one call that is not counted."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        fn()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
 
 
 def write_results(path: str | os.PathLike, payload: dict) -> None:

@@ -19,18 +19,61 @@ from rich.progress import Progress
 from tacfast.solver._files import write_atomically
 
 from ..defence.readme import with_summary
+from .networks import keep_network
+from .report import readme_summary, write_report
+from .running import run_all
 from .stream import BATCH, CLASSES, DIM, SHARDS, Stream
 from .stress import Campaign
 
 ROOT = Path(__file__).parents[2]
 RESULTS, README = ROOT / "benchmarks" / "results" / "solver", ROOT / "README.md"
 MARKS = "<!-- campaigns: begin, made by python -m benchmarks.solver -->", "<!-- campaigns: end -->"
+SPEED = "<!-- speed: begin, made by python -m benchmarks.solver report -->", "<!-- speed: end -->"
 # Problems between two states on the disk.
 SAVED = 1000
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 Results = Annotated[Path, typer.Option(metavar="FOLDER", help="Where results are, and what is not yet done goes on.")]
+
+
+@app.command()
+def measure(
+    only: Annotated[str, typer.Option(metavar="TEXT", help="Cells whose name has this in it.")] = "",
+    budget: Annotated[float, typer.Option(min=0, help="Seconds to repeat a cell for.")] = 1.5,
+    limit: Annotated[float, typer.Option(min=1, help="Seconds after which a cell is given up.")] = 120.0,
+    results: Results = RESULTS,
+) -> None:
+    """Race tacfast against every solver that is installed. Nothing else should run on the machine.
+
+    It may be interrupted: what is measured is kept, and not measured again. Ratios are of one process each.
+    """
+    with Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("cells", total=None)
+
+        def tell(done: int, total: int, name: str) -> None:
+            bar.update(task, completed=done, total=total, description=name)
+
+        left_out = run_all(results / "cells", only, budget, limit, tell)
+    if left_out:
+        print(f"not installed, and left out: {', '.join(left_out)}")
+    report(results)
+
+
+@app.command()
+def keep(
+    name: Annotated[str, typer.Argument(metavar="NETWORK", help="Of the grid of defences.")],
+    models: Annotated[Path, typer.Option(metavar="FOLDER", help="Of the trained networks.")] = ROOT / "models",
+) -> None:
+    """Keep the head of a trained network, with logits of clean samples, as a problem of the suite."""
+    print(keep_network(name, models))
+
+
+@app.command()
+def report(results: Results = RESULTS) -> None:
+    """Write the report, in Markdown and HTML, and the README's tables from what is measured."""
+    write_report(results)
+    _renew_readme(results)
 
 
 @app.command()
@@ -156,7 +199,8 @@ def _write(file: Path, content: dict[str, Any]) -> None:
 def _renew_readme(results: Path) -> None:
     if results == RESULTS:
         text = README.read_text(encoding="utf-8")
-        write_atomically(README, with_summary(text, summary(results), MARKS).encode())
+        text = with_summary(text, summary(results), MARKS)
+        write_atomically(README, with_summary(text, readme_summary(results), SPEED).encode())
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from independent import by_clarabel, by_quadprog, constraints, gap_matrix, uncollapsed
-from problems import known_solution, plain
+from independent import by_clarabel, by_quadprog, constraints, gap_matrix, measures, ray_residuals, uncollapsed
+from problems import FAMILIES, known_solution, of_family, plain
 
 import tacfast
 from tacfast import Status
@@ -81,6 +81,27 @@ def test_dense_regime(dtype, method, classes):
     expected = np.linalg.lstsq(A, rho, rcond=None)[0]  # the shortest s with A s = rho; torch 2.11 misses it by 1e-4
     atol = 1e-7 if dtype == torch.float32 else 1e-12
     np.testing.assert_allclose(sol.perturbations[7].double().numpy(), expected, rtol=1e-6, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_many_classes_of_every_kind(family, dtype):
+    """Every answer is certified by mathematics that does not call tacfast."""
+    p = of_family(family, 5, 80, 60, 40, True)
+    seen, eps = p.rounded(dtype), torch.finfo(dtype).eps
+    sol = tacfast.solve_tac(*p.to(dtype))
+    assert set(sol.statuses) <= {Status.OPTIMAL, Status.INFEASIBLE}
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-6
+    for k, status in enumerate(sol.statuses):
+        c = constraints(seen.W, seen.b, sol.gaps.numpy(), k, eps=eps)
+        if status is Status.INFEASIBLE:
+            cancelled, gain = ray_residuals(c, sol.duals[k].numpy())
+            assert cancelled <= tolerance
+            assert gain > 0
+        else:
+            with np.errstate(divide="ignore"):
+                found = measures(c, sol.perturbations[k].numpy(), sol.duals[k].numpy())
+            assert max(found.primal, found.dual, found.stationarity, found.gap) <= tolerance
 
 
 @pytest.mark.parametrize(("classes", "dim"), [(2, 3), (10, 16), (30, 12), (60, 70)])
