@@ -106,7 +106,7 @@ def repair(
     if isinstance(getattr(getattr(loader, "batch_sampler", None) or loader, "sampler", None), SequentialSampler):
         warn_caller("loader: expected shuffled samples, got the same order every epoch")
     result = chosen.repair(model, loader, report, held_out=held_out, on_epoch=on_epoch, state_file=state_file)
-    if held_out is None or result.rolled_back or not result.targets or result.confirmation is not None:
+    if held_out is None or result.rolled_back or not result.targets:
         return result
     return replace(result, confirmation=scan_again(result.model, held_out, report, result.targets))
 

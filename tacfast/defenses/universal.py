@@ -23,7 +23,6 @@ from ..models.head import Head, evaluation_mode
 from ..scanning import ScanReport
 from ..solver import Status
 from .base import EpochRecord, RepairResult
-from .confirmation import scan_again
 from .latent import frozen_logits
 from .shifts import capped, solve_shifts
 from .targeted import TargetedRepair
@@ -59,11 +58,10 @@ class UniversalRepair(TargetedRepair):
     With ``shift``, clean latents of other classes that are shifted by the suspect's s_p count as well, as the head
     answers them; only the layers before it learn from that, so that the head alone cannot absorb it.
 
-    The training is short on purpose: a longer one teaches the backdoor again, through what the suspect says. It is done
-    again, with gradients shortened to ``CALM`` and shifted latents, where the network of its end costs more clean
-    accuracy than is allowed, as where the suspect is very sure of its answers, and so does the one somewhat further
-    back; and where a scan of held-out samples does not confirm it, as some triggers are no additive perturbation. Not
-    if ``max_norm`` is given.
+    The training is short on purpose: a longer one teaches the backdoor again, through what the suspect says. Where the
+    network of its end costs more clean accuracy than is allowed, as where the suspect is very sure of its answers, and
+    so does the one somewhat further back, it is done again with gradients shortened to ``CALM`` and shifted latents,
+    unless ``max_norm`` says otherwise.
 
     Parameters
     ----------
@@ -119,9 +117,7 @@ class UniversalRepair(TargetedRepair):
             with suppress(DivergedError):
                 first = run(state_file=state_file)
                 if first.epoch == self.epochs and first.blend >= NEAR * self.blend:
-                    confirmation = scan_again(first.model, held_out, report, first.targets)
-                    if confirmation.outcome != "not confirmed":
-                        return replace(first, confirmation=confirmation)
+                    return first
         spent = time.perf_counter() - start
         calm = replace(self, max_norm=CALM, shift=max(self.shift, CALM_SHIFT))
         result = calm.repair(model, loader, report, held_out=held_out, on_epoch=on_epoch, state_file=second)

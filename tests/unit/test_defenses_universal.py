@@ -2,7 +2,6 @@
 
 import copy
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from _backdoored import TARGET, loader_of, make_trial, same, weights
 from torch.nn import functional as F
 
 from tacfast import Status, repair, scan, solve_tac
-from tacfast.defenses import UniversalRepair, repairing, universal
+from tacfast.defenses import UniversalRepair, universal
 from tacfast.detection.universal import spread_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -265,28 +264,6 @@ def test_where_the_training_costs_too_much_it_is_done_again_with_shorter_gradien
     assert repair(trial.model, loader, report, lr=0.5, shift=2.0, **settings).settings["shift"] == 2.0
     asked = repair(trial.model, loader, report, lr=0.5, max_norm=0.5, **settings)
     assert (asked.settings["max_norm"], asked.settings["shift"]) == (0.5, 0.0)
-
-
-@pytest.mark.parametrize("outcome", ["confirmed", "could not be tested", "not confirmed"])
-def test_it_is_done_again_where_a_scan_does_not_confirm_it(trial, report, monkeypatch, outcome):
-    judged = []
-
-    def judge(model, held_out, report, targets):
-        judged.append((model, targets))
-        return SimpleNamespace(outcome=outcome)
-
-    monkeypatch.setattr(universal, "scan_again", judge)
-    monkeypatch.setattr(repairing, "scan_again", judge)
-    given, held_out = trial.split_clean(0.3)
-    loader = given.loader(32, shuffle=True)
-    result = repair(trial.model, loader, report, mode="universal", lr=0.01, max_drop=0.5, held_out=held_out.loader())
-    again = outcome == "not confirmed"
-    assert result.settings["max_norm"] == (universal.CALM if again else None)
-    assert len(judged) == (2 if again else 1)
-    assert judged[-1] == (result.model, (TARGET,))
-    assert result.confirmation.outcome == outcome
-    if again:
-        assert not same(weights(judged[0][0]), weights(result.model))
 
 
 def test_a_class_that_no_shift_leads_to_is_repaired_without(trial, report, monkeypatch):
