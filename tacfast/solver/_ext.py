@@ -74,7 +74,8 @@ def prepare_head(W: Tensor, bias: Tensor | None) -> tuple[Prepared, bool]:
     n_classes, dim = weight.shape
     if W.device.type == "cuda":
         return _reference.form_head(weight, bias, padded_dim(dim)), True
-    head = Prepared(torch.empty(prepared_size(n_classes, padded_dim(dim)), dtype=torch.float64), n_classes)
+    memory = torch.empty(prepared_size(n_classes, padded_dim(dim)), dtype=torch.float64, device=W.device)
+    head = Prepared(memory, n_classes)
     wide_bias = None if bias is None else bias.double().contiguous()
     finite = _C.prepare_head(
         _scalar(weight),
@@ -110,7 +111,7 @@ def solve_whole(
     weight, z = _unit_columns(_wide(W)), _unit_columns(latents.to(dtype))
     (n_classes, dim), n = weight.shape, z.shape[0]
     wide_bias = None if bias is None else bias.double().contiguous()
-    gaps = torch.empty((n_classes, n_classes), dtype=dtype)
+    gaps = torch.empty((n_classes, n_classes), dtype=dtype, device=z.device)
     raw = empty_results(classes, dim, gaps)
     args = _C.WholeSolve(
         _scalar(z),
@@ -148,7 +149,7 @@ def small_logits(latents: Tensor, head: Prepared, dtype: torch.dtype) -> Tensor:
     """
     z = _unit_columns(latents.to(dtype))
     n, dim = z.shape
-    logits = torch.empty((n, head.n_classes), dtype=dtype)
+    logits = torch.empty((n, head.n_classes), dtype=dtype, device=z.device)
     workspace = _workspace(8 * n * (padded_dim(dim) + head.n_classes), z.device)
     _C.multiply_logits(
         _scalar(z),

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ._ops import chunk_rows, logits_impl, prepare_head_impl
+from ._ops import chunk_rows, prepare_head_impl, product_with
 from ._reference import project
 
 # Entries of the differences of logits that are looked at together: few enough for the caches, enough for a GPU.
@@ -134,6 +134,7 @@ def _attaining(latents: Tensor, W: Tensor, b: Tensor | None, gaps: Tensor, k: Te
 
 def _logits_of_the_solve(latents: Tensor, W: Tensor, b: Tensor | None, gaps: Tensor, trim: float) -> Iterator[Tensor]:
     """All logits (n, C) in chunks, from products of the sizes that `solve_tac` makes them with: to the same bits."""
-    head = prepare_head_impl(W, b)
-    for part in torch.split(latents, len(latents) if trim > 0 else chunk_rows(gaps)):
-        yield from torch.split(logits_impl(part, head, len(W), gaps.dtype), chunk_rows(gaps))
+    head, rows = prepare_head_impl(W, b), len(latents) if trim > 0 else chunk_rows(gaps)
+    product = product_with(latents[:rows], head, len(W), gaps.dtype)
+    for part in torch.split(latents, rows):
+        yield from torch.split(product(part), chunk_rows(gaps))

@@ -17,10 +17,10 @@ from ._projected_gradient import predict_multipliers
 from ._reference import Problem, Raw, RawSamples
 from ._results import Certificate, SolverError, Status, TacSolution, with_kind
 
-# Logits per step of the stream on the CPU. After a matrix product torch's threads keep their cores busy for some
+# Logits per step of the stream. On the CPU: after a matrix product torch's threads keep their cores busy for some
 # milliseconds, and threads of ours would have to wait for a core: a step is so small that one thread folds it, or,
 # where there is more to fold or there are more threads than these, so large that waiting does not matter.
-_SMALL_STEP, _LARGE_STEP = 1 << 18, 1 << 23
+_SMALL_STEP, _LARGE_STEP, _MOST_ROWS = 1 << 18, 1 << 23, 1 << 16
 _SMALL_CLASSES, _SMALL_THREADS = 512, 4
 # Multiplications up to which a product is too small for threads.
 _SMALL_PRODUCT = 1 << 18
@@ -48,7 +48,7 @@ def gaps_of_latents_impl(gaps: Tensor, latents: Tensor, head: Tensor) -> Tensor:
     if backend(gaps.device) is _ext and _ext.fuse_gaps(result, latents, Prepared(head, n_classes)):
         return result
     chunk = chunk_rows(gaps)
-    product = _product(latents[:chunk], head, n_classes, gaps.dtype)
+    product = product_with(latents[:chunk], head, n_classes, gaps.dtype)
     for start in range(0, n, chunk):
         part = latents if n <= chunk else latents[start : start + chunk]
         logits = product(part)
@@ -74,8 +74,9 @@ def chunk_rows(gaps: Tensor) -> int:
     """How many rows of logits are made at a time."""
     n_classes = gaps.shape[0]
     few = n_classes <= _SMALL_CLASSES and torch.get_num_threads() <= _SMALL_THREADS
-    step = _SMALL_STEP if few and gaps.device.type == "cpu" else _LARGE_STEP
-    return max(1, step // n_classes)
+    if gaps.device.type != "cpu":
+        return max(1, _LARGE_STEP // n_classes)
+    return max(1, min(_SMALL_STEP if few else _LARGE_STEP, _MOST_ROWS * n_classes) // n_classes)
 
 
 def trimmed_gaps_impl(gaps: Tensor, logits: Sequence[Tensor], trim: float) -> Tensor:
@@ -126,7 +127,7 @@ def solve_at_once(
     """
     n_classes = W.shape[0]
     small = latents.numel() * n_classes <= _SMALL_PRODUCT and n_classes < _DENSE_CLASSES
-    if not small or method == "projected-gradient" or torch.compiler.is_compiling():
+    if not small or method == "projected-gradient":
         return None
     if not (type(latents) is type(W) is Tensor and (bias is None or type(bias) is Tensor)):
         return None  # a subclass of Tensor, which a dispatcher has to see
@@ -225,11 +226,11 @@ def logits_impl(latents: Tensor, head: Tensor, n_classes: int, dtype: torch.dtyp
     They are those of W and b minus their means, which changes no difference of logits but removes what they share, and
     with it most of the rounding where W has a common offset.
     """
-    return _product(latents, head, n_classes, dtype)(latents)
+    return product_with(latents, head, n_classes, dtype)(latents)
 
 
-def _product(latents: Tensor, head: Tensor, n_classes: int, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """What gives `logits_impl` of latents like these, and of no more of them."""
+def product_with(latents: Tensor, head: Tensor, n_classes: int, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """What gives `logits_impl` of these latents, and of others of which there are no more."""
     prepared = Prepared(head, n_classes)
     small = latents.device.type == "cpu" and latents.numel() * n_classes <= _SMALL_PRODUCT
     if small and backend(latents.device) is _ext:

@@ -93,7 +93,9 @@ def solve_tac(
     """
     trim = _checks.check_trim(trim)
     how: dict[str, Any] = {"classes": classes, "margin": margin, "method": method, "tol": tol, "max_iter": max_iter}
-    solution = None if trim > 0 else _solved_at_once(latents, W, b, raise_on_failure=raise_on_failure, **how)
+    solution = None
+    if trim == 0 and not torch.compiler.is_compiling():
+        solution = _solved_at_once(latents, W, b, raise_on_failure=raise_on_failure, **how)
     if solution is None:
         seen = GapMatrix(W, b, keep_logits=trim > 0).update(latents)
         solution = seen.solve(trim=trim, raise_on_failure=raise_on_failure, **how)

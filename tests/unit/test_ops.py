@@ -214,3 +214,18 @@ def test_the_plain_torch_path_fails_as_the_compiled_one(monkeypatch):
     p.latents[1, 1] = torch.inf
     with pytest.raises(ValueError, match=r"latents: expected finite values, got inf at index \(1, 1\)"):
         tacfast.solve_tac(*p)
+
+
+def test_it_is_exported_for_any_number_of_samples():
+    """Nothing may depend on whether a problem is small."""
+
+    class Norms(torch.nn.Module):
+        def forward(self, latents, W):
+            return tacfast.solve_tac(latents, W, raise_on_failure=False).norms
+
+    latents, W, _ = plain(3, 5, 8, 30).to(torch.float32)
+    samples = torch.export.Dim("samples", min=2, max=100_000)
+    exported = torch.export.export(Norms(), (latents, W), dynamic_shapes={"latents": {0: samples}, "W": None}).module()
+    for n in (7, 40_000):
+        others = torch.randn(n, 8, generator=torch.Generator().manual_seed(n))
+        torch.testing.assert_close(exported(others, W), Norms()(others, W))
