@@ -45,8 +45,7 @@ def cells() -> Iterator[Cell]:
             for entrant in ("tacfast", *(f"tacfast trim {trim}" for trim in TRIMS)):
                 yield Cell("whole", Recipe("trained", classes, n, dim), entrant, threads)
     for classes in (10, 43, 200):
-        for entrant in ("DAQP", "DAQP dual"):
-            yield Cell("samples", _usual("trained", classes), entrant)
+        yield Cell("samples", _usual("trained", classes), "DAQP")
     for threads in _threads():
         yield Cell("calls", Recipe("trained", 10, 100, 64), "tacfast", threads)
     for n in AS_WRITTEN:

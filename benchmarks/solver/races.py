@@ -26,7 +26,7 @@ from .rivals import batched, direct, gaps, modelled
 from .rivals.forms import Answer, Array, Rival, span_of
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-from independent import constraints, measures
+from independent import constraints, measures, ray_residuals
 
 OURS = "tacfast float64"
 SINGLE = "tacfast float32"
@@ -37,6 +37,8 @@ QP_RIVALS: dict[str, Rival] = {each.name: each for each in (*direct.RIVALS, *bat
 TRIMS = (0.1, 0.5)
 # An answer farther from the reference than that, relative to it, is no answer.
 WRONG = 1e-3
+# To this accuracy the reference has to be proven.
+PROVEN = 1e-10
 # Of the problems of single samples, so many are given to another solver at a time; a small call is made so often.
 FEW_PROBLEMS, MANY = 400, 3000
 # The answers of so many repetitions are checked.
@@ -130,23 +132,27 @@ def _theirs(rival: Rival, head: Head, threads: int) -> Callable[[Tensor], Answer
 
 def judge(head: Head, matrix: Tensor, answer: Answer) -> dict[str, Any]:
     """Compare with tacfast's answer in float64, after proving that one by mathematics that does not call tacfast."""
-    solution, W, R = solved(head, matrix), head.W.numpy(), matrix.numpy()
+    solution, W, b, R = solved(head, matrix), head.W.numpy(), head.b.numpy(), matrix.numpy()
     s, duals = (torch.as_tensor(x).numpy() for x in (solution.perturbations, solution.duals))
     residual, error, said = 0.0, 0.0, Counter[str]()
     for k, status in enumerate(solution.statuses):
         feasible = status is tacfast.Status.OPTIMAL
         if feasible:
-            found = measures(constraints(W, head.b.numpy(), R, k), s[k], duals[k])
+            found = measures(constraints(W, b, R, k), s[k], duals[k])
             residual = max(residual, found.primal, found.dual, found.stationarity, found.gap)
+        elif status is not tacfast.Status.INFEASIBLE or ray_residuals(constraints(W, b, R, k), duals[k])[0] > PROVEN:
+            raise ArithmeticError(f"class {k} has no reference: {status.name}")
         word = answer.said[k]
         if feasible and word == "solved":
-            distance = float(np.linalg.norm(answer.s[k] - s[k]) / np.linalg.norm(s[k]))
+            distance = float(np.linalg.norm(answer.s[k] - s[k]) / max(np.linalg.norm(s[k]), np.finfo(float).tiny))
             right = distance <= WRONG
             error = max(error, distance) if right else error
             word = "solved" if right else "solved wrongly"
         elif (word == "infeasible") == feasible and word != "gave up":
             word = f"{word} wrongly"
         said[word] += 1
+    if residual > PROVEN:
+        raise ArithmeticError(f"the reference is not proven: a residual is {residual:.1e}")
     active = _active(duals)
     return {"error": error, "reference_residual": residual, "active": active, "said": said}
 
@@ -207,14 +213,13 @@ def everything(cell: Cell, budget: float) -> dict[str, Any]:
 def each_sample(cell: Cell, budget: float) -> dict[str, Any]:
     """One QP per sample and class: DAQP gets those of a few samples, tacfast all of them; seconds are per problem.
 
-    DAQP is given W in a basis of the span of its rows, made once and before the clock starts.
+    DAQP is given W in a basis of the span of its rows, and set up for every class, before the clock starts.
     """
     assert isinstance(cell.source, Recipe)
     latents, W, b = cell.source.latents()
     classes, turned = len(W), W.double().numpy() @ span_of(W.double().numpy())
     logits = (latents.double() @ W.double().T + b.double()).numpy()
-    rival, few = QP_RIVALS[cell.entrant], max(1, FEW_PROBLEMS // classes)
-    solve = rival.make(classes, turned.shape[1], cell.threads)
+    few, solve = max(1, FEW_PROBLEMS // classes), direct.daqp_samples(turned)
 
     def theirs(number: int) -> list[Answer]:
         rows = logits[number * few : (number + 1) * few]

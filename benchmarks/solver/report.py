@@ -64,7 +64,8 @@ def introduce(cells: Sequence[Measured]) -> list[str]:
     when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     return [
         f"Made by `python -m benchmarks.solver measure` on {'; '.join(machines)}, {when}. "
-        "Times are medians, with the smallest and the largest in brackets; ratios are of times from one process.",
+        "Times are medians, with the smallest and the largest in brackets, or of one run after one that is not counted "
+        "(above five seconds: of the only run); ratios are of times from one process.",
         f"Versions: {', '.join(versions)}.",
     ]
 

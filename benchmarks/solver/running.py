@@ -49,9 +49,16 @@ def file_of(folder: Path, cell: Cell) -> Path:
 
 
 def read_all(folder: Path) -> list[dict[str, Any]]:
-    """The cells that are kept and still belong to the suite, in its order."""
-    files = (file_of(folder, cell) for cell in dict.fromkeys(cells()))
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+    """The cells that are kept and still belong to the suite, in its order, whatever number of threads they are of."""
+    order = {key: place for place, key in enumerate(dict.fromkeys(_key(cell.name) for cell in cells()))}
+    files = [file for file in folder.glob("*.json") if _key(file.stem) in order]
+    files.sort(key=lambda file: (order[_key(file.stem)], int(file.stem.rpartition("--")[2])))
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def _key(name: str) -> str:
+    """The name of a cell without the number of threads."""
+    return name.rpartition("--")[0]
 
 
 def _measure_here(name: str, budget: float) -> dict[str, Any]:

@@ -52,8 +52,10 @@ def number(value: float) -> str:
 
 
 def milliseconds(cell: Measured, name: str | None = None) -> str:
-    """Median, and in brackets the smallest and the largest."""
+    """Median, and in brackets the smallest and the largest where it ran more than once."""
     seconds = cell.seconds(name)
+    if seconds["repetitions"] == 1:
+        return f"{number(1e3 * seconds['median'])} [once]"
     middle, low, high = (number(1e3 * seconds[key]) for key in ("median", "min", "max"))
     return f"{middle} [{low}, {high}]"
 
@@ -70,7 +72,7 @@ def class_qps(cells: Sequence[Measured]) -> list[Table]:
     for problem, group in by_problem(of_race(cells, "qps", None)).items():
         if len({cell.entrant for cell in group}) <= len(MAIN) + 2 and "C1000" not in problem:
             continue
-        done = sorted((cell for cell in group if not cell.failed), key=lambda cell: cell.ratio)
+        done = sorted((cell for cell in group if not cell.failed), key=lambda cell: (cell.threads, cell.ratio))
         rows = [
             [
                 cell.entrant,
@@ -155,7 +157,7 @@ def infeasible(cells: Sequence[Measured]) -> Table:
         for cell in of_race(cells, "qps")
         if cell.problem.startswith("infeasible") and not cell.failed
     ]
-    about = "One class in four cannot be reached. What solvers say of the classes of all repetitions."
+    about = "One class in four cannot be reached. What solvers say of the classes of the last repetitions."
     return Table("Honesty where there is no solution", about, ("solver", "problem", "said"), rows)
 
 
@@ -250,7 +252,7 @@ def samples(cells: Sequence[Measured]) -> Table:
             )
     about = (
         "One thread; times are of one problem, on average, and some end at once. DAQP is given W in the span of its "
-        "rows."
+        "rows, and set up once for each class, before the clock starts."
     )
     columns = ("problem", "solver", "µs", "tacfast, µs", "tacfast, millions a second", "times tacfast")
     return Table("One QP for every sample and class", about, columns, rows)

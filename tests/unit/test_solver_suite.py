@@ -265,7 +265,9 @@ def test_names_are_unique():
 
 @pytest.fixture
 def small_suite(tmp_path, monkeypatch):
-    suite = [Cell("qps", Network("digits", "digits-small-preact-resnet-clean-s0"), name) for name in (OURS, "SciPy NNLS")]
+    suite = [
+        Cell("qps", Network("digits", "digits-small-preact-resnet-clean-s0"), name) for name in (OURS, "SciPy NNLS")
+    ]
     monkeypatch.setattr(running, "cells", lambda: iter(suite))
     return suite, tmp_path / "cells"
 

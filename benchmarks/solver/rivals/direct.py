@@ -9,16 +9,15 @@ import numpy as np
 
 from .forms import Answer, Answers, Array, Rival, Said, Solve, dual, primal, reduced
 
-PRIMAL = "primal, d variables, C − 1 rows"
+PRIMAL = "primal, d variables, C − 1 rows, as a least-distance problem"
 REDUCED = "primal in the span of the rows, min(d, C − 1) variables, one QR for all classes"
+DAQP_SAYS: dict[int, Said] = {1: "solved", 2: "solved", -1: "infeasible", -3: "infeasible"}
 DUAL = "dual, C − 1 variables ≥ 0, Gram matrices from one product for all classes"
 
 
 def _daqp(form: Callable[[Array, Array], Iterator[Any]]) -> Callable[[int, int, int], Solve]:
     def make(classes: int, dim: int, threads: int) -> Solve:
         import daqp
-
-        words: dict[int, Said] = {1: "solved", 2: "solved", -1: "infeasible", -3: "infeasible"}
 
         def solve(W: Array, R: Array) -> Answer:
             found = Answers.like(W)
@@ -28,14 +27,36 @@ def _daqp(form: Callable[[Array, Array], Iterator[Any]]) -> Callable[[int, int, 
                 if form is dual:
                     x, _, flag, _ = daqp.solve(p.G, -p.rho, np.zeros((0, m)), np.full(m, 1e30), np.zeros(m), sense)
                 else:
-                    H, f = np.eye(p.A.shape[1]), np.zeros(p.A.shape[1])
-                    x, _, flag, _ = daqp.solve(H, f, p.A, np.full(m, 1e30), p.rho, sense)
-                found.add(p.back(x), words.get(flag, "gave up"))
+                    x, _, flag, _ = daqp.solve(None, None, p.A, np.full(m, 1e30), p.rho, sense)
+                found.add(p.back(x), DAQP_SAYS.get(flag, "gave up"))
             return found.done()
 
         return solve
 
     return make
+
+
+def daqp_samples(W: Array) -> Solve:
+    """DAQP set up once for each class: from sample to sample only the right-hand sides differ."""
+    import daqp
+
+    m, models = len(W) - 1, []
+    for p in primal(W, np.zeros((len(W), len(W)))):
+        model = daqp.Model()
+        model.setup(
+            np.eye(p.A.shape[1]), np.zeros(p.A.shape[1]), p.A, np.full(m, 1e30), p.rho, np.zeros(m, dtype=np.int32)
+        )
+        models.append(model)
+
+    def solve(W: Array, R: Array) -> Answer:
+        found = Answers.like(W)
+        for k, model in enumerate(models):
+            model.update(blower=np.delete(R[k], k))
+            x, _, flag, _ = model.solve()
+            found.add(x, DAQP_SAYS.get(flag, "gave up"))
+        return found.done()
+
+    return solve
 
 
 def _quadprog(form: Callable[[Array, Array], Iterator[Any]]) -> Callable[[int, int, int], Solve]:
@@ -66,6 +87,7 @@ def _quadprog(form: Callable[[Array, Array], Iterator[Any]]) -> Callable[[int, i
 
 
 def _nnls(classes: int, dim: int, threads: int) -> Solve:
+    from scipy.linalg import solve_triangular
     from scipy.optimize import nnls
 
     def solve(W: Array, R: Array) -> Answer:
@@ -73,7 +95,7 @@ def _nnls(classes: int, dim: int, threads: int) -> Solve:
         for p in dual(W, R):
             try:
                 upper = np.linalg.cholesky(p.G).T
-                lam, _ = nnls(upper, np.linalg.solve(upper.T, p.rho))
+                lam, _ = nnls(upper, solve_triangular(upper, p.rho, trans="T"))
             except (RuntimeError, np.linalg.LinAlgError):
                 found.add(None, "gave up")
             else:

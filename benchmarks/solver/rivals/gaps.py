@@ -38,7 +38,7 @@ def numpy_loop(logits: Tensor) -> Tensor:
 
 
 def numba_loop(threads: int) -> Gaps:
-    """Compiled, parallel over classes, in blocks of samples that stay in the cache."""
+    """As one would write it, compiled, parallel over classes."""
     import numba
 
     numba.set_num_threads(threads)
