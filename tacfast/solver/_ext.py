@@ -20,6 +20,9 @@ from ._prepared import Prepared, prepared_size
 from ._reference import Problem, Raw, RawSamples
 
 _LATENT_SCALARS = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+# Work, as classes × classes × dimensions, that is worth threads: some ten milliseconds. Torch's threads keep their
+# cores busy for a few of them after whatever torch has computed before, and ours would wait.
+_WORTH_THREADS = 100_000_000
 CROWDED = 5  # status of a class that was given up because its active set outgrew max_active
 
 _C: Any
@@ -85,7 +88,7 @@ def prepare_head(W: Tensor, bias: Tensor | None) -> tuple[Prepared, bool]:
         dim,
         weight.stride(0),
         head.memory.data_ptr(),
-        torch.get_num_threads(),
+        _threads_for(n_classes * n_classes * dim),
     )
     return head, bool(finite)
 
@@ -282,7 +285,7 @@ def solve_classes(
     without. A class whose active set outgrows ``max_active`` is given up with status CROWDED.
     """
     n_classes, count, device = gaps.shape[0], problem.classes.shape[0], gaps.device
-    threads = torch.get_num_threads()
+    threads = _threads_for(count * n_classes * problem.dim)
     raw = empty_results(problem.classes, problem.dim, gaps) if out is None else out
     teams = threads if device.type == "cpu" else count
     workspace = _workspace(_side(device).solve_workspace_bytes(n_classes, problem.dim, teams), device)
@@ -381,6 +384,11 @@ def _side(device: torch.device) -> Any:
 def _threads(device: torch.device) -> tuple[int, ...]:
     """What the size of a workspace depends on beside the sizes of the problem."""
     return (torch.get_num_threads(),) if device.type == "cpu" else ()
+
+
+def _threads_for(work: int) -> int:
+    """How many threads to share so much work of the class-wise QPs among."""
+    return torch.get_num_threads() if work >= _WORTH_THREADS else 1
 
 
 def _run(name: str, device: torch.device, args: Any) -> Any:

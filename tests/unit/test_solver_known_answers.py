@@ -8,7 +8,7 @@ from problems import FAMILIES, known_solution, of_family, plain
 
 import tacfast
 from tacfast import Status
-from tacfast.solver import _reference
+from tacfast.solver import _ext, _reference
 
 METHODS = ("active-set", "projected-gradient", "auto")
 
@@ -119,3 +119,20 @@ def test_the_reference_agrees(classes, dim, margin):
     torch.testing.assert_close(raw.perturbations[feasible], sol.perturbations[feasible], rtol=1e-8, atol=1e-9)
     assert torch.equal(raw.duals[feasible] > 0, sol.duals[feasible] > 0)
     np.testing.assert_allclose(sol.gaps, gap_matrix((p.latents @ p.W.T + p.b).numpy()), atol=1e-12)
+
+
+def test_any_number_of_threads_gives_the_same_bits(threads, monkeypatch):
+    p = plain(3, 90, 40, 200).to(torch.float64)
+    threads(1)
+    expected = tacfast.solve_tac(*p)
+    used = []
+    original = _ext._threads_for
+    monkeypatch.setattr(_ext, "_threads_for", lambda work: used.append(original(work)) or used[-1])
+    for number, least, shared in ((2, 10**9, 1), (2, 0, 2), (5, 0, 5)):
+        threads(number)
+        monkeypatch.setattr(_ext, "_WORTH_THREADS", least)
+        used.clear()
+        found = tacfast.solve_tac(*p)
+        assert set(used) == {shared}
+        for name in ("perturbations", "duals", "norms"):
+            assert torch.equal(getattr(found, name), getattr(expected, name))
