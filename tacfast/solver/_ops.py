@@ -76,7 +76,7 @@ def chunk_rows(gaps: Tensor) -> int:
     few = n_classes <= _SMALL_CLASSES and torch.get_num_threads() <= _SMALL_THREADS
     if gaps.device.type != "cpu":
         return max(1, _LARGE_STEP // n_classes)
-    return max(1, min(_SMALL_STEP if few else _LARGE_STEP, _MOST_ROWS * n_classes) // n_classes)
+    return max(1, min((_SMALL_STEP if few else _LARGE_STEP) // n_classes, _MOST_ROWS))
 
 
 def trimmed_gaps_impl(gaps: Tensor, logits: Sequence[Tensor], trim: float) -> Tensor:
@@ -111,29 +111,21 @@ def solve_classes_impl(
     return raw.perturbations, raw.norms, raw.status, raw.duals, raw.certificate
 
 
-def solve_at_once(
-    latents: Tensor,
-    W: Tensor,
-    bias: Tensor | None,
-    classes: Tensor,
-    margin: float,
-    method: str,
-    tol: float,
-    max_iter: int,
-) -> TacSolution | None:
-    """The solution of a problem so small that the calls between its stages would take longer than the stages.
-
-    It is the same to the bit. None where the stages have to be gone through, if only to say what is wrong.
-    """
+def fits_one_call(latents: Tensor, W: Tensor, bias: Tensor | None, method: str) -> bool:
+    """Whether a problem is so small that the calls between its stages would take longer than the stages."""
     n_classes = W.shape[0]
     small = latents.numel() * n_classes <= _SMALL_PRODUCT and n_classes < _DENSE_CLASSES
-    if not small or method == "projected-gradient":
-        return None
-    if not (type(latents) is type(W) is Tensor and (bias is None or type(bias) is Tensor)):
-        return None  # a subclass of Tensor, which a dispatcher has to see
-    if latents.device.type != "cpu" or backend(latents.device) is not _ext:
-        return None
-    check_class_values(classes, n_classes)
+    # A subclass of Tensor is left to the dispatcher, which has to see it.
+    plain = type(latents) is type(W) is Tensor and (bias is None or type(bias) is Tensor)
+    here = latents.device.type == "cpu" and backend(latents.device) is _ext
+    return small and plain and here and method != "projected-gradient"
+
+
+def solve_at_once(
+    latents: Tensor, W: Tensor, bias: Tensor | None, classes: Tensor, margin: float, tol: float, max_iter: int
+) -> TacSolution | None:
+    """The solution of what `fits_one_call`, to the same bits as by the stages; None where they say what is wrong."""
+    check_class_values(classes, len(W))
     found = _ext.solve_whole(
         latents,
         W,

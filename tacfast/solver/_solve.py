@@ -114,16 +114,17 @@ def _solved_at_once(
     max_iter: int | None,
     raise_on_failure: bool,
 ) -> TacSolution | None:
-    """See `_ops.solve_at_once`; the arguments are those of `solve_tac`, checked here."""
+    """See `_ops.solve_at_once`; the arguments are those of `solve_tac`, checked here. None also if it is too large."""
     head = _checks.check_head(W, b)
     z = _checks.check_latents(latents, head.W)
+    if not _ops.fits_one_call(z, head.W, head.b, _checks.check_method(method)):
+        return None
     solution = _ops.solve_at_once(
         z,
         head.W,
         head.b,
         _checks.check_classes(classes, len(head.W), z.device),
         _checks.check_margin(margin),
-        _checks.check_method(method),
         _checks.check_tol(tol, _checks.result_dtype(head.W, head.b, z)),
         _checks.check_max_iter(max_iter, len(head.W)),
     )
