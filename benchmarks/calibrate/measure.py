@@ -13,7 +13,7 @@ import numpy as np
 from tacfast.data.splits import some_of
 from tacfast.detection.universal import UniversalPerturbation
 from tacfast.evaluation import evaluate
-from tacfast.models.latents import extract_latents
+from tacfast.models.latents import Latents, extract_latents
 from tacfast.scanning import evidence_of
 from tacfast.solver import GapMatrix
 from tacfast.solver._files import write_atomically
@@ -37,11 +37,7 @@ def measure(suspect: Suspect) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     found = extract_latents(model, images.split(256))
     seconds = {"latents": time.perf_counter() - start}
     head, bias = found.head, found.head.bias
-    arrays = {
-        "logits": found.logits.half().numpy(),
-        "W": head.weight.half().numpy(force=True),
-        "b": np.zeros(0) if bias is None else bias.numpy(force=True),
-    }
+    arrays = head_arrays(found)
 
     order = some_of(len(images), SAMPLES).to(device)
     evidence, _ = evidence_of(model, head, GapMatrix(head.weight, bias), images[order])
@@ -61,6 +57,16 @@ def measure(suspect: Suspect) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         "seconds": seconds,
     }
     return facts, arrays
+
+
+def head_arrays(found: Latents) -> dict[str, np.ndarray]:
+    """Logits and W in float16, and b, empty where there is none."""
+    bias = found.head.bias
+    return {
+        "logits": found.logits.half().numpy(),
+        "W": found.head.weight.half().numpy(force=True),
+        "b": np.zeros(0) if bias is None else bias.numpy(force=True),
+    }
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -48,13 +48,14 @@ def measure(
 
     It may be interrupted: what is measured is kept, and not measured again. Ratios are of one process each.
     """
-    with Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("cells", total=None)
-
-        def tell(done: int, total: int, name: str) -> None:
-            bar.update(task, completed=done, total=total, description=name)
-
-        left_out = run_all(results / "cells", only, budget, limit, tell)
+    with _progress("cells") as tell:
+        left_out = run_all(
+            results / "cells",
+            only,
+            budget,
+            limit,
+            lambda done, total, name: tell(done, total=total, description=name),
+        )
     if left_out:
         print(f"not installed, and left out: {', '.join(left_out)}")
     report(results)
@@ -204,10 +205,11 @@ def _renew_readme(results: Path) -> None:
 
 
 @contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+def _progress(what: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+    """What is told how much is done, and perhaps other fields of the bar."""
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda done: bar.update(task, completed=done)
+        yield lambda done, **more: bar.update(task, completed=done, **more)
 
 
 if __name__ == "__main__":

@@ -77,6 +77,24 @@ def by_problem(cells: Iterable[Measured]) -> dict[str, list[Measured]]:
     return found
 
 
+def by_entrant(cells: Iterable[Measured], race: str) -> dict[tuple[str, str], Measured]:
+    """Those of a race on one thread that have figures, by problem and entrant."""
+    return {(cell.problem, cell.entrant): cell for cell in of_race(cells, race) if not cell.failed}
+
+
+def with_all(cells: Iterable[Measured], names: Sequence[str]) -> dict[str, dict[str, Measured]]:
+    """Class-wise QPs on one thread: by problem the cells by entrant, where all of these were raced."""
+    groups = {
+        problem: {cell.entrant: cell for cell in group} for problem, group in by_problem(of_race(cells, "qps")).items()
+    }
+    return {problem: group for problem, group in groups.items() if all(name in group for name in names)}
+
+
+def ranked(group: Iterable[Measured]) -> list[Measured]:
+    """Those that have figures, by threads and then by time over that of the yardstick."""
+    return sorted((cell for cell in group if not cell.failed), key=lambda cell: (cell.threads, cell.ratio))
+
+
 def shifted_mean(ratios: Sequence[float]) -> float:
     """Shifted geometric mean; infinite if any ratio is."""
     return math.exp(statistics.fmean(math.log(ratio + SHIFT) for ratio in ratios)) - SHIFT

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from tacfast.data.splits import some_of
 from tacfast.models.latents import extract_latents
 
-from ..calibrate.measure import save_arrays
+from ..calibrate.measure import head_arrays, save_arrays
 from ..defence.networks import Suspects
 from ..defence.profiles import PROFILES
 from .problems import RESULTS
@@ -34,12 +33,6 @@ def keep_network(name: str, models: Path) -> Path:
     trained = suspect.trained
     images = suspect.dataset.data.batch(trained.splits.clean)[0]
     found = extract_latents(trained.model, images[some_of(len(images), SAMPLES)].split(256))
-    bias = found.head.bias
     path = RESULTS / "solver" / "networks" / f"{name}.npz"
-    arrays = {
-        "logits": found.logits.half().numpy(),
-        "W": found.head.weight.half().numpy(force=True),
-        "b": np.zeros(0) if bias is None else bias.numpy(force=True),
-    }
-    save_arrays(path, arrays)
+    save_arrays(path, head_arrays(found))
     return path

@@ -22,6 +22,8 @@ NETWORKS = (
     Network("tinyimagenet", "tinyimagenet-preactresnet18-w24-s4-clean-s0"),
     Network("tinyimagenet", "tinyimagenet-preactresnet18-w24-s4-badnets-0.1-s0"),
 )
+# The trained-like problem of every size.
+USUAL = tuple(Recipe("trained", classes, *size) for classes, size in SIZES.items())
 # Against which tacfast is raced on all problems; the others on the trained-like one of every size but the largest,
 # where they would take minutes to hours.
 MAIN = ("DAQP reduced", "DAQP dual", "SciPy NNLS", "PIQP", "Moreau", "cvxpy DPP + Clarabel")
@@ -54,13 +56,14 @@ def cells() -> Iterator[Cell]:
 
 
 def _qps() -> Iterator[Cell]:
-    for classes in SIZES:
-        for entrant in (OURS, SINGLE, *(QP_RIVALS if classes < LARGEST else AT_LARGEST)):
-            yield Cell("qps", _usual("trained", classes), entrant)
+    for recipe in USUAL:
+        small = recipe.classes < LARGEST
+        for entrant in (OURS, SINGLE, *(QP_RIVALS if small else AT_LARGEST)):
+            yield Cell("qps", recipe, entrant)
         for threads in _threads()[1:]:
-            several = (name for name, rival in QP_RIVALS.items() if rival.threads and classes < LARGEST)
+            several = (name for name, rival in QP_RIVALS.items() if rival.threads and small)
             for entrant in (OURS, SINGLE, *several):
-                yield Cell("qps", _usual("trained", classes), entrant, threads)
+                yield Cell("qps", recipe, entrant, threads)
     others: list[Source] = [
         _usual(family, classes) for family in FAMILIES if family != "noise" for classes in (10, 200)
     ]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .figures import Measured, by_problem, of_race, size_of
+from tacfast.report.plots import saved
+
+from .figures import Measured, by_entrant, size_of, with_all
 from .plan import GROWING_CLASSES, GROWING_GAPS, GROWING_SAMPLES, MAIN
 from .races import FOLDED, OURS, SINGLE
 
@@ -28,9 +29,8 @@ def pictures(cells: Sequence[Measured]) -> list[tuple[str, str]]:
 
 
 def _svg(figure: Figure) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    text = saved(figure, "svg").decode()
+    return text[text.index("<svg") :]
 
 
 def _axes(x: str, y: str) -> tuple[Figure, Axes]:
@@ -44,8 +44,7 @@ def _axes(x: str, y: str) -> tuple[Figure, Axes]:
 def _profile(cells: Sequence[Measured]) -> str:
     """A performance profile (Dolan and Moré 2002) of the main entrants, one thread."""
     names = (OURS, SINGLE, *MAIN)
-    groups = [{cell.entrant: cell for cell in group} for group in by_problem(of_race(cells, "qps")).values()]
-    groups = [group for group in groups if all(name in group for name in names)]
+    groups = with_all(cells, names).values()
     if not groups:
         return ""
     times = np.array(
@@ -64,18 +63,17 @@ def _profile(cells: Sequence[Measured]) -> str:
 
 
 def _by_classes(cells: Sequence[Measured]) -> str:
-    done = {(cell.problem, cell.entrant): cell for cell in of_race(cells, "qps") if not cell.failed}
+    done = by_entrant(cells, "qps")
     figure, axes = _axes("classes", "ms")
     axes.set_yscale("log")
     for name in (OURS, *MAIN):
-        found = [done.get((f"trained-C{C}-n5000-d512", name)) for C in GROWING_CLASSES]
-        _line(axes, [cell for cell in found if cell is not None], "C", name)
+        _line(axes, _present(done.get((f"trained-C{C}-n5000-d512", name)) for C in GROWING_CLASSES), "C", name)
     axes.legend(fontsize=8)
     return _svg(figure) if axes.lines else ""
 
 
 def _by_active(cells: Sequence[Measured]) -> str:
-    done = [cell for cell in of_race(cells, "qps") if cell.entrant == OURS and not cell.failed]
+    done = [cell for (_, name), cell in by_entrant(cells, "qps").items() if name == OURS]
     done = [cell for cell in done if cell.figures["said"].keys() == {"solved"} and "-C200-" in cell.problem]
     if not done:
         return ""
@@ -89,7 +87,7 @@ def _by_active(cells: Sequence[Measured]) -> str:
 
 
 def _by_samples(cells: Sequence[Measured]) -> str:
-    done = {(cell.problem, cell.entrant): cell for cell in of_race(cells, "gaps") if not cell.failed}
+    done = by_entrant(cells, "gaps")
     figure, axes = _axes("samples n (10 classes), or classes C (50,000 samples)", "ms")
     axes.set_yscale("log")
     for name in dict.fromkeys(name for _, name in done):

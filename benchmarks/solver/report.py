@@ -9,9 +9,9 @@ from jinja2 import Environment, FileSystemLoader
 
 from tacfast.solver._files import write_atomically
 
-from .figures import Measured, of_race
+from .figures import Measured, by_entrant
+from .plan import USUAL
 from .plots import pictures
-from .problems import SIZES
 from .races import OURS, QP_RIVALS
 from .running import read_all
 from .tables import Table, active, calls, gap_matrices, milliseconds, number, samples, tables, whole
@@ -22,9 +22,10 @@ LIMITATIONS = (
     "Generated latents imitate those of networks. Of trained networks there are few, and small ones; their logits are "
     "kept in float16, and a problem is what these say.",
     "Every repetition has another gap matrix of the same head: half of the samples, drawn anew.",
-    "Rivals are called from Python, one class after the other unless they have a batch interface, and that counts. They"
-    "  are general solvers, and could be specialised as tacfast is. Interior-point and splitting methods stop at a "
-    "tolerance, which is stated and was chosen so that s is right to about six digits; their default would be faster.",
+    "Rivals are called from Python, one class after the other unless they have a batch interface, and that counts. "
+    "They are general solvers, and could be specialised as tacfast is. Interior-point and splitting methods stop at a "
+    "tolerance, chosen in the code so that s is right to between three and ten digits, see the column of its error; a "
+    "looser one would be faster.",
     "The reference is tacfast's answer in float64, after its KKT residuals were computed once more in NumPy.",
     "The forms of the problem that rivals are given (the dual by one Gram matrix, the span of the rows) are ours. As "
     "users would write them down they are slower: see the rows of cvxpy and DAQP's primal form.",
@@ -86,18 +87,13 @@ def readme_summary(folder: Path) -> str:
 
 def _by_size(cells: Sequence[Measured]) -> Table:
     """The trained-like problem of every size: ms of tacfast, and how many times that the others take."""
-    found = {
-        (cell.entrant, cell.problem): cell
-        for cell in of_race(cells, "qps")
-        if cell.problem.startswith("trained") and not cell.failed
-    }
-    problems = [f"trained-C{C}-n{n}-d{d}" for C, (n, d) in SIZES.items()]
-    ours = [found.get((OURS, problem)) for problem in problems]
+    found = by_entrant(cells, "qps")
+    ours = [found.get((recipe.name, OURS)) for recipe in USUAL]
     rows = [["active constraints a class, mean", *("–" if cell is None else active([cell]) for cell in ours)]] * any(
         ours
     )
     for name in README_SOLVERS:
-        here = [found.get((name, problem)) for problem in problems]
+        here = [found.get((recipe.name, name)) for recipe in USUAL]
         if not any(here):
             continue
         if name == OURS:
@@ -106,4 +102,6 @@ def _by_size(cells: Sequence[Measured]) -> Table:
             shown = ["–" if cell is None else f"{number(cell.ratio)} ×" for cell in here]
         rows.append([name, *shown])
     about = "From a given gap matrix, one thread; the others as multiples of tacfast in float64."
-    return Table("All class-wise QPs", about, ("solver", *(f"C={C}, d={d}" for C, (_, d) in SIZES.items())), rows)
+    return Table(
+        "All class-wise QPs", about, ("solver", *(f"C={recipe.classes}, d={recipe.dim}" for recipe in USUAL)), rows
+    )

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .figures import Measured, by_problem, exponent, of_race, shifted_mean, size_of
-from .plan import GROWING_CLASSES, GROWING_DIMS, GROWING_GAPS, GROWING_SAMPLES, MAIN
+from .figures import Measured, by_entrant, by_problem, exponent, of_race, ranked, shifted_mean, size_of, with_all
+from .plan import GROWING_CLASSES, GROWING_DIMS, GROWING_GAPS, GROWING_SAMPLES, MAIN, USUAL
 from .races import FOLDED, OURS, OURS_SAMPLES, PRODUCT, QP_RIVALS, SINGLE
 
 
@@ -68,11 +68,11 @@ def memory(cell: Measured) -> str:
 
 def class_qps(cells: Sequence[Measured]) -> list[Table]:
     """A table for each trained-like problem of the usual sizes, all entrants."""
-    found = []
+    found, usual = [], {recipe.name for recipe in USUAL}
     for problem, group in by_problem(of_race(cells, "qps", None)).items():
-        if len({cell.entrant for cell in group}) <= len(MAIN) + 2 and "C1000" not in problem:
+        if problem not in usual:
             continue
-        done = sorted((cell for cell in group if not cell.failed), key=lambda cell: (cell.threads, cell.ratio))
+        done = ranked(group)
         rows = [
             [
                 cell.entrant,
@@ -135,14 +135,10 @@ def _times(cell: Measured | None) -> str:
 
 def means(cells: Sequence[Measured]) -> Table:
     """Shifted geometric means over the problems on which all of the main entrants were raced."""
-    groups = [
-        {cell.entrant: cell for cell in group}
-        for problem, group in by_problem(of_race(cells, "qps")).items()
-        if not problem.startswith("infeasible")
-    ]
-    complete = [group for group in groups if all(name in group for name in (OURS, SINGLE, *MAIN))]
+    names = (OURS, SINGLE, *MAIN)
+    complete = [group for problem, group in with_all(cells, names).items() if not problem.startswith("infeasible")]
     rows = []
-    for name in (OURS, SINGLE, *MAIN) if complete else ():
+    for name in names if complete else ():
         right = [group[name] for group in complete if group[name].solved]
         ratios = [1.0 if name == OURS else cell.ratio for cell in right]
         rows.append([name, f"{len(right)} of {len(complete)}", number(shifted_mean(ratios)) if ratios else "–"])
@@ -163,9 +159,7 @@ def infeasible(cells: Sequence[Measured]) -> Table:
 
 def growth(cells: Sequence[Measured]) -> Table:
     """Fitted exponents."""
-    qps = {(cell.problem, cell.entrant): cell for cell in of_race(cells, "qps") if not cell.failed}
-    gap = {(cell.problem, cell.entrant): cell for cell in of_race(cells, "gaps") if not cell.failed}
-    rows = []
+    qps, gap, rows = by_entrant(cells, "qps"), by_entrant(cells, "gaps"), []
     for name in (OURS, *MAIN):
         rows += _grown("class QPs", name, "C", [qps.get((f"trained-C{C}-n5000-d512", name)) for C in GROWING_CLASSES])
         rows += _grown("class QPs", name, "d", [qps.get((f"trained-C100-n5000-d{d}", name)) for d in GROWING_DIMS])
@@ -196,7 +190,7 @@ def gap_matrices(cells: Sequence[Measured]) -> list[Table]:
     """One table for each problem."""
     found = []
     for problem, group in by_problem(of_race(cells, "gaps", None)).items():
-        done = sorted((cell for cell in group if not cell.failed), key=lambda cell: (cell.threads, cell.ratio))
+        done = ranked(group)
         rows = [
             [
                 cell.entrant,

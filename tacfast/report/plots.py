@@ -74,7 +74,7 @@ def plot_scores(facts: Mapping[str, Any], path: str | os.PathLike[str], *, note:
     axes.set_title(
         facts["verdict"]["headline"] + (f"\n{note}" if note else ""), loc="left", fontsize=11, parse_math=False
     )
-    write_atomically(path, _saved(figure, "png"))
+    write_atomically(path, saved(figure, "png"))
 
 
 def plot_triggers(
@@ -103,7 +103,7 @@ def plot_triggers(
     }
     figure = _draw_images(rows, titles)
     figure.suptitle(headline, fontsize=11, parse_math=False)
-    write_atomically(path, _saved(figure, "png"))
+    write_atomically(path, saved(figure, "png"))
 
 
 def is_image(perturbation: Perturbation) -> bool:
@@ -125,7 +125,7 @@ def perturbation_png(perturbation: Perturbation) -> bytes:
         "with the\nperturbation": changed,
         "difference,\nin full contrast": _difference(clean, changed, 0.5 / max(largest, 1e-12)),
     }
-    return _saved(_draw_images(rows, [""] * len(clean)), "png")
+    return saved(_draw_images(rows, [""] * len(clean)), "png")
 
 
 def _difference(clean: Tensor, changed: Tensor, factor: float) -> Tensor:
@@ -150,7 +150,7 @@ def scores_svg(facts: Mapping[str, Any], classes: Sequence[Mapping[str, Any]], w
     """Draw the picture of `plot_scores` for some of the classes, without its title, ``width`` inches wide, as SVG."""
     figure = new_figure(width, 3.2 + 0.7 * CHARACTER_WIDTH * _longest(classes))
     _draw_scores(figure, facts, classes)
-    return _saved(figure, "svg")
+    return saved(figure, "svg")
 
 
 def norms_svg(classes: Sequence[Mapping[str, Any]], width: float) -> bytes:
@@ -173,7 +173,7 @@ def norms_svg(classes: Sequence[Mapping[str, Any]], width: float) -> bytes:
     _name_classes(axes, classes, width)
     axes.set_ylabel("norm of the shift of the\nlatents towards the class")
     _finish(figure, axes)
-    return _saved(figure, "svg")
+    return saved(figure, "svg")
 
 
 def ranges_svg(facts: Mapping[str, Any], classes: Sequence[Mapping[str, Any]], width: float) -> bytes:
@@ -194,7 +194,7 @@ def ranges_svg(facts: Mapping[str, Any], classes: Sequence[Mapping[str, Any]], w
     axes.set_ylim(len(classes) - 0.4, -0.6)
     axes.set_xlabel(SCORE)
     _finish(figure, axes)
-    return _saved(figure, "svg")
+    return saved(figure, "svg")
 
 
 def history_svg(accuracies: Sequence[float], chosen: int, width: float) -> bytes:
@@ -210,7 +210,7 @@ def history_svg(accuracies: Sequence[float], chosen: int, width: float) -> bytes
     axes.set_ylabel("share correct")
     axes.locator_params(axis="x", integer=True)
     _finish(figure, axes)
-    return _saved(figure, "svg")
+    return saved(figure, "svg")
 
 
 def _draw_scores(figure: Figure, facts: Mapping[str, Any], classes: Sequence[Mapping[str, Any]]) -> Axes:
@@ -286,7 +286,8 @@ def _finish(figure: Figure, axes: Axes) -> None:
         figure.legend(loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
 
 
-def _saved(figure: Figure, kind: str) -> bytes:
+def saved(figure: Figure, kind: str) -> bytes:
+    """The picture as a file of kind ``"svg"`` or ``"png"``."""
     import matplotlib
 
     content = io.BytesIO()

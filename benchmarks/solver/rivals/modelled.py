@@ -48,13 +48,18 @@ def _rebuilt(solver: str) -> Callable[[int, int, int], Solve]:
     return make
 
 
+def _with_parameters(classes: int, dim: int) -> tuple[Any, Any, Any, Any]:
+    """The problem in the span of the rows, its variable, and the parameters A and rho."""
+    import cvxpy as cp
+
+    n, m = min(dim, classes - 1), classes - 1
+    x, A, rho = cp.Variable(n), cp.Parameter((m, n)), cp.Parameter(m)
+    return cp.Problem(cp.Minimize(cp.sum_squares(x) / 2), [A @ x >= rho]), x, A, rho
+
+
 def _parametrised(solver: str) -> Callable[[int, int, int], Solve]:
     def make(classes: int, dim: int, threads: int) -> Solve:
-        import cvxpy as cp
-
-        n, m = min(dim, classes - 1), classes - 1
-        x, A, rho = cp.Variable(n), cp.Parameter((m, n)), cp.Parameter(m)
-        problem = cp.Problem(cp.Minimize(cp.sum_squares(x) / 2), [A @ x >= rho])
+        problem, x, A, rho = _with_parameters(classes, dim)
         problem.get_problem_data(solver)  # compiled, once for all
 
         def solve(W: Array, R: Array) -> Answer:
@@ -75,11 +80,8 @@ def _layer(classes: int, dim: int, threads: int) -> Solve:
     import torch
     from cvxpylayers.torch import CvxpyLayer
 
-    n, m = min(dim, classes - 1), classes - 1
-    x, A, rho = cp.Variable(n), cp.Parameter((m, n)), cp.Parameter(m)
-    problem = cp.Problem(cp.Minimize(cp.sum_squares(x) / 2), [A @ x >= rho])
-    tight = {"eps_abs": 1e-9, "eps_rel": 1e-9, "max_iters": 20_000}
-    layer = CvxpyLayer(problem, parameters=[A, rho], variables=[x], solver_args=tight)
+    problem, x, A, rho = _with_parameters(classes, dim)
+    layer = CvxpyLayer(problem, parameters=[A, rho], variables=[x], solver_args=TIGHT["SCS"])
 
     def solve(W: Array, R: Array) -> Answer:
         found, forms = Answers.like(W), list(reduced(W, R))
