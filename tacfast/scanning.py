@@ -249,7 +249,7 @@ def evidence_of(
     inputs = inputs.to(head.device, torch.float32)
     if inputs.ndim == 4:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-    evidence = Evidence(gaps, inputs, classify, min(together, Evidence.together))
+    evidence = Evidence(gaps, inputs, classify, run, min(together, Evidence.together))
     if obstacle := _no_gradients(model, evidence):
         return Evidence(gaps), f"{obstacle}, {without}"
     return evidence, None

@@ -29,16 +29,17 @@ from tacfast.solver import GapMatrix
 from ..defence.profiles import CLEAN
 from ..defence.store import Store
 from ..defence.summary import MIN_ASR, Share, is_weak
-from .measure import PERTURBATION
+from .measure import PERTURBATIONS
 from .rivals import mm_bd_score, nc_score
 
 TRIMS = (0.0, 0.1, 0.5)
+UNIVERSAL, INNER = PERTURBATIONS
 ABOUT = (
     "Weak attacks, with an ASR below 0.9 (all-to-all: 0.9 of the accuracy), are in no column. The limits come from "
     "clean networks alone, but the form of the rule was chosen by people who had looked at these networks (see "
     "LOG.md): the samples and steps of the universal perturbation at four of CIFAR-10 and GTSRB, the sum of two scores "
     "and the heavier tail for many classes at the first 35 (19 clean, 16 all-to-one), and nearness, which is taken "
-    "off, and the asymmetry at the first 209."
+    "off, and the asymmetry at the first 209, the shift of an early layer at the first 231."
 )
 # Shares of the clean networks that are called so, at most.
 SUSPICIOUS, BORDERLINE = 0.025, 0.1
@@ -90,8 +91,8 @@ class Member:
         evidence = Evidence(GapMatrix(W, b if len(b) else None, keep_logits=True).update_logits(logits))
         found = {named(QpNorm(trim=trim)): QpNorm(trim=trim).values(evidence) for trim in TRIMS}
         found |= {each.name: each.values(evidence) for each in (Nearness(), Asymmetry())}
-        found[PERTURBATION.name] = effort_of(torch.from_numpy(self.arrays[f"{PERTURBATION.name}.losses"]))
-        return found
+        efforts = {each.name: effort_of(torch.from_numpy(self.arrays[f"{each.name}.losses"])) for each in PERTURBATIONS}
+        return found | efforts
 
     def scores(self, rule: Rule) -> dict[int, float]:
         """Of each class, by a rule."""
@@ -144,9 +145,12 @@ def load(folder: Path) -> list[Member]:
 
 RULES = (
     *(Rule(f"qp {trim:g}", (QpNorm(trim=trim),)) for trim in TRIMS),
-    Rule("universal", (PERTURBATION,)),
-    Rule("qp 0.1, universal", (QpNorm(), PERTURBATION)),
-    Rule("qp 0.1, universal given nearness", (QpNorm(), PERTURBATION), Nearness()),
+    Rule("universal", (UNIVERSAL,)),
+    Rule("inner", (INNER,)),
+    Rule("qp 0.1, universal", (QpNorm(), UNIVERSAL)),
+    Rule("qp 0.1, universal given nearness", (QpNorm(), UNIVERSAL), Nearness()),
+    Rule("qp 0.1, universal, inner", (QpNorm(), UNIVERSAL, INNER)),
+    Rule("qp 0.1, universal given nearness, inner", (QpNorm(), UNIVERSAL, INNER), Nearness()),
 )
 
 
@@ -220,7 +224,7 @@ def summary(members: Sequence[Member], rules: Mapping[str, Rule]) -> str:
         f"sends all classes to one, {kinds['all-to-all']} all-to-all, {kinds['clean-label']} clean-label; not counted "
         f"are {kinds['weak']} whose backdoor works on less than {100 * MIN_ASR:g} % of the images, for all-to-all of "
         "those that the network tells apart. The limits were chosen on clean ones alone, the form of the rule also at "
-        "the first 209."
+        "the first 231."
     )
     apart = (
         f"All-to-all backdoors are found by the asymmetry, in both: {_share(pairs.found, pairs.attacked)}, AUROC "
@@ -266,7 +270,7 @@ def _against_rivals(members: Sequence[Member]) -> str:
     if not both:
         return "Not run yet."
     detectors: dict[str, Callable[[Member, Any], tuple[float, int, float]]] = {
-        "scan": lambda m, _: (m.surprise(FULL), m.names(FULL), _seconds(m, "latents", "universal")),
+        "scan": lambda m, _: (m.surprise(FULL), m.names(FULL), _seconds(m, "latents", UNIVERSAL.name, INNER.name)),
         "scan --quick": lambda m, _: (m.surprise(QUICK), m.names(QUICK), _seconds(m, "latents")),
         "Neural Cleanse": lambda _, rivals: (*nc_score(**rivals["nc"]), rivals["seconds"]["nc"]),
         "MM-BD": lambda _, rivals: (*mm_bd_score(**rivals["mm-bd"]), rivals["seconds"]["mm-bd"]),

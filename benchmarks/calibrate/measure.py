@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tacfast.data.splits import some_of
-from tacfast.detection.universal import UniversalPerturbation
+from tacfast.detection import InnerPerturbation, UniversalPerturbation
 from tacfast.evaluation import evaluate
 from tacfast.models.latents import Latents, extract_latents
 from tacfast.scanning import evidence_of
@@ -21,10 +21,10 @@ from tacfast.solver._files import write_atomically
 from ..defence.networks import Suspect
 
 # Raised when what is measured changes.
-MEASUREMENT = 2
+MEASUREMENT = 3
 SAMPLES = 500
 TEST_IMAGES = 2000
-PERTURBATION = UniversalPerturbation()
+PERTURBATIONS = UniversalPerturbation(), InnerPerturbation()
 
 
 def measure(suspect: Suspect) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -41,11 +41,12 @@ def measure(suspect: Suspect) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
     order = some_of(len(images), SAMPLES).to(device)
     evidence, _ = evidence_of(model, head, GapMatrix(head.weight, bias), images[order])
-    start = time.perf_counter()
-    climb = PERTURBATION.climb(evidence)
-    seconds[PERTURBATION.name] = time.perf_counter() - start
-    arrays[f"{PERTURBATION.name}.losses"] = climb.losses.float().numpy()
-    arrays[f"{PERTURBATION.name}.reached"] = climb.reached.float().numpy()
+    for perturbation in PERTURBATIONS:
+        start = time.perf_counter()
+        climb = perturbation.climb(evidence)
+        seconds[perturbation.name] = time.perf_counter() - start
+        arrays[f"{perturbation.name}.losses"] = climb.losses.float().numpy()
+        arrays[f"{perturbation.name}.reached"] = climb.reached.float().numpy()
     test = data.subset(trained.splits.some_test(TEST_IMAGES))
     facts = {
         **{name: getattr(network, name) for name in ("data", "arch", "attack", "ratio", "seed")},
@@ -53,7 +54,7 @@ def measure(suspect: Suspect) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         "weights": suspect.weights,
         "measurement": MEASUREMENT,
         "metrics": asdict(evaluate(model, test.loader(), suspect.attack)),
-        "settings": {PERTURBATION.name: asdict(PERTURBATION)},
+        "settings": {each.name: asdict(each) for each in PERTURBATIONS},
         "seconds": seconds,
     }
     return facts, arrays

@@ -1,6 +1,7 @@
 """From per-class statistics of a model to a verdict about it."""
 
 from .asymmetry import Asymmetry
+from .inner import InnerPerturbation
 from .nearness import Nearness
 from .outliers import outlier_scores
 from .qp_norm import QpNorm
@@ -28,6 +29,7 @@ __all__ = [
     "Asymmetry",
     "Evidence",
     "Finding",
+    "InnerPerturbation",
     "Label",
     "Nearness",
     "Perturbation",

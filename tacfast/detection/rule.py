@@ -12,6 +12,7 @@ from torch import Tensor
 from ..solver import Status, TacSolution
 from .asymmetry import Asymmetry
 from .bank import Bank
+from .inner import InnerPerturbation
 from .nearness import Nearness
 from .outliers import outlier_scores, surprise_of, threshold_of
 from .qp_norm import QpNorm, log_norms
@@ -247,7 +248,7 @@ def _shortage(solution: TacSolution) -> list[str]:
 _QP = QpNorm()
 RULE_TRIM, RULE_MARGIN = _QP.trim, 0.0
 QUICK = Rule("quick", (_QP,), pairs=Asymmetry())
-FULL = Rule("full", (_QP, UniversalPerturbation()), given=Nearness(), pairs=Asymmetry())
+FULL = Rule("full", (_QP, UniversalPerturbation(), InnerPerturbation()), given=Nearness(), pairs=Asymmetry())
 
 
 def detect(solution: TacSolution, samples_per_class: Sequence[int] | Tensor | None = None) -> Verdict:

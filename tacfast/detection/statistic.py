@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..solver import GapMatrix, TacSolution
 
@@ -25,12 +25,14 @@ class Evidence:
     inputs : (n, ...) floating point, some of the samples as the model takes them; None where only logits are at hand
     classify : from such inputs to logits (n, C), float32, in evaluation mode and with gradients where they are enabled;
         None with ``inputs``
+    model : what ``classify`` runs, to look into; None where it is not at hand
     together : samples that it is given at once, at most: memory may be short
     """
 
     gaps: GapMatrix
     inputs: Tensor | None = None
     classify: Callable[[Tensor], Tensor] | None = None
+    model: nn.Module | None = None
     together: int = 128
     _solutions: dict[float, TacSolution] = field(default_factory=dict)
 

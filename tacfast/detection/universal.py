@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .lock_step import Climb, climb, growing
+from .lock_step import Climb, Distortion, climb, growing
 from .statistic import Evidence
 
 
@@ -42,6 +42,10 @@ class Additive:
         """Inputs with their row of ``parameters`` added."""
         return torch.minimum(torch.maximum(inputs + parameters, self.low), self.high)
 
+    def run(self, classify: Callable[[Tensor], Tensor], inputs: Tensor, parameters: Tensor) -> Tensor:
+        """Logits of what `apply` gives."""
+        return classify(self.apply(inputs, parameters))
+
 
 def spread_of(inputs: Tensor) -> float:
     """Mean distance of an input from the mean of all: the unit of sizes, whatever the data and their normalisation."""
@@ -62,7 +66,7 @@ class UniversalPerturbation:
 
     Parameters
     ----------
-    batch : samples per class and step
+    batch : samples per class and step; half as many where there are many classes, see `climb`
     steps : at most; they stop when half of the classes are reached
     first, last : norm of the perturbation at the first and the last step, over u; in between it grows geometrically
     """
@@ -85,15 +89,20 @@ class UniversalPerturbation:
     def climb(self, evidence: Evidence, classes: Sequence[int] | None = None) -> Climb:
         """The perturbations towards all classes, or until they are reached towards some, and how they grew."""
         inputs, classify = evidence.for_model()
-        additive, unit = Additive.of(inputs), spread_of(inputs)
+        distortion, unit = self.distortion(evidence)
         budgets = [size * unit for size in growing(self.first, self.last, self.steps)]
         batch = min(self.batch, evidence.together)
         if classes is None:
-            return climb(inputs, classify, additive, budgets, batch=batch, together=evidence.together)
+            return climb(inputs, classify, distortion, budgets, batch=batch, together=evidence.together)
         aims = torch.tensor(classes, dtype=torch.int64)
         return climb(
-            inputs, classify, additive, budgets, batch=batch, classes=aims, enough=1.0, together=evidence.together
+            inputs, classify, distortion, budgets, batch=batch, classes=aims, enough=1.0, together=evidence.together
         )
+
+    def distortion(self, evidence: Evidence) -> tuple[Distortion, float]:
+        """What grows, and the unit of its sizes."""
+        inputs, _ = evidence.for_model()
+        return Additive.of(inputs), spread_of(inputs)
 
 
 @dataclass(frozen=True, eq=False)

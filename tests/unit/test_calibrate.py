@@ -120,7 +120,7 @@ def test_what_is_kept_is_what_the_network_gives(made):
     expected = solution.norms.double().log()
     torch.testing.assert_close(member.values["qp 0.1"], expected, rtol=0.02, atol=0.02)  # kept in half precision
     assert member.values.pop("asymmetry").isfinite()
-    assert set(member.values) == {"qp 0", "qp 0.1", "qp 0.5", "universal", "nearness"}
+    assert set(member.values) == {"qp 0", "qp 0.1", "qp 0.5", "universal", "inner", "nearness"}
     assert all(values.shape == (10,) and values.isfinite().all() for values in member.values.values())
     assert member.facts["target"] == BADNETS.target
     assert sum(array.nbytes for array in member.arrays.values()) < 50_000
@@ -156,7 +156,7 @@ def member(attack, target, easiest, depth, asr=1.0, data="digits", arch="a", acc
     made = Member({"data": data, "arch": arch, "attack": attack, "target": target, "metrics": metrics}, {})
     values = torch.linspace(0.0, 1.0, 10, dtype=torch.float64)
     values[easiest] = -depth
-    names = ("qp 0", "qp 0.1", "qp 0.5", "universal", "nearness")
+    names = ("qp 0", "qp 0.1", "qp 0.5", "universal", "inner", "nearness")
     pairs = torch.tensor(asymmetry, dtype=torch.float64)
     made.__dict__.update(values=dict.fromkeys(names, values) | {"asymmetry": pairs}, _short=[])
     return made

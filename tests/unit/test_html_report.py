@@ -162,7 +162,7 @@ def test_facts_are_those_of_the_report_and_survive_json(tmp_path):
             for found in verdict.findings
         }
         scores = [each["score"] for each in row["statistics"].values()]
-        assert row["score"] == pytest.approx(max(*scores, sum(scores) / math.sqrt(2)))
+        assert row["score"] == pytest.approx(max(*scores, sum(scores) / math.sqrt(3)))
         assert row["rank"] == 1 + sum(other["score"] > row["score"] for other in facts["classes"])
     assert [row["jackknife"]["score"] for row in facts["classes"]] == [
         list(report.stability.scores[k]) for k in range(10)
@@ -511,7 +511,7 @@ def test_a_class_without_a_score_is_a_dash_and_draws_nothing(page):
 
     found, others = page("missing", changed(missing)), page("none missing", scan_facts(suspicious()))
     row = found.table(*SCORES)[7]
-    assert [row["score"], *(row[title] for title in TITLES.values())] == ["–"] * 3
+    assert [row["score"], *(row[title] for title in TITLES.values())] == ["–"] * (1 + len(TITLES))
     assert found.table(*RANGES)[7]["score"] == "–"
     # A mark of each statistic less, and that of the ranges.
     marks = [[svg.count("<use ") for svg in shown.pictures] for shown in (found, others)]

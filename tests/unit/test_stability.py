@@ -195,15 +195,21 @@ def test_what_needs_the_model_stays_as_it_is_with_all_samples():
     matrix = matrix_of([make_logits(280)])
     given = torch.linspace(0, 1, C, dtype=torch.float64)
     given[3] = -5.0
-    with_all = {"qp": torch.full((C,), 9.0, dtype=torch.float64), "universal": given, "nearness": given}
+    with_all = {
+        "qp": torch.full((C,), 9.0, dtype=torch.float64),
+        "universal": given,
+        "inner": -given,
+        "nearness": given,
+    }
     found = leave_blocks_out(matrix, replace(FULL, given=None), with_all, 4)
     alone = runs_of(matrix, 4)
     for run, other in zip(found.runs, alone.runs, strict=True):
-        qp, universal = run.findings
+        qp, universal, inner = run.findings
         assert qp == other.findings[0]  # and not what was given
         assert list(universal.values.values()) == given.tolist()
+        assert list(inner.values.values()) == (-given).tolist()
         assert (run.rule, run.easiest) == ("full", 3)
-        assert run.scores == combined_scores((qp, universal))
+        assert run.scores == combined_scores((qp, universal, inner))
 
 
 @pytest.mark.parametrize(("blocks", "n"), [(0, 100), (20, 19)])
