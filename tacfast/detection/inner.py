@@ -63,7 +63,11 @@ class InnerPerturbation(UniversalPerturbation):
     def distortion(self, evidence: Evidence) -> tuple[Distortion, float]:
         """What grows, and the unit of its sizes."""
         inputs, classify = evidence.for_model()
-        cut = None if evidence.model is None else find_cut(evidence.model, classify, inputs[:FEW], self.depth)
+        cut = (
+            None
+            if evidence.model is None
+            else find_cut(evidence.model, classify, inputs[: min(FEW, evidence.together)], self.depth)
+        )
         if cut is not None:
             given = cut.outputs(classify, inputs[: evidence.together])
             if bool(given.isfinite().all()) and differ(given):
