@@ -35,7 +35,7 @@ BATCH_SIZE = 64
 # Of the cell of a network: raised when what is measured there changes.
 MEASUREMENT = 2
 # Raised when the verdict of a scan changes otherwise than by its limits.
-VERDICT = 3
+VERDICT = 4
 # Relearning is measured on so many test images, and has so many poisoned ones at hand.
 RELEARN_TEST_IMAGES, RELEARN_POISONED_IMAGES = 1000, 2000
 

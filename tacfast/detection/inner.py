@@ -63,11 +63,8 @@ class InnerPerturbation(UniversalPerturbation):
     def distortion(self, evidence: Evidence) -> tuple[Distortion, float]:
         """What grows, and the unit of its sizes."""
         inputs, classify = evidence.for_model()
-        cut = (
-            None
-            if evidence.model is None
-            else find_cut(evidence.model, classify, inputs[: min(FEW, evidence.together)], self.depth)
-        )
+        few = inputs[: min(FEW, evidence.together)]
+        cut = None if evidence.model is None else find_cut(evidence.model, classify, few, self.depth)
         if cut is not None:
             given = cut.outputs(classify, inputs[: evidence.together])
             if bool(given.isfinite().all()) and differ(given):
