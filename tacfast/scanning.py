@@ -22,7 +22,7 @@ from .detection import (
     reconstruct,
 )
 from .detection.universal import differ
-from .models.head import Head, as_written, evaluation_mode, unwrapped
+from .models.head import Head, as_written, evaluation_mode, logits_of, unwrapped
 from .models.latents import latent_batches, resolve_head
 from .models.precision import bfloat16_autocast, native_bfloat16
 from .models.reservoir import Reservoir
@@ -243,7 +243,7 @@ def evidence_of(
 
     def classify(given: Tensor) -> Tensor:
         with as_written(), bfloat16_autocast(head.device, enabled=mixed):
-            logits: Tensor = run(given.to(dtype))
+            logits = logits_of(run, given.to(dtype))
         return logits.float()
 
     inputs = inputs.to(head.device, torch.float32)

@@ -52,7 +52,8 @@ Checkpoint = Annotated[
     Path,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="Weights: .safetensors, or a state dict saved by torch. No code in it is run.",
+        help="Weights: .safetensors, or a state dict saved by torch; or a folder of transformers, timm or "
+        "BackdoorBench, or with one such file. No code in it is run.",
         show_default=False,
     ),
 ]

@@ -18,7 +18,8 @@ from ..defenses import repair as repair_model
 from ..defenses.repairing import Ours
 from ..defenses.universal import calm_state
 from ..models import save_checkpoint, write_defense_result
-from ..models.checkpoint import SAFETENSORS, check_target
+from ..models.checkpoint import PICKLES, check_target, find_checkpoint
+from ..models.huggingface import check_new_folder, is_folder_of, write_folder
 from ..report import repair_facts, scan_facts
 from . import options, screen
 from .confirm import STATUS, confirm
@@ -51,9 +52,10 @@ def repair(
     out: Annotated[
         Path,
         typer.Option(
-            metavar="FILE",
+            metavar="FILE|FOLDER",
             help="The repaired weights: .safetensors, with a .json beside it that says what they are; a state dict as "
-            ".pt or .pth; or defense_result.pt, as BackdoorBench reads it.",
+            ".pt or .pth; or defense_result.pt, as BackdoorBench reads it. Of a folder of transformers or timm, a new "
+            "folder, if it has no such name, laid out likewise.",
             rich_help_panel=options.RESULT,
             show_default=False,
         ),
@@ -156,7 +158,11 @@ def repair(
     chosen = _mode(mode, {**given, **({} if epochs is None else {"epochs": epochs})}, settings or {}, target)
     rates = MODES[mode].rates if lr is None else (lr,)
     replace(chosen, lr=rates[0])  # a setting out of range is told now, before the work
-    check_target(out)
+    checkpoint = find_checkpoint(checkpoint)
+    if _as_folder(checkpoint, out):
+        check_new_folder(out)
+    else:
+        check_target(out)
     check_files(checkpoint, class_names, out=out, json=json, html=html, state=state)
     suspect = open_suspect(
         checkpoint,
@@ -296,7 +302,7 @@ def _show_repair(console: Console, about: dict[str, Any], out: Path) -> None:
     screen.print_repair(console, facts, about["names"])
     screen.print_attack(console, about["attack"])
     say(f"wrote {out}, of epoch {facts['epoch']} at learning rate {facts['settings']['lr']:g}")
-    if out.suffix != SAFETENSORS:
+    if out.suffix in PICKLES:
         say(f"{out.name} has no room for a list of the images that trained it: scan it with others")
     confirmation = facts["confirmation"]
     if doubts := confirmation["doubts"]:
@@ -335,5 +341,13 @@ def _write_weights(
         assert checkpoint.arch is not None
         assert checkpoint.num_classes is not None
         write_defense_result(out, checkpoint.arch, checkpoint.num_classes, checkpoint.weights)
+    elif _as_folder(suspect.path, out):
+        about = {"provenance": checkpoint.provenance, "metrics": checkpoint.metrics}
+        write_folder(result.model, suspect.path, out, about)
     else:
         save_checkpoint(checkpoint, out)
+
+
+def _as_folder(checkpoint: Path, out: Path) -> bool:
+    """Whether the result is to be a folder, as what was repaired is one."""
+    return is_folder_of(checkpoint) and not out.suffix

@@ -54,7 +54,7 @@ def print_scan(console: Console, facts: Mapping[str, Any], names: Mapping[int, s
 
 
 def _classes_table(facts: Mapping[str, Any], names: Mapping[int, str]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 2))
+    table = Table(box=None, padding=(0, 1))  # so that no word of its head is cut at 80 columns
     table.add_column("easiest classes to reach")
     for column in ("score", *(statistic["title"] for statistic in facts["statistics"]), "norm"):
         table.add_column(column, justify="right")

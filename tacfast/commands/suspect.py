@@ -12,10 +12,11 @@ import torch
 import typer
 from torch import nn
 
+from .._text import excerpt
 from ..data import FolderLoader, ImageFolder, ImageRows
 from ..data.folders import listed, some
 from ..models import Checkpoint, Head, HeadError, find_head, load_checkpoint, restore_model
-from ..models.checkpoint import SAFETENSORS, sidecar_of
+from ..models.checkpoint import SAFETENSORS, find_checkpoint, sidecar_of
 from ..models.latents import split_batch
 from ..report import check_writable
 from ..scanning import ScanReport
@@ -61,7 +62,7 @@ class Suspect:
         made, arguments = self.images.preprocessing, self.checkpoint.arch_args
         return {
             "checkpoint": str(self.path),
-            "architecture": f"{self.checkpoint.arch}, {arguments}" if arguments else self.checkpoint.arch,
+            "architecture": f"{self.checkpoint.arch}, {excerpt(str(arguments))}" if arguments else self.checkpoint.arch,
             "normalised by": f"mean {listed(made.mean)}; standard deviation {listed(made.std)}",
             "image size": "as it is" if made.image_size is None else "{}×{}".format(*made.image_size),
             "images": self.data.source,
@@ -132,6 +133,7 @@ def open_suspect(
     CheckpointError, OSError, ValueError
         Naming the argument that is wrong.
     """
+    path = find_checkpoint(path)
     checkpoint = load_checkpoint(path)
     wanted = {
         "arch": arch,

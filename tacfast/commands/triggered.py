@@ -15,7 +15,7 @@ from ..data.splits import some_of
 from ..evaluation.metrics import attacked_rows
 from ..models import read_backdoorbench
 from ..models.checkpoint import PICKLES
-from ..models.head import evaluation_mode
+from ..models.head import evaluation_mode, logits_of
 from ..models.normalised import Normalised
 from ..training.trained import attack_of, splits_of
 from .suspect import Suspect, open_loader
@@ -112,7 +112,7 @@ class _Listed:
         device = next(model.parameters()).device
         with evaluation_mode(model):
             for inputs, numbers in self._loader:
-                yield model(inputs.to(device)), self._wanted[numbers], self._true[numbers]
+                yield logits_of(model, inputs.to(device)), self._wanted[numbers], self._true[numbers]
 
 
 class _Applied:

@@ -12,7 +12,7 @@ from torch import nn
 from ..data.randomness import isolated_randomness
 from ..detection import Verdict
 from ..detection.universal import Perturbation
-from ..models.head import evaluation_mode
+from ..models.head import evaluation_mode, logits_of
 from ..models.latents import split_batch
 from ..scanning import ScanReport, scan
 
@@ -114,8 +114,8 @@ def _share_sent(model: nn.Module, samples: Iterable[Any], perturbation: Perturba
             assert labels is not None
             others = inputs[labels != target].to(device)
             if len(others):
-                others = others[model(others).argmax(1) != target]
+                others = others[logits_of(model, others).argmax(1) != target]
             if len(others):
-                answers = model(perturbation.apply(others).to(others.dtype)).argmax(1)
+                answers = logits_of(model, perturbation.apply(others).to(others.dtype)).argmax(1)
                 sent.append((answers == target).double().cpu())
     return float(torch.cat(sent).mean()) if sent else None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.randomness import isolated_randomness
-from ..models.head import Head, evaluation_mode
+from ..models.head import Head, evaluation_mode, logits_of
 from ..models.latents import latent_batches, split_batch
 from ..models.state_file import named_weights
 from .base import Accuracy
@@ -49,7 +49,7 @@ class HeldOut:
         with isolated_randomness(self._seed, self._loader), evaluation_mode(model), torch.no_grad():
             for batch in self._loader:
                 inputs, labels = split_batch(batch, self._head.num_classes, source="held_out")
-                found = model(inputs.to(self._head.device)).argmax(1).cpu()
+                found = logits_of(model, inputs.to(self._head.device)).argmax(1).cpu()
                 answers.append((found, _present(labels).cpu()))
         return self._count(answers)
 

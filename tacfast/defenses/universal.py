@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ..detection import RULE_TRIM
 from ..detection.lock_step import climb, growing, is_reached, scaled
 from ..detection.universal import Additive, differ, spread_of
-from ..models.head import Head, evaluation_mode
+from ..models.head import Head, evaluation_mode, logits_of
 from ..scanning import ScanReport
 from ..solver import Status
 from .base import EpochRecord, RepairResult
@@ -159,7 +159,7 @@ class PerturbedLoss(Objective):
         sizes = growing(SMALLEST * spread, LARGEST * spread, STEPS)
         found = climb(
             inputs,
-            lambda x: widened(self._suspect(x)),
+            lambda x: widened(logits_of(self._suspect, x)),
             self._additive,
             sizes,
             batch=BATCH,
@@ -181,7 +181,7 @@ class PerturbedLoss(Objective):
         self._steps += 1
         self._target = self._targets[turn]
         with torch.no_grad():
-            self._answers = widened(self._suspect(inputs))
+            self._answers = widened(logits_of(self._suspect, inputs))
         self._others = labels != self._target
         others = inputs[self._others]
         return torch.cat([inputs, self._perturbed(turn, others)]) if len(others) else inputs
@@ -210,7 +210,7 @@ class PerturbedLoss(Objective):
         given = self._additive.apply(others, self._perturbations[turn]).requires_grad_()
         aim = torch.full((len(others),), self._target, device=others.device)
         with evaluation_mode(self._model), torch.enable_grad():
-            logits = [widened(net(given)) for net in (self._model, self._suspect)]
+            logits = [widened(logits_of(net, given)) for net in (self._model, self._suspect)]
             loss = F.cross_entropy(torch.cat(logits), aim.repeat(2), reduction="sum")
             (gradient,) = torch.autograd.grad(loss, given)
         step = scaled(gradient.sum(0, keepdim=True), STEP * radius)[0]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.base import Attack
-from ..models.head import evaluation_mode
+from ..models.head import evaluation_mode, logits_of
 from ..models.latents import split_batch
 
 
@@ -56,11 +56,11 @@ def evaluate(model: nn.Module, loader: Iterable[Any], attack: Attack | None) -> 
             if labels is None:
                 raise ValueError("loader: expected (images, labels), got batches without labels")
             images, labels = images.to(device), labels.to(device)
-            correct += int((model(images).argmax(1) == labels).sum())
+            correct += int((logits_of(model, images).argmax(1) == labels).sum())
             total += len(labels)
             if attack is not None and (victims := attacked_rows(attack, labels)).any():
                 truth = labels[victims]
-                answers = model(attack.trigger(images[victims])).argmax(1)
+                answers = logits_of(model, attack.trigger(images[victims])).argmax(1)
                 hits += int((answers == attack.relabel(truth)).sum())
                 recovered += int((answers == truth).sum())
                 attacked += int(victims.sum())

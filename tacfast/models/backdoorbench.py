@@ -31,6 +31,7 @@ NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 # Its ViTs are the second part of a Sequential, after a layer that enlarges the images.
 VIT, VIT_PREFIX, VIT_SIZE = "vit_", "1.", (224, 224)
+ATTACK_RESULT = "attack_result.pt"
 RESULT_KEYS = frozenset({"model_name", "num_classes", "model"})
 
 

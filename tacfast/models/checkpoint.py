@@ -18,12 +18,14 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from .._text import excerpt
 from ..solver._files import write_atomically
-from .backdoorbench import result_in
+from . import huggingface
+from .backdoorbench import ATTACK_RESULT, result_in
 from .registry import build_model
-from .weights import DTYPES, CheckpointError, load_file, load_weights, match_weights, shown_path, weights_in
+from .weights import DTYPES, CheckpointError, listed, load_file, load_weights, match_weights, shown_path, weights_in
 
 FORMAT, VERSION = "tacfast checkpoint", 1
 SAFETENSORS, PICKLES = ".safetensors", (".pt", ".pth")
+SUFFIXES = (SAFETENSORS, *PICKLES, ".bin", ".ckpt")
 # A file of a few bytes must not ask for a network, or for images, that fill the memory.
 MAX_CLASSES, MAX_SIDE = 100_000, 4096
 MAX_SIDECAR_BYTES = 16 * 2**20
@@ -185,11 +187,38 @@ def check_target(path: Path) -> None:
         raise ValueError(f"path: expected a name for which {shown_path(sidecar)} is free, but that is another file")
 
 
+def find_checkpoint(path: str | os.PathLike[str]) -> Path:
+    """What is meant by a path: itself, or, of a folder that is none of transformers or timm, the checkpoint in it.
+
+    That is BackdoorBench's ``attack_result.pt``, or else the only file with the name of a checkpoint.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none in the folder, or more than one.
+    """
+    target = Path(path)
+    if not target.is_dir() or huggingface.is_folder_of(target):
+        return target
+    if (result := target / ATTACK_RESULT).is_file():
+        return result
+    found = sorted(each for each in target.iterdir() if each.suffix in SUFFIXES and each.is_file())
+    if len(found) != 1:
+        came = listed(each.name for each in found) if found else "none"
+        raise CheckpointError(
+            f"{shown_path(target)}: expected a folder with config.json (transformers, timm), with {ATTACK_RESULT}, or "
+            f"with one checkpoint ({', '.join(SUFFIXES)}), got {came}"
+        )
+    return found[0]
+
+
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Read a checkpoint of `save_checkpoint`, a result of BackdoorBench, or anything that `read_weights` reads.
 
     Of the last, only the weights are known. Of a result of BackdoorBench, the architecture, the number of classes and,
-    if it is that of an attack, image size and normalisation are known; what the attack was is left alone.
+    if it is that of an attack, image size and normalisation are known; what the attack was is left alone. A folder may
+    be one that ``save_pretrained`` of transformers wrote, or timm for the hub, which say everything, or have one
+    checkpoint in it, see `find_checkpoint`.
 
     Raises
     ------
@@ -198,18 +227,20 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     ImportError
         For a safetensors file without the extra ``io``.
     """
-    target = Path(path)
+    target = find_checkpoint(path)
+    if target.is_dir():
+        return _checked(target, *huggingface.describe_folder(target))
     sidecar = sidecar_of(target)
     described = _read_sidecar(sidecar) if target.suffix == SAFETENSORS and sidecar.is_file() else None
-    loaded = load_file(path)
+    loaded = load_file(target)
     if described is None:
-        return _from_elsewhere(loaded, path)
+        return _from_elsewhere(loaded, target)
     if described.pop("weights_sha256", None) != _sha256(target):
         raise CheckpointError(
             f"{shown_path(sidecar)}: it does not belong to {shown_path(target)}, whose content differs from what was "
             "saved with it; if the weights are those that you want, delete it and say yourself what it would"
         )
-    return _checked(sidecar, weights_in(loaded, path), described)
+    return _checked(sidecar, weights_in(loaded, target), described)
 
 
 def restore_model(checkpoint: Checkpoint) -> nn.Module:
@@ -227,14 +258,21 @@ def restore_model(checkpoint: Checkpoint) -> nn.Module:
     if checkpoint.arch is None or checkpoint.num_classes is None:
         unknown = "arch" if checkpoint.arch is None else "num_classes"
         raise CheckpointError(f"{unknown}: expected it in the checkpoint or by you, but it is unknown")
-    _check_outline(checkpoint, checkpoint.arch, checkpoint.num_classes)
+    outline = _outlined(checkpoint, checkpoint.arch, checkpoint.num_classes)
+    if checkpoint.arch.startswith(huggingface.PREFIX):
+        if outline is None:
+            raise CheckpointError(f"arch: {checkpoint.arch} cannot be outlined")
+        return huggingface.restore(outline, checkpoint.weights)
     model = build_model(checkpoint.arch, checkpoint.num_classes, arch_args=checkpoint.arch_args)
     load_weights(model, checkpoint.weights)
     return model
 
 
-def _check_outline(checkpoint: Checkpoint, arch: str, num_classes: int) -> None:
-    """Build the model without memory: the file may ask for an architecture that is far larger than its weights."""
+def _outlined(checkpoint: Checkpoint, arch: str, num_classes: int) -> nn.Module | None:
+    """The model without memory: the file may ask for an architecture that is far larger than its weights.
+
+    None where it cannot be built so.
+    """
     room = 2 * len(checkpoint.weights) + 100
 
     def count(*_: object) -> None:
@@ -246,10 +284,14 @@ def _check_outline(checkpoint: Checkpoint, arch: str, num_classes: int) -> None:
     handle = register_module_parameter_registration_hook(count)
     try:
         with torch.device("meta"):
-            match_weights(build_model(arch, num_classes, arch_args=checkpoint.arch_args), checkpoint.weights)
+            model = build_model(arch, num_classes, arch_args=checkpoint.arch_args)
+            if not arch.startswith(huggingface.PREFIX):  # whose names may be those of another version
+                match_weights(model, checkpoint.weights)
+            return model
     except NotImplementedError:  # torchvision's RegNets look at numbers while they are built
         if checkpoint.arch_args:
             raise CheckpointError(f"arch_args: expected none for {arch}, which cannot be outlined") from None
+        return None
     finally:
         handle.remove()
 

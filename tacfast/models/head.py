@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TypeGuard
@@ -106,6 +106,32 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
             return model, prefix
 
 
+def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    """What a model says of inputs: its output, or the logits in it, as `logits_in` finds them."""
+    return logits_in(model(inputs))
+
+
+def logits_in(output: object) -> Tensor:
+    """The logits in what a model gives: a tensor; ``logits`` of a dictionary or object; the first tensor of a tuple.
+
+    Raises
+    ------
+    HeadError
+        If there are none.
+    """
+    if isinstance(output, Tensor):
+        return output
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if named is None and isinstance(output, (tuple, list)) and output:
+        named = output[0]
+    if isinstance(named, Tensor):
+        return named
+    raise HeadError(
+        "model: expected logits (n, C) as its output, or a dictionary or object that has them as logits, or a tuple "
+        f"that begins with them, got {type(output).__name__}; wrap the model in a module that returns them"
+    )
+
+
 def as_written() -> AbstractContextManager[object]:
     """Run what is compiled, a part of a model or all of it in place, as it is written.
 
@@ -155,7 +181,8 @@ def find_head(model: nn.Module, batch: Tensor, *, name: str | None = None) -> He
 
     Parameters
     ----------
-    model : a classifier that maps a batch of inputs to logits of shape (n, C)
+    model : a classifier that maps a batch of inputs to logits of shape (n, C), or to an output with them: see
+        `logits_in`
     batch : inputs of shape (n, ...), n >= 1; moved to the device of the model
     name : dotted name of the layer, if the last linear layer is not the head; with or without the prefix of a
         wrapper (``module.``, ``_orig_mod.``)
@@ -196,7 +223,7 @@ def find_head_on(model: nn.Module, batch: Tensor, name: str | None, *, source: s
         )
     check_finite(latents, logits, source)
     _check_affine(head, latents, logits)
-    _check_output(head, logits, output)
+    _check_output(head, logits, logits_in(output))
     return head
 
 
@@ -268,14 +295,9 @@ def _check_affine(head: Head, latents: Tensor, logits: Tensor) -> None:
         )
 
 
-def _check_output(head: Head, logits: Tensor, output: object) -> None:
+def _check_output(head: Head, logits: Tensor, output: Tensor) -> None:
     """Raise, saying what differs, unless the output of the model is that of the head, perhaps cast."""
     where = f"head {head.name!r}"
-    if not isinstance(output, Tensor):
-        raise HeadError(
-            f"model: expected one tensor of logits (n, C) as its output, got {type(output).__name__}; "
-            "wrap the model in a module that returns the logits alone"
-        )
     if output.shape != logits.shape or not output.is_floating_point():
         raise HeadError(
             f"{where}: expected the model's output to be the layer's output, {logits.dtype} of shape "

@@ -9,6 +9,7 @@ from typing import Any, cast
 from torch import nn
 
 from .._text import excerpt
+from . import huggingface
 from .architectures import PreActResNet18, SmallPreActResNet, SmallVggBn
 
 OWN: dict[str, Callable[..., nn.Module]] = {
@@ -33,7 +34,8 @@ def build_model(arch: str, num_classes: int, *, arch_args: Mapping[str, Any] | N
         ``small_vgg_bn``), of a classifier of
         torchvision (``resnet18``), or ``timm:`` and the name of a model of timm (``timm:vit_tiny_patch16_224``). The
         prefix says which library is meant, as both have a ``resnet18``, with different layers; it may be left out
-        where only timm knows the name. (``timm/...`` would be a repository of the Hugging Face hub.)
+        where only timm knows the name. (``timm/...`` would be a repository of the Hugging Face hub.) Or
+        ``transformers:`` and a ``model_type`` of transformers (``transformers:vit``), an image classifier
     num_classes : C, at least 2
     arch_args : further arguments of the architecture, such as ``{"img_size": 32, "patch_size": 4}``
 
@@ -48,7 +50,7 @@ def build_model(arch: str, num_classes: int, *, arch_args: Mapping[str, Any] | N
         For an unknown name, with those that are most like it; for arguments that the architecture does not take, or
         that would read a file or download.
     ImportError
-        Without the extra ``vision`` (torchvision) or ``timm``, for a model from there.
+        Without the extra ``vision`` (torchvision and timm) or ``hf`` (transformers), for a model from there.
     """
     if not isinstance(arch, str):
         raise TypeError(f"arch: expected the name of an architecture, got {type(arch).__name__}")
@@ -56,7 +58,8 @@ def build_model(arch: str, num_classes: int, *, arch_args: Mapping[str, Any] | N
         raise ValueError(f"num_classes: expected a whole number of at least 2, got {num_classes!r}")
     arguments = dict(arch_args or {})
     for name in arguments:
-        if name in FORBIDDEN or "pretrained" in name:
+        # Of a configuration of transformers only what shapes the architecture is used.
+        if name in FORBIDDEN or ("pretrained" in name and not arch.startswith(huggingface.PREFIX)):
             raise ValueError(f"arch_args: expected arguments that only shape the architecture, got {name!r}")
     builder = _find_builder(arch)
     try:
@@ -72,6 +75,9 @@ def build_model(arch: str, num_classes: int, *, arch_args: Mapping[str, Any] | N
 def _find_builder(arch: str) -> Callable[..., nn.Module]:
     if arch in OWN:
         return OWN[arch]
+    if arch.startswith(huggingface.PREFIX):
+        kind = arch.removeprefix(huggingface.PREFIX)
+        return lambda num_classes, **config: huggingface.outline(kind, num_classes, config)
     if arch.startswith(TIMM):
         timm = _timm()
         if timm is None:

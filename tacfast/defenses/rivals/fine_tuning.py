@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...models.head import Head
+from ...models.head import Head, logits_of
 from ..selection import HeldOut
 from ..training import is_finite, is_integer, widened
 from .base import Rival, Tell, train_epochs
@@ -54,7 +54,7 @@ class FineTuning(Rival):
         optimizer, schedule = self.descent(model)
 
         def step(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            logits = model(inputs)
+            logits = logits_of(model, inputs)
             return F.cross_entropy(widened(logits), labels), logits
 
         train_epochs(model, head, loader, self.epochs, step, optimizer=optimizer, schedule=schedule, tell=tell)

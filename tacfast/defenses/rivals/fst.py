@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...models.head import Head
+from ...models.head import Head, logits_of
 from ..selection import HeldOut
 from ..training import is_finite, widened
 from .base import Tell, train_epochs
@@ -55,7 +55,7 @@ class FeatureShiftTuning(FineTuning):
         optimizer, schedule = self.descent(model)
 
         def step(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            logits = model(inputs)
+            logits = logits_of(model, inputs)
             return F.cross_entropy(widened(logits), labels) + self.alpha * (weight * original).sum(), logits
 
         def update(loss: Tensor) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from ...models.head import Head
+from ...models.head import Head, logits_of
 from ..selection import HeldOut
 from ..training import is_finite, widened
 from .base import Tell, train_epochs
@@ -51,7 +51,7 @@ class SharpnessAwareTuning(FineTuning):
             return F.cross_entropy(widened(logits), labels, label_smoothing=self.label_smoothing)
 
         def step(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            logits = model(inputs)
+            logits = logits_of(model, inputs)
             gradients = torch.autograd.grad(criterion(logits, labels), list(weights.values()), materialize_grads=True)
             # On copies of the buffers, or the statistics of BatchNorm would become those of the worst weights.
             buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...models.head import Head, evaluation_mode
+from ...models.head import Head, evaluation_mode, logits_of
 from ..selection import HeldOut
 from ..training import is_finite, is_integer, trainable_batches, widened
 from .base import Rival, Tell, train_epochs
@@ -67,7 +67,7 @@ class ImplicitUnlearning(Rival):
             perturbed = torch.randperm(len(inputs), device=inputs.device) < max(1, round(SHARE * len(inputs)))
             mixed = torch.where(perturbed[:, None, None, None], (inputs + perturbation).clamp(0, 1), inputs)
             with evaluation_mode(model):
-                logits = model(mixed)
+                logits = logits_of(model, mixed)
             return F.cross_entropy(widened(logits), labels), logits
 
         def update(loss: Tensor) -> None:
@@ -126,8 +126,8 @@ def perturb_all(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> t
 def weakness(model: nn.Module, inputs: Tensor, perturbation: Tensor) -> Tensor:
     """What the perturbation minimises: minus the cross-entropy to the answers without it, and a penalty on it."""
     with torch.no_grad():
-        answers = model(inputs).argmax(1)
-    astray = widened(model((inputs + perturbation).clamp(0, 1)))
+        answers = logits_of(model, inputs).argmax(1)
+    astray = widened(logits_of(model, (inputs + perturbation).clamp(0, 1)))
     return PENALTY * perturbation.square().sum() - F.cross_entropy(astray, answers)
 
 

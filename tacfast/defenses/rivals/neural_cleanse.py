@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...models.head import Head, evaluation_mode
+from ...models.head import Head, evaluation_mode, logits_of
 from ..selection import HeldOut
 from ..training import is_finite, is_integer, trainable_batches, widened
 from .base import Tell, train_epochs
@@ -98,7 +98,7 @@ class NeuralCleanse(FineTuning):
             rows = torch.randperm(len(inputs), device=inputs.device)[: max(1, round(self.stamped * len(inputs)))]
             for trigger, share in zip(triggers, rows.tensor_split(len(triggers)), strict=True):
                 mixed[share] = trigger.stamp(inputs[share])
-            logits = model(mixed)
+            logits = logits_of(model, mixed)
             return F.cross_entropy(widened(logits), labels), logits
 
         train_epochs(model, head, loader, self.epochs, step, optimizer=optimizer, schedule=schedule, tell=tell)
@@ -151,7 +151,7 @@ def reverse_trigger(model: nn.Module, batches: Sequence[Tensor], target: int) ->
     cost, improved, shares = FIRST_COST, math.inf, deque[float](maxlen=WINDOW)
     for number, images in enumerate(batches):
         mask, pattern = (raw_mask.tanh() + 1) / 2, (raw_pattern.tanh() + 1) / 2
-        logits = widened(model(Trigger(mask, pattern).stamp(images)))
+        logits = widened(logits_of(model, Trigger(mask, pattern).stamp(images)))
         labels = torch.full((len(images),), target, device=images.device)
         loss = F.cross_entropy(logits, labels) + cost * mask.sum()
         for raw, slope in zip(parts := (raw_mask, raw_pattern), torch.autograd.grad(loss, parts), strict=True):

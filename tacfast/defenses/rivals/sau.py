@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...models.head import Head, evaluation_mode
+from ...models.head import Head, evaluation_mode, logits_of
 from ..selection import HeldOut
 from ..training import is_finite, is_integer, widened
 from .base import Rival, Tell, train_epochs
@@ -67,8 +67,8 @@ class SharedAdversarialUnlearning(Rival):
                     model, suspect, inputs, radius=self.radius, steps=self.steps, weight=self.adversarial_weight
                 )
                 with torch.no_grad():
-                    usual, wrong = suspect(inputs).argmax(1), suspect(perturbed).argmax(1)
-                logits, astray = widened(model(torch.cat([inputs, perturbed]))).chunk(2)
+                    usual, wrong = (logits_of(suspect, x).argmax(1) for x in (inputs, perturbed))
+                logits, astray = widened(logits_of(model, torch.cat([inputs, perturbed]))).chunk(2)
             fooled = (wrong != usual) & (wrong != labels)
             return F.cross_entropy(logits, labels) + avoid(astray[fooled], wrong[fooled]) / len(labels), logits
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from ...models.head import Head, unwrapped
+from ...models.head import Head, logits_of, unwrapped
 from ..selection import HeldOut, cloned_weights, load_weights
 from ..training import is_finite, is_integer, widened
 from .base import Rival, Tell, train_epochs
@@ -93,7 +93,7 @@ class TwoStageDefense(Rival):
 
         def step(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             batch[:] = inputs, labels
-            logits = model(inputs)
+            logits = logits_of(model, inputs)
             return F.cross_entropy(widened(logits), labels), logits
 
         def update(loss: Tensor) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ...models.head import Head
+from ...models.head import Head, logits_of
 from ..training import DivergedError, not_finite, trainable, trainable_batches, widened
 
 # The published code of RNP means to cut gradients to this norm: an ascent has no bound of its own.
@@ -46,7 +46,7 @@ def unlearn(
     never_finite = not_finite(model)
     with trainable(model):
         for inputs, labels in chain.from_iterable(trainable_batches(loader, head) for _ in range(epochs)):
-            logits = model(inputs)
+            logits = logits_of(model, inputs)
             if float((logits.argmax(1) == labels).float().mean()) <= floor:
                 break
             optimizer.zero_grad()

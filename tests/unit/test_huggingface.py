@@ -1,0 +1,333 @@
+"""Folders of transformers and of timm: read without running or fetching anything, and written back."""
+
+import json
+import pickle
+import shutil
+import socket
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from tacfast import find_head, repair, scan
+from tacfast.models import CheckpointError, build_model, load_checkpoint, restore_model
+from tacfast.models.checkpoint import find_checkpoint
+from tacfast.models.head import HeadError, logits_in
+from tacfast.models.huggingface import write_folder
+
+transformers = pytest.importorskip("transformers")
+from transformers import AutoConfig, AutoModelForImageClassification  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SIDE, NAMES = 32, ("cat", "dog", "ship", "frog", "deer")
+ATTENTION = {"num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 32, "hidden_size": 16}
+STAGES = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
+KINDS = {
+    "vit": ATTENTION | {"image_size": SIDE, "patch_size": 8},
+    "deit": ATTENTION | {"image_size": SIDE, "patch_size": 8},
+    "beit": ATTENTION | {"image_size": SIDE, "patch_size": 8},
+    "dinov2": ATTENTION | {"image_size": SIDE, "patch_size": 8},
+    "swin": {
+        "image_size": SIDE,
+        "patch_size": 4,
+        "embed_dim": 8,
+        "depths": [1, 1],
+        "num_heads": [2, 2],
+        "window_size": 4,
+    },
+    "convnext": STAGES,
+    "resnet": STAGES | {"embedding_size": 8},
+    "mobilenet_v2": {"depth_multiplier": 0.25, "image_size": SIDE},
+}
+CLASSES = {"deit": "DeiTForImageClassification"}
+PREPROCESSOR = {
+    "do_normalize": True,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "image_mean": [0.5, 0.4, 0.3],
+    "image_std": [0.2, 0.25, 0.3],
+    "size": {"height": SIDE, "width": SIDE},
+}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Whoever wants to fetch something fails."""
+
+    def refuse(*_, **__):
+        raise AssertionError("somebody asked for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def make_model(kind):
+    names = dict(enumerate(NAMES))
+    config = AutoConfig.for_model(kind, **KINDS[kind], id2label=names, label2id={v: k for k, v in names.items()})
+    config.architectures = [CLASSES[kind]] if kind in CLASSES else None
+    torch.manual_seed(0)
+    return AutoModelForImageClassification.from_config(config).eval()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """As ``save_pretrained`` writes them."""
+    root = tmp_path_factory.mktemp("folders")
+    for kind in KINDS:
+        make_model(kind).save_pretrained(root / kind)
+        (root / kind / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    return root
+
+
+@pytest.fixture
+def vit(folders, tmp_path):
+    """One that a test may change."""
+    return shutil.copytree(folders / "vit", tmp_path / "vit")
+
+
+def change(folder, name="config.json", **fields):
+    path = folder / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+IMAGES = torch.randn(6, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_says_everything_and_computes_what_transformers_does(folders, kind):
+    checkpoint = load_checkpoint(folders / kind)
+    assert (checkpoint.arch, checkpoint.num_classes) == (f"transformers:{kind}", len(NAMES))
+    assert checkpoint.class_names == NAMES
+    assert checkpoint.mean == (0.5, 0.4, 0.3)
+    assert checkpoint.std == (0.2, 0.25, 0.3)
+    assert checkpoint.image_size == (SIDE, SIDE)
+    model = restore_model(checkpoint)
+    assert model.training
+    expected = AutoModelForImageClassification.from_pretrained(folders / kind).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(IMAGES).logits, expected(IMAGES).logits, equal_nan=False)
+    assert find_head(model, IMAGES).num_classes == len(NAMES)
+
+
+def test_weights_in_pickles_and_in_parts(folders, vit):
+    expected = load_checkpoint(vit).weights
+    (vit / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"expected model\.safetensors or pytorch_model\.bin in it, got neither"):
+        load_checkpoint(vit)
+    torch.save(expected, vit / "pytorch_model.bin")
+    found = load_checkpoint(vit).weights
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    (vit / "pytorch_model.bin").unlink()
+    make_model("vit").save_pretrained(vit, max_shard_size="10KB")
+    assert len(list(vit.glob("model-*.safetensors"))) > 1
+    parts = load_checkpoint(vit)
+    assert parts.weights.keys() == expected.keys()
+    assert torch.equal(restore_model(parts).eval()(IMAGES).logits, make_model("vit")(IMAGES).logits)
+    change(vit, "model.safetensors.index.json", weight_map={"x": "../../elsewhere.safetensors"})
+    with pytest.raises(CheckpointError, match="expected files beside it"):
+        load_checkpoint(vit)
+
+
+class Runs:
+    def __reduce__(self):
+        return print, ("this ran",)
+
+
+def test_a_hostile_pickle_is_refused_and_not_run(vit, capsys):
+    (vit / "model.safetensors").unlink()
+    torch.save({"classifier.weight": torch.zeros(5, 16), "x": Runs()}, vit / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="refused"):
+        load_checkpoint(vit)
+    (vit / "pytorch_model.bin").write_bytes(pickle.dumps(Runs()))
+    with pytest.raises(CheckpointError, match="refused"):
+        load_checkpoint(vit)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"architectures": ["ViTModel"]}, "expected an image classifier, got ViTModel"),
+        ({"architectures": None}, "expected model_type and architectures"),
+        ({"model_type": 3}, "expected model_type and architectures"),
+        ({"architectures": ["DeiTForImageClassificationWithTeacher"]}, "averages two heads, cls_classifier and"),
+        ({"backbone": "microsoft/resnet-50"}, r"one that builds on another \(backbone\)"),
+        ({"id2label": {"0": "a", "2": "b"}}, "class_names: expected a list of printable names"),
+    ],
+)
+def test_what_is_no_classifier_of_its_own_is_refused(vit, fields, message):
+    change(vit, **fields)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(vit)
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize("content", ["{", "[]", "\udce4"])
+def test_damaged_json_is_refused_in_one_line(vit, name, content):
+    (vit / name).write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(CheckpointError, match="expected") as caught:
+        load_checkpoint(vit)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_code_and_kernels_that_a_configuration_asks_for_are_not_used(vit):
+    expected = restore_model(load_checkpoint(vit)).eval()(IMAGES).logits
+    (vit / "modeling.py").write_text("raise SystemExit('this ran')")
+    change(
+        vit,
+        auto_map={"AutoModelForImageClassification": "modeling.Model"},
+        attn_implementation="somebody/kernel",
+        _attn_implementation="somebody/kernel",
+        _name_or_path="somebody/model",
+        quantization_config={"quant_method": "gptq"},
+        dtype="float16",
+        never_heard_of=[1],
+    )
+    found = restore_model(load_checkpoint(vit))
+    assert found.dtype == torch.float32
+    assert torch.equal(found.eval()(IMAGES).logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_size": 90_000, "num_attention_heads": 2}, "far more than the"),
+        ({"num_hidden_layers": 90_000}, "far more than the"),
+        ({"num_hidden_layers": "many"}, "vit cannot be built"),
+        ({"hidden_size": 0}, "vit cannot be built"),
+        ({"num_hidden_layers": 1}, "16 unexpected"),
+        ({"num_hidden_layers": 3}, "16 missing"),
+        ({"intermediate_size": 33}, "of another shape"),
+        ({"model_type": "gone"}, "expected a model_type that transformers knows, got 'gone'"),
+    ],
+)
+def test_weights_that_do_not_fit_the_configuration_are_refused(vit, fields, message):
+    change(vit, **fields)
+    with pytest.raises(ValueError, match=message) as caught:
+        restore_model(load_checkpoint(vit))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"size": 48}, ((0.5, 0.4, 0.3), (48, 48))),
+        ({"size": {"shortest_edge": 40}}, ((0.5, 0.4, 0.3), (40, 40))),
+        ({"do_center_crop": True, "crop_size": {"height": 24, "width": 24}}, ((0.5, 0.4, 0.3), (24, 24))),
+        ({"do_normalize": False}, ((0.0, 0.0, 0.0), (SIDE, SIDE))),
+        ({"rescale_factor": 1 / 127.5}, (None, None)),  # for pixels in another range: better asked for than wrong
+        ({"do_rescale": False}, (None, None)),
+    ],
+)
+def test_what_a_preprocessor_says(vit, fields, expected):
+    change(vit, "preprocessor_config.json", **fields)
+    found = load_checkpoint(vit)
+    assert (found.mean, found.image_size) == expected
+
+
+def test_without_a_preprocessor_nothing_is_guessed_and_made_up_names_are_no_names(vit):
+    (vit / "preprocessor_config.json").unlink()
+    change(vit, id2label={str(k): f"LABEL_{k}" for k in range(5)})
+    found = load_checkpoint(vit)
+    assert (found.mean, found.std, found.image_size, found.class_names) == (None, None, None, None)
+    assert found.num_classes == 5
+
+
+def test_timms_own_layout(tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("resnet10t", num_classes=5).eval()
+    model.pretrained_cfg |= {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2), "input_size": (3, 64, 64)}
+    timm.models.save_for_hf(model, tmp_path / "timm", model_args={}, safe_serialization=True)
+    checkpoint = load_checkpoint(tmp_path / "timm")
+    assert (checkpoint.arch, checkpoint.num_classes, checkpoint.image_size) == ("timm:resnet10t", 5, (64, 64))
+    assert (checkpoint.mean, checkpoint.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+    restored = restore_model(checkpoint).eval()
+    assert torch.equal(restored(IMAGES), model(IMAGES))
+    write_folder(restored, tmp_path / "timm", tmp_path / "again", {"metrics": {"acc": 0.5}})
+    again = load_checkpoint(tmp_path / "again")
+    assert torch.equal(restore_model(again).eval()(IMAGES), model(IMAGES))
+    assert again.metrics == {"acc": 0.5}
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_what_is_written_transformers_reads(folders, tmp_path, kind):
+    model = restore_model(load_checkpoint(folders / kind)).eval()
+    with torch.no_grad():
+        next(model.parameters()).add_(0.1)
+    write_folder(model, folders / kind, tmp_path / "new" / "out", {"provenance": {"tool": "x"}})
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["out"]
+    expected = model(IMAGES).logits
+    theirs = AutoModelForImageClassification.from_pretrained(tmp_path / "new" / "out").eval()
+    assert torch.equal(theirs(IMAGES).logits, expected)
+    ours = load_checkpoint(tmp_path / "new" / "out")
+    assert torch.equal(restore_model(ours).eval()(IMAGES).logits, expected)
+    assert (ours.mean, ours.class_names, ours.provenance) == ((0.5, 0.4, 0.3), NAMES, {"tool": "x"})
+
+
+def test_a_write_that_fails_leaves_nothing(folders, tmp_path, monkeypatch):
+    model = restore_model(load_checkpoint(folders / "vit"))
+    monkeypatch.setattr(type(model), "save_pretrained", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        write_folder(model, folders / "vit", tmp_path / "out", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- which file a folder means -----------------------------------------------------------------------------------
+
+
+def test_a_folder_with_one_checkpoint_means_that(tmp_path):
+    weights = nn.Linear(3, 2).state_dict()
+    (tmp_path / "readme.txt").write_text("")
+    with pytest.raises(CheckpointError, match=r"one checkpoint .* got none"):
+        load_checkpoint(tmp_path)
+    torch.save(weights, tmp_path / "last.ckpt")
+    assert find_checkpoint(tmp_path) == tmp_path / "last.ckpt"
+    assert torch.equal(load_checkpoint(tmp_path).weights["weight"], weights["weight"])
+    torch.save(weights, tmp_path / "best.pt")
+    with pytest.raises(CheckpointError, match=r"one checkpoint .* got best\.pt, last\.ckpt"):
+        load_checkpoint(tmp_path)
+    torch.save({"model_name": "resnet18", "num_classes": 2, "model": weights}, tmp_path / "attack_result.pt")
+    assert load_checkpoint(tmp_path).arch == "resnet18"
+
+
+# ---- outputs that are not just logits ----------------------------------------------------------------------------
+
+LOGITS = torch.zeros(2, 3)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [LOGITS, {"logits": LOGITS, "loss": 1}, (LOGITS, None), [LOGITS], transformers.utils.ModelOutput(logits=LOGITS)],
+    ids=["tensor", "dict", "tuple", "list", "ModelOutput"],
+)
+def test_logits_are_found(output):
+    assert logits_in(output) is LOGITS
+
+
+@pytest.mark.parametrize("output", [None, {"out": LOGITS}, (), ("logits", LOGITS), 3.0, {"logits": [1.0]}], ids=repr)
+def test_where_there_are_no_logits_it_is_said(output):
+    with pytest.raises(HeadError, match=f"got {type(output).__name__}"):
+        logits_in(output)
+
+
+def test_scan_and_repair_take_and_give_a_model_of_transformers(folders):
+    torch.manual_seed(0)
+    model = make_model("resnet")
+    images, labels = torch.randn(80, 3, SIDE, SIDE), torch.arange(80) % 5
+    batches = list(zip(images.split(16), labels.split(16), strict=True))
+    report = scan(model, batches, blocks=0)
+    assert report.verdict.rule == "full"
+    assert report.head.name == "classifier.1"
+    for mode in ("universal", "latent", "ft"):
+        more = {} if mode == "ft" else {"targets": (1,), "max_drop": 1.0}
+        result = repair(model, batches, report, mode=mode, epochs=1, held_out=batches, **more)
+        assert isinstance(result.model, type(model))
+        assert result.model(images[:2]).logits.shape == (2, 5)
+
+
+def test_an_architecture_of_transformers_by_name():
+    model = build_model("transformers:vit", 7, arch_args=KINDS["vit"])
+    assert model(IMAGES).logits.shape == (6, 7)
