@@ -11,6 +11,7 @@ import typer
 from ..data import ImageFolder, ImageRows, Preprocessing, find_images
 from ..data.datasets import DATASETS, ImageDataset, load_dataset
 from ..data.folders import some
+from ..data.splits import some_of
 from ..models import Checkpoint
 from ..training.trained import splits_of
 from .options import SPLITS
@@ -32,7 +33,9 @@ class Images:
     trained: int = 0
 
 
-def open_images(checkpoint: Checkpoint, data: str, root: Path | None, split: str | None) -> Images:
+def open_images(
+    checkpoint: Checkpoint, data: str, root: Path | None, split: str | None, most: int | None = None
+) -> Images:
     """List the images of a folder, or some of a data set.
 
     Parameters
@@ -41,6 +44,7 @@ def open_images(checkpoint: Checkpoint, data: str, root: Path | None, split: str
     data : a name in ``DATASETS``, which goes before a folder in the current one that is called so; or else a folder
     root : where the data sets are, as in `load_dataset`
     split : one of ``SPLITS``; None for the default
+    most : so many of them are taken at random, always the same; all if None
 
     Raises
     ------
@@ -53,11 +57,16 @@ def open_images(checkpoint: Checkpoint, data: str, root: Path | None, split: str
     assert checkpoint.std is not None
     preprocessing = Preprocessing(checkpoint.mean, checkpoint.std, checkpoint.image_size)
     if data in DATASETS:
-        return _of_dataset(checkpoint, load_dataset(data, root), split, preprocessing)
+        return _of_dataset(checkpoint, load_dataset(data, root), split, preprocessing, most)
     for option, value in (("--data-root", root), ("--split", split)):
         if value is not None:
             raise typer.BadParameter(f"expected a data set by name for --data, got {data}", param_hint=option)
-    return Images(_in_folder(checkpoint, Path(data), preprocessing), data)
+    found = _in_folder(checkpoint, Path(data), preprocessing)
+    return Images(found if most is None else found.subset(_some(len(found), most).tolist()), data)
+
+
+def _some(n: int, most: int) -> torch.Tensor:
+    return some_of(n, most).sort().values
 
 
 def _in_folder(checkpoint: Checkpoint, folder: Path, preprocessing: Preprocessing) -> ImageFolder:
@@ -72,7 +81,7 @@ def _in_folder(checkpoint: Checkpoint, folder: Path, preprocessing: Preprocessin
 
 
 def _of_dataset(
-    checkpoint: Checkpoint, dataset: ImageDataset, split: str | None, preprocessing: Preprocessing
+    checkpoint: Checkpoint, dataset: ImageDataset, split: str | None, preprocessing: Preprocessing, most: int | None
 ) -> Images:
     if checkpoint.num_classes != dataset.num_classes:
         raise ValueError(
@@ -101,5 +110,6 @@ def _of_dataset(
             param_hint="--split",
         )
     rows = known[chosen]
+    rows = rows if most is None else rows[_some(len(rows), most)]
     trained = 0 if splits is None else int(torch.isin(rows, splits.train).sum())
     return Images(ImageRows(dataset, rows, preprocessing), f"{dataset.name}, {chosen}", trained)

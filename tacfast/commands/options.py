@@ -10,6 +10,7 @@ import torch
 import typer
 
 from ..data.datasets import DATASETS, ROOT_VARIABLE
+from ..models.presets import PRESETS
 
 
 class Numbers(tuple[float, ...]):
@@ -54,6 +55,15 @@ Checkpoint = Annotated[
         metavar="CHECKPOINT",
         help="Weights: .safetensors, or a state dict saved by torch; or a folder of transformers, timm or "
         "BackdoorBench, or with one such file. No code in it is run.",
+        show_default=False,
+    ),
+]
+Checkpoints = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="As many models as you like: weights as .safetensors, or a state dict saved by torch; or a folder of "
+        "transformers, timm or BackdoorBench, or with one such file. No code in it is run.",
         show_default=False,
     ),
 ]
@@ -104,6 +114,18 @@ NumClasses = Annotated[int | None, typer.Option(min=2, help="Number of classes."
 Head = Annotated[
     str | None,
     typer.Option(metavar="MODULE", help="Name of the last linear layer, if it is not found.", rich_help_panel=MODEL),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Normalisation and size of images that are usual for a data set, where the model does not say them: "
+        f"{', '.join(PRESETS)}. --mean, --std and --image-size go before it.",
+        rich_help_panel=DATA,
+    ),
+]
+MaxImages = Annotated[
+    int | None,
+    typer.Option(min=1, help="Take so many of the images, at random, always the same.", rich_help_panel=DATA),
 ]
 Mean = Annotated[
     Numbers | None,
@@ -167,8 +189,19 @@ Quick = Annotated[
         rich_help_panel=RUN,
     ),
 ]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", help="Print nothing but errors: files and the exit status tell.", rich_help_panel=RUN
+    ),
+]
 Json = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Write everything found as JSON.", rich_help_panel=RESULT)
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write everything found as JSON, errors too; - is standard output. tacfast schema says what is in it.",
+        rich_help_panel=RESULT,
+    ),
 ]
 Html = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write a report that stands alone.", rich_help_panel=RESULT)

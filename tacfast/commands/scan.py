@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,35 +12,50 @@ import typer
 from rich.console import Console
 
 from ..data import FolderLoader
-from ..report import scan_facts, write_html, write_json
+from ..report import error_facts, scan_facts, write_html, write_json
+from ..report.files import as_json
 from ..scanning import ScanReport
 from ..scanning import scan as scan_model
 from . import options, screen
+from .many import ERROR, ORDER, scan_many
 from .suspect import Suspect, check_files, first_head, open_loader, open_suspect
 from .triggered import Triggered
 
+STDOUT = Path("-")
 # By the label of the verdict; 1 is an error and 2 wrong usage.
-EXIT_STATUS = {"nothing_found": 0, "suspicious": 3, "borderline": 4, "inconclusive": 4}
+EXIT_STATUS = {"nothing_found": 0, ERROR: 1, "suspicious": 3, "borderline": 4, "inconclusive": 4}
+
+
+class FailOn(str, Enum):
+    """Verdicts that ``--fail-on`` takes, from the least that is told by the exit status."""
+
+    inconclusive = "inconclusive"
+    borderline = "borderline"
+    suspicious = "suspicious"
+    never = "never"
 
 
 def scan(
-    checkpoint: options.Checkpoint,
+    checkpoints: options.Checkpoints,
     data: options.Data,
     arch: options.Arch = None,
     num_classes: options.NumClasses = None,
     arch_args: options.ArchArgs = None,
     head: options.Head = None,
+    preset: options.Preset = None,
     mean: options.Mean = None,
     std: options.Std = None,
     image_size: options.ImageSize = None,
     class_names: options.ClassNames = None,
     data_root: options.DataRoot = None,
     split: options.Split = None,
+    max_images: options.MaxImages = None,
     skip_unreadable: options.SkipUnreadable = False,
     batch_size: options.BatchSize = 128,
     workers: options.Workers = None,
     device: options.Device = None,
     quick: options.Quick = False,
+    quiet: options.Quiet = False,
     resume: Annotated[
         Path | None,
         typer.Option(
@@ -49,36 +66,84 @@ def scan(
     ] = None,
     json: options.Json = None,
     html: options.Html = None,
+    fail_on: Annotated[
+        FailOn,
+        typer.Option(
+            help="The least verdict whose exit status is not 0, for continuous integration; never tells errors alone.",
+            rich_help_panel=options.RESULT,
+        ),
+    ] = FailOn.inconclusive,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="For several models: a report of each as JSON and HTML, summary.jsonl with one line a model, and "
+            "index.html, the worst first. What is done is not done again, and one that fails does not stop the others.",
+            rich_help_panel=options.RESULT,
+        ),
+    ] = None,
 ) -> None:
-    """Look for a backdoor in a classifier that somebody else trained.
+    """Look for a backdoor in classifiers that somebody else trained.
 
-    Exit status: 0 nothing found, 1 error, 2 wrong usage, 3 suspicious, 4 borderline or inconclusive. Nothing found is
+    Exit status: 0 nothing found, 1 error, 2 wrong usage, 3 suspicious, 4 borderline or inconclusive; of several models
+    that of the worst, an error before a borderline one. --fail-on makes it 0 for verdicts below one. Nothing found is
     no proof that there is no backdoor.
     """
-    console = Console()
-    check_files(checkpoint, class_names, json=json, html=html, resume=resume)
-    suspect = open_suspect(
-        checkpoint,
-        data,
-        data_root=data_root,
-        split=split,
-        arch=arch,
-        arch_args=arch_args,
-        num_classes=num_classes,
-        mean=mean,
-        std=std,
-        image_size=image_size,
-        class_names=class_names,
-        device=device,
-    )
-    loader = open_loader(suspect.images, batch_size, workers=workers, skip_unreadable=skip_unreadable)
-    report = run_scan(console, suspect, loader, head, resume=resume, quick=quick)
-    about = describe(suspect, report, loader, Triggered(suspect, batch_size, workers=workers))
-    facts = scan_facts(report, **about)
-    # First what may be lost: printing fails where nobody reads on.
-    write_reports(facts, report, json=json, html=html)
-    show_scan(console, facts, about["names"])
-    raise typer.Exit(EXIT_STATUS[report.verdict.label])
+    to_stdout = json == STDOUT
+    console = Console(stderr=to_stdout, quiet=quiet)  # where JSON goes, nothing else may
+    given: dict[str, Any] = {
+        "data_root": data_root,
+        "split": split,
+        "max_images": max_images,
+        "arch": arch,
+        "arch_args": arch_args,
+        "num_classes": num_classes,
+        "preset": preset,
+        "mean": mean,
+        "std": std,
+        "image_size": image_size,
+        "class_names": class_names,
+    }
+
+    def scan_one(
+        path: Path, json: Path | None, html: Path | None, resume: Path | None = None
+    ) -> tuple[dict[str, Any], Mapping[int, str]]:
+        suspect = open_suspect(path, data, device=device, **given)
+        loader = open_loader(suspect.images, batch_size, workers=workers, skip_unreadable=skip_unreadable)
+        report = run_scan(console, suspect, loader, head, resume=resume, quick=quick)
+        about = describe(suspect, report, loader, Triggered(suspect, batch_size, workers=workers))
+        facts = scan_facts(report, **about)
+        # First what may be lost: printing fails where nobody reads on.
+        write_reports(facts, report, json=json, html=html)
+        return facts, about["names"]
+
+    if out is not None:
+        for option, value in (("--json", json), ("--html", html), ("--resume", resume)):
+            if value is not None:
+                raise typer.BadParameter("expected none with --out, which keeps everything", param_hint=option)
+        settings = {"data": data, "head": head, "quick": quick, "skip_unreadable": skip_unreadable}
+        settings |= {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+        rows = scan_many(console, checkpoints, out, settings, lambda path, json, html: scan_one(path, json, html)[0])
+        raise typer.Exit(worst_status([row["label"] for row in rows], fail_on))
+    if len(checkpoints) > 1:
+        raise typer.BadParameter(f"expected a folder for the results of {len(checkpoints)} models", param_hint="--out")
+    (checkpoint,) = checkpoints
+    check_files(checkpoint, class_names, json=None if to_stdout else json, html=html, resume=resume)
+    try:
+        facts, names = scan_one(checkpoint, json, html, resume)
+    except Exception as error:
+        with suppress(OSError):  # the disk may be full; the first error is what counts
+            write_reports(error_facts(checkpoint, error), None, json=json, html=None)
+        raise
+    show_scan(console, facts, names)
+    raise typer.Exit(worst_status([facts["verdict"]["label"]], fail_on))
+
+
+def worst_status(labels: Sequence[str], fail_on: FailOn) -> int:
+    """Exit status of several verdicts, or errors, of which those below ``fail_on`` count as nothing."""
+    graver = ("never", "suspicious", "borderline", "inconclusive")
+    counted = graver[: graver.index(fail_on.value) + 1]
+    return next((EXIT_STATUS[label] for label in ORDER if label in (*counted, ERROR) and label in labels), 0)
 
 
 def run_scan(
@@ -115,9 +180,11 @@ def show_scan(console: Console, facts: dict[str, Any], names: Mapping[int, str])
     screen.print_warnings(console, [*filter(None, [facts["scan"]["accuracy_warning"]]), *facts["warnings"]])
 
 
-def write_reports(facts: dict[str, Any], report: ScanReport, *, json: Path | None, html: Path | None) -> None:
-    """Write the files that were asked for."""
-    if json is not None:
+def write_reports(facts: dict[str, Any], report: ScanReport | None, *, json: Path | None, html: Path | None) -> None:
+    """Write the files that were asked for; without a report there is no page."""
+    if json == STDOUT:
+        typer.echo(as_json(facts), nl=False)
+    elif json is not None:
         write_json(json, facts)
-    if html is not None:
+    if html is not None and report is not None:
         write_html(html, facts, report.perturbations)

@@ -16,8 +16,9 @@ from .._text import excerpt
 from ..data import FolderLoader, ImageFolder, ImageRows
 from ..data.folders import listed, some
 from ..models import Checkpoint, Head, HeadError, find_head, load_checkpoint, restore_model
-from ..models.checkpoint import SAFETENSORS, find_checkpoint, sidecar_of
+from ..models.checkpoint import SAFETENSORS, digest_of, find_checkpoint, sidecar_of
 from ..models.latents import split_batch
+from ..models.presets import PRESETS
 from ..report import check_writable
 from ..scanning import ScanReport
 from .images import Images, open_images
@@ -62,6 +63,7 @@ class Suspect:
         made, arguments = self.images.preprocessing, self.checkpoint.arch_args
         return {
             "checkpoint": str(self.path),
+            "SHA-256": digest_of(self.path),
             "architecture": f"{self.checkpoint.arch}, {excerpt(str(arguments))}" if arguments else self.checkpoint.arch,
             "normalised by": f"mean {listed(made.mean)}; standard deviation {listed(made.std)}",
             "image size": "as it is" if made.image_size is None else "{}×{}".format(*made.image_size),
@@ -115,9 +117,11 @@ def open_suspect(
     *,
     data_root: Path | None,
     split: str | None,
+    max_images: int | None,
     arch: str | None,
     arch_args: dict[str, Any] | None,
     num_classes: int | None,
+    preset: str | None,
     mean: Numbers | None,
     std: Numbers | None,
     image_size: int | None,
@@ -145,6 +149,8 @@ def open_suspect(
         "class_names": None if class_names is None else read_names(class_names),
     }
     given: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
+    usual = _preset(preset)
+    given = {name: value for name, value in usual.items() if getattr(checkpoint, name) is None} | given
     missing = [
         name
         for name in ("arch", "num_classes", "mean", "std")
@@ -152,10 +158,20 @@ def open_suspect(
     ]
     if missing:
         options = " and ".join(f"--{name.replace('_', '-')}" for name in missing)
-        raise typer.BadParameter(f"give {options}: {path} does not say it, and a guess would spoil the answer")
+        hint = f" (or --preset {'|'.join(PRESETS)})" if {"mean", "std"} & set(missing) else ""
+        raise typer.BadParameter(f"give {options}{hint}: {path} does not say it, and a guess would spoil the answer")
     checkpoint = replace(checkpoint, **given)
     model = restore_model(checkpoint).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Suspect(path, model, checkpoint, open_images(checkpoint, data, data_root, split))
+    return Suspect(path, model, checkpoint, open_images(checkpoint, data, data_root, split, max_images))
+
+
+def _preset(name: str | None) -> dict[str, Any]:
+    """Fields of a checkpoint that a preset says; none without one."""
+    if name is None:
+        return {}
+    if name not in PRESETS:
+        raise typer.BadParameter(f"expected one of {', '.join(PRESETS)}, got {name!r}", param_hint="--preset")
+    return PRESETS[name]._asdict()
 
 
 def read_names(path: Path) -> tuple[str, ...]:

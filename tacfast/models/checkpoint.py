@@ -235,7 +235,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     loaded = load_file(target)
     if described is None:
         return _from_elsewhere(loaded, target)
-    if described.pop("weights_sha256", None) != _sha256(target):
+    if described.pop("weights_sha256", None) != digest_of(target):
         raise CheckpointError(
             f"{shown_path(sidecar)}: it does not belong to {shown_path(target)}, whose content differs from what was "
             "saved with it; if the weights are those that you want, delete it and say yourself what it would"
@@ -326,11 +326,19 @@ def sidecar_of(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _sha256(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """SHA-256 in hex of a file, or of what is in a folder: of the names of its files with theirs, in order."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
+    if path.is_dir():
+        for each in sorted(each for each in path.iterdir() if each.is_file()):
+            digest.update(f"{each.name} {digest_of(each)}\n".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except OSError as error:
+        raise CheckpointError(f"{shown_path(path)}: not read: {error.strerror}") from error
     return digest.hexdigest()
 
 

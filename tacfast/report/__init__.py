@@ -1,9 +1,9 @@
 """Pictures, tables, pages and files for people and programs to read."""
 
 from ..solver._files import check_writable
-from .facts import accuracy_warning, repair_facts, scan_facts
-from .files import write_json
-from .html import write_html
+from .facts import accuracy_warning, error_facts, repair_facts, scan_facts
+from .files import schema_text, write_json
+from .html import write_html, write_index
 from .plots import new_figure, plot_scores, plot_triggers
 from .tables import before_after_table
 
@@ -11,11 +11,14 @@ __all__ = [
     "accuracy_warning",
     "before_after_table",
     "check_writable",
+    "error_facts",
     "new_figure",
     "plot_scores",
     "plot_triggers",
     "repair_facts",
     "scan_facts",
+    "schema_text",
     "write_html",
+    "write_index",
     "write_json",
 ]

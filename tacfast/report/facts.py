@@ -6,11 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from os import PathLike
 from typing import Any
 
 import torch
 
 from .._info import installation
+from .._text import printable
 from ..defenses.base import RepairResult
 from ..detection import Asymmetry, Verdict
 from ..detection.bank import Bank
@@ -19,6 +21,8 @@ from ..solver import TacSolution
 from ..stability import Stability, ranks
 from .words import bank_sentence, headline, stability_sentence
 
+# Of the JSON: raised when a field goes, or means something else; ``schema.json`` says what there is.
+VERSION = 1
 # As many latents of a shift are listed.
 TOP_LATENTS = 20
 # A classifier that closes less than this share of the way from guessing to perfection was probably fed wrongly.
@@ -62,7 +66,7 @@ def scan_facts(
     verdict = report.verdict
     norms = dict(zip(solution.classes.tolist(), solution.norms.detach().tolist(), strict=True))
     return {
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **_head(),
         "verdict": {
             "rule": verdict.rule,
             "label": verdict.label,
@@ -105,6 +109,23 @@ def scan_facts(
         "warnings": list(warnings),
         "installation": installation(__version__),
     }
+
+
+def error_facts(checkpoint: str | PathLike[str], error: Exception) -> dict[str, Any]:
+    """What there is to say, ready for `write_json`, of a scan that came to nothing."""
+    from .. import __version__
+
+    message = printable((str(error).splitlines() or [""])[0])
+    return {
+        **_head(),
+        "error": {"kind": type(error).__name__, "message": message},
+        "source": {"checkpoint": str(checkpoint)},
+        "installation": installation(__version__),
+    }
+
+
+def _head() -> dict[str, Any]:
+    return {"version": VERSION, "created": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
 
 def repair_facts(result: RepairResult, confirmation: Mapping[str, Any] | None = None) -> dict[str, Any]:

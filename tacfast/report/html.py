@@ -61,6 +61,25 @@ def write_html(
     write_atomically(path, text.encode())
 
 
+def write_index(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a page that links the reports of several scans, atomically.
+
+    Parameters
+    ----------
+    path : of the page, in the folder of the reports
+    rows : in the order to be shown, each with ``name``, ``label`` (or ``"error"``) and ``error``, and without an error
+        ``html``, ``headline``, ``surprise`` and ``accuracy``, as ``tacfast scan --out`` writes them
+
+    Raises
+    ------
+    ImportError
+        Without the extra ``report`` (Jinja2).
+    """
+    told = [{key: value for key, value in row.items() if value is not None or key == "error"} for row in rows]
+    text = _environment().get_template("index.html.j2").render(rows=told, nan=math.nan)
+    write_atomically(path, text.encode())
+
+
 def _environment() -> Environment:
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined

@@ -1,0 +1,146 @@
+"""``tacfast scan`` of many checkpoints: one table, one line of JSON for each, and a page that links the reports."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .._text import printable
+from ..models.checkpoint import digest_of, find_checkpoint
+from ..report import write_index
+from ..report.files import finite
+from ..solver._files import write_atomically
+
+SUMMARY, INDEX = "summary.jsonl", "index.html"
+ERROR = "error"
+# What a reader should look at first, by its label. An error comes before borderline: nothing is known of that model.
+ORDER = ("suspicious", ERROR, "borderline", "inconclusive", "nothing_found")
+
+
+def scan_many(
+    console: Console,
+    checkpoints: Sequence[Path],
+    out: Path,
+    settings: dict[str, Any],
+    scan_one: Callable[[Path, Path, Path], dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """Scan each, go on after one that fails, and skip what is done; returns a row for each, as the summary has it.
+
+    Parameters
+    ----------
+    console : where bars and the table are drawn
+    checkpoints : files or folders
+    out : folder of the results, made if it is not there
+    settings : of the scan; what was done with others is done again
+    scan_one : scans a checkpoint, writes its reports as JSON and as HTML, and returns the facts
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    known = {row["name"]: row for row in read_summary(out)}
+    settings = json.loads(json.dumps(finite(settings)))  # as they come back from a file
+    rows: list[dict[str, Any]] = []
+    for number, (name, path) in enumerate(zip(names_of(checkpoints), checkpoints, strict=True), 1):
+        console.print(f"{number}/{len(checkpoints)} {printable(str(path))}", markup=False, highlight=False)
+        rows.append(_scanned(path, name, out, settings, known.get(name), scan_one))
+        if message := rows[-1]["error"]:
+            console.print(f"  error: {message}", markup=False, highlight=False, soft_wrap=True)
+        # What an earlier run has of others is kept.
+        kept = [row for other, row in known.items() if other not in {row["name"] for row in rows}]
+        _write_summary(out, sorted([*rows, *kept], key=_place))
+    console.print()
+    console.print(_table(sorted(rows, key=_place)))
+    console.print(f"wrote {out / INDEX} and {out / SUMMARY}", markup=False, highlight=False, soft_wrap=True)
+    return rows
+
+
+def names_of(checkpoints: Sequence[Path]) -> list[str]:
+    """A name for the reports of each: that of the file, with so many folders before it as tell it from the others."""
+    whole = [path.resolve().with_suffix("") if path.is_file() else path.resolve() for path in checkpoints]
+    for depth in range(1, max(len(path.parts) for path in whole) + 1):
+        names = ["-".join(part.strip("/\\:") for part in path.parts[-depth:]) for path in whole]
+        if len(set(names)) == len(names):
+            return names
+    # The same one twice, or two that only their suffix tells apart.
+    return [f"{number}-{path.name}" for number, path in enumerate(checkpoints, 1)]
+
+
+def _scanned(
+    path: Path,
+    name: str,
+    out: Path,
+    settings: dict[str, Any],
+    before: dict[str, Any] | None,
+    scan_one: Callable[[Path, Path, Path], dict[str, Any]],
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": name, "checkpoint": str(path), "sha256": None, "settings": settings, "error": None}
+    report, page = out / f"{name}.json", out / f"{name}.html"
+    start = time.perf_counter()
+    try:
+        row["sha256"] = digest_of(find_checkpoint(path))
+        same = before is not None and all(before.get(key) == row[key] for key in row)
+        if before is not None and same and report.is_file() and page.is_file():
+            return before
+        facts = scan_one(path, report, page)
+    except Exception as error:
+        message = printable((str(error).splitlines() or [type(error).__name__])[0])
+        return row | {"label": ERROR, "error": message}
+    verdict = facts["verdict"]
+    return row | {
+        "label": verdict["label"],
+        **{key: verdict[key] for key in ("headline", "classes", "surprise", "p_value")},
+        "accuracy": facts["scan"]["accuracy"],
+        "images": facts["scan"]["samples"],
+        "seconds": round(time.perf_counter() - start, 3),
+        "json": report.name,
+        "html": page.name,
+    }
+
+
+def read_summary(out: Path) -> list[dict[str, Any]]:
+    """The rows of an earlier run; none where there is no such file, and without lines that are damaged."""
+    path, rows = out / SUMMARY, []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("name"), str) and row.get("label") in ORDER:
+            rows.append(row)
+    return rows
+
+
+def _write_summary(out: Path, rows: Sequence[dict[str, Any]]) -> None:
+    lines = [json.dumps(finite(row), allow_nan=False, ensure_ascii=False) for row in rows]
+    write_atomically(out / SUMMARY, "".join(f"{line}\n" for line in lines).encode())
+    write_index(out / INDEX, rows)
+
+
+def _place(row: dict[str, Any]) -> tuple[int, float]:
+    """Worst first: by label, then by how much the oddest class stands out."""
+    surprise = row.get("surprise")
+    return ORDER.index(row["label"]), -surprise if isinstance(surprise, float) and surprise == surprise else 0.0
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table(box=None, padding=(0, 1))
+    for column in ("verdict", "model", "classes"):
+        table.add_column(column, overflow="fold")
+    for column in ("surprise", "accuracy"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        surprise, accuracy = row.get("surprise"), row.get("accuracy")
+        table.add_row(
+            row["label"].replace("_", " "),
+            Text(printable(row["name"])),
+            ", ".join(map(str, row.get("classes") or ())) or "-",
+            "-" if surprise is None or surprise != surprise else f"{surprise:.2f}",
+            "-" if accuracy is None else f"{100 * accuracy:.1f} %",
+            style="bold red" if row["label"] == "suspicious" else "",
+        )
+    return table

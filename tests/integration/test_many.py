@@ -1,0 +1,222 @@
+"""``tacfast scan`` of several models, for programs and for continuous integration."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+pytest.importorskip("typer")
+pytest.importorskip("torchvision")
+pytest.importorskip("safetensors")
+pytest.importorskip("sklearn")
+
+import jsonschema
+from PIL import Image
+
+from tacfast import cli
+from tacfast.commands.many import names_of
+from tacfast.commands.scan import FailOn, worst_status
+from tacfast.demo import make_trial
+from tacfast.models import save_checkpoint
+from tacfast.models.checkpoint import Checkpoint, digest_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def suspects(tmp_path_factory):
+    """A backdoored and a clean network, each saying what it is, something that is none, and images."""
+    folder = tmp_path_factory.mktemp("suspects")
+    for name, clean in (("attacked", False), ("harmless", True)):
+        trial = make_trial(seed=2, clean=clean)
+        about = {"arch": "small_preact_resnet", "arch_args": {"in_channels": 1}, "num_classes": 10}
+        about |= {"mean": (0.0,), "std": (1.0,)}
+        save_checkpoint(Checkpoint(trial.model.state_dict(), **about), folder / f"{name}.safetensors")
+    (folder / "broken.pt").write_bytes(b"nothing of the kind")
+    for i, (image, label) in enumerate(zip(trial.clean.images, trial.clean.labels.tolist(), strict=True)):
+        path = folder / "images" / str(label) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image[0] * 255).round().byte().numpy()).save(path)
+    return folder
+
+
+def run(capsys, *arguments):
+    status = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return status, captured.out, captured.err
+
+
+def flat(err):
+    """A usage error without the box around it."""
+    return " ".join(err.replace("│", " ").split())
+
+
+def rows_of(out):
+    return [json.loads(line) for line in (out / "summary.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def schema(capsys):
+    status, text, _ = run(capsys, "schema")
+    assert status == 0
+    found = json.loads(text)
+    jsonschema.Draft202012Validator.check_schema(found)
+    return jsonschema.Draft202012Validator(found)
+
+
+def test_many_are_scanned_the_worst_first_and_one_that_fails_stops_nothing(suspects, tmp_path, capsys, schema):
+    out = tmp_path / "results"
+    given = [suspects / name for name in ("harmless.safetensors", "broken.pt", "attacked.safetensors")]
+    status, text, err = run(capsys, "scan", *given, "--data", suspects / "images", "--out", out)
+    assert (status, err) == (3, "")
+    rows = rows_of(out)
+    assert [(row["name"], row["label"]) for row in rows] == [
+        ("attacked", "suspicious"),
+        ("broken", "error"),
+        ("harmless", "nothing_found"),
+    ]
+    places = [text.rindex(name) for name in ("attacked", "broken", "harmless")]
+    assert places == sorted(places)
+    for row in rows:
+        assert row["sha256"] == digest_of(next(path for path in given if path.stem == row["name"]))
+    assert "not read" in rows[1]["error"]
+    facts = json.loads((out / rows[0]["json"]).read_text())
+    schema.validate(facts)
+    assert facts["verdict"]["classes"] == rows[0]["classes"]
+    assert facts["source"]["SHA-256"] == rows[0]["sha256"]
+    page = (out / "index.html").read_text()
+    assert [page.index(f'href="{row["html"]}"') for row in (rows[0], rows[2])] == sorted(
+        page.index(f'href="{row["html"]}"') for row in (rows[0], rows[2])
+    )
+    assert 'href="broken' not in page
+    assert (out / rows[0]["html"]).is_file()
+
+    # What is done is not done again; what failed, or has changed, is. Others stay.
+    made = {row["name"]: (out / f"{row['name']}.json").stat().st_mtime_ns for row in rows if row["label"] != "error"}
+    shutil.copy(suspects / "harmless.safetensors", suspects / "broken.pt")
+    status, text, _ = run(capsys, "scan", *given[:2], "--data", suspects / "images", "--out", out, "--arch",
+                          "small_preact_resnet", "--num-classes", "10", "--mean", "0", "--std", "1",
+                          "--arch-args", '{"in_channels": 1}')  # fmt: skip
+    assert status == 0
+    labels = {row["name"]: row["label"] for row in rows_of(out)}
+    assert labels == {"attacked": "suspicious", "broken": "nothing_found", "harmless": "nothing_found"}
+    assert next(iter(labels)) == "attacked"
+    assert (out / "harmless.json").stat().st_mtime_ns > made["harmless"]  # with other settings
+    again = (out / "harmless.json").stat().st_mtime_ns
+    status, text, _ = run(capsys, "scan", given[0], "--data", suspects / "images", "--out", out, "--arch",
+                          "small_preact_resnet", "--num-classes", "10", "--mean", "0", "--std", "1",
+                          "--arch-args", '{"in_channels": 1}')  # fmt: skip
+    assert (out / "harmless.json").stat().st_mtime_ns == again
+    assert "judging" not in text
+    assert (out / "attacked.json").stat().st_mtime_ns == made["attacked"]
+
+
+def test_a_damaged_summary_is_no_obstacle(suspects, tmp_path, capsys):
+    (tmp_path / "summary.jsonl").write_text('{"name": "x"}\nnonsense\n{"name": 3, "label": "suspicious"}\n[]\n')
+    status, _, err = run(
+        capsys, "scan", suspects / "harmless.safetensors", "--data", suspects / "images", "--out", tmp_path
+    )
+    assert (status, err) == (0, "")
+    assert [row["name"] for row in rows_of(tmp_path)] == ["harmless"]
+
+
+@pytest.mark.parametrize("option", ["--json", "--html", "--resume"])
+def test_a_folder_of_results_keeps_everything(suspects, tmp_path, capsys, option):
+    given = ("scan", suspects / "harmless.safetensors", "--data", suspects / "images", "--out", tmp_path / "out")
+    status, _, err = run(capsys, *given, option, tmp_path / "x")
+    assert status == 2
+    assert option in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_models_need_a_folder_for_their_results(suspects, capsys):
+    path = suspects / "harmless.safetensors"
+    status, _, err = run(capsys, "scan", path, path, "--data", suspects / "images")
+    assert status == 2
+    assert "--out" in err
+
+
+def test_names_tell_models_apart(tmp_path):
+    for name in ("a/model.pt", "b/model.pt", "b/model.bin"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    a, b, other = (tmp_path / name for name in ("a/model.pt", "b/model.pt", "b/model.bin"))
+    assert names_of([a]) == ["model"]
+    assert names_of([a, b]) == ["a-model", "b-model"]
+    assert names_of([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
+    assert len(set(names_of([b, other]))) == len(set(names_of([a, a]))) == 2
+
+
+def test_json_to_standard_output_is_all_that_is_there(suspects, capsys, schema):
+    given = ("scan", suspects / "attacked.safetensors", "--data", suspects / "images", "--json", "-")
+    status, text, err = run(capsys, *given)
+    assert status == 3
+    schema.validate(json.loads(text))
+    assert "Verdict: suspicious" in err
+
+
+def test_errors_are_reported_as_json_too(suspects, tmp_path, capsys, schema):
+    (tmp_path / "x.pt").write_bytes(b"nothing of the kind")
+    status, _, err = run(capsys, "scan", tmp_path / "x.pt", "--data", suspects / "images", "--json", tmp_path / "x")
+    found = json.loads((tmp_path / "x").read_text())
+    schema.validate(found)
+    assert status == 1
+    assert found["error"]["kind"] == "CheckpointError"
+    assert found["error"]["message"] in err
+    # The schema is no rubber stamp.
+    for damaged in ({**found, "extra": 1}, {k: v for k, v in found.items() if k != "error"}, {**found, "version": 2}):
+        assert not schema.is_valid(damaged)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["nothing_found"], (0, 0, 0, 0)),
+        (["inconclusive", "nothing_found"], (4, 0, 0, 0)),
+        (["borderline", "inconclusive"], (4, 4, 0, 0)),
+        (["borderline", "error"], (1, 1, 1, 1)),
+        (["error", "suspicious"], (3, 3, 3, 1)),
+        (["suspicious"], (3, 3, 3, 0)),
+    ],
+)
+def test_what_counts_as_failed_can_be_chosen(labels, expected):
+    assert tuple(worst_status(labels, least) for least in FailOn) == expected
+
+
+def test_fail_on_on_the_command_line(suspects, capsys):
+    given = ("scan", suspects / "attacked.safetensors", "--data", suspects / "images", "--quick", "--fail-on")
+    assert run(capsys, *given, "never")[0] == 0
+    status, _, err = run(capsys, *given, "sometimes")
+    assert status == 2
+    assert "suspicious" in err
+
+
+# ---- presets and fewer images ------------------------------------------------------------------------------------
+
+
+def test_a_preset_says_how_images_are_fed(tmp_path, suspects, capsys):
+    from tacfast.models import build_model
+
+    torch.manual_seed(0)
+    torch.save(build_model("small_preact_resnet", 10, arch_args={"in_channels": 3}).state_dict(), tmp_path / "m.pt")
+    for k in range(10):
+        (tmp_path / "images" / str(k)).mkdir(parents=True)
+        for i in range(5):
+            Image.new("RGB", (40, 40), (20 * k, 5 * i, 90)).save(tmp_path / "images" / str(k) / f"{i}.png")
+    model = ("--arch", "small_preact_resnet", "--arch-args", '{"in_channels": 3}', "--num-classes", "10")
+    given = ("scan", tmp_path / "m.pt", "--data", tmp_path / "images", *model, "--json", tmp_path / "facts.json")
+    _, _, err = run(capsys, *given)
+    assert "give --mean and --std (or --preset cifar10|gtsrb|tinyimagenet|imagenet)" in flat(err)
+    status, _, err = run(capsys, *given, "--preset", "cifar10", "--std", "0.5,0.5,0.5", "--max-images", "30", "--quick")
+    assert status in (0, 3, 4), err
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert facts["source"]["normalised by"] == (
+        "mean 0.4914, 0.4822, 0.4465; standard deviation 0.5, 0.5, 0.5"  # what is said goes first
+    )
+    assert facts["source"]["image size"] == "32×32"
+    assert facts["scan"]["samples"] == 30
+    status, _, err = run(capsys, *given, "--preset", "mnist")
+    assert status == 2
+    assert "expected one of cifar10, gtsrb, tinyimagenet, imagenet" in flat(err)
