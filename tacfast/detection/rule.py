@@ -222,7 +222,8 @@ def obstacles_of(solution: TacSolution) -> list[str]:
     if solution.trim != RULE_TRIM or solution.margin != RULE_MARGIN:
         found.append(
             f"the bank holds for trim {RULE_TRIM} and margin {RULE_MARGIN}, "
-            f"the solution has trim {solution.trim} and margin {solution.margin}"
+            f"the solution has trim {solution.trim} and margin {solution.margin}: "
+            f"solve with trim={RULE_TRIM}, margin={RULE_MARGIN}"
         )
     failed = [
         f"class {int(k)} ({status.name})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -48,18 +48,31 @@ class Latents:
     head: Head
 
 
+# Under these names batches that are dictionaries have their inputs and labels.
+INPUTS = ("pixel_values", "inputs", "images", "image", "img", "x")
+LABELS = ("labels", "label", "targets", "target", "y")
+
+
 def split_batch(batch: Any, num_classes: int | None = None, *, source: str = "loader") -> tuple[Tensor, Tensor | None]:
-    """Split what a loader yields, ``inputs``, ``(inputs,)`` or ``(inputs, labels)``, and check both.
+    """Split what a loader yields, ``inputs``, ``(inputs,)``, ``(inputs, labels)`` or a dictionary, and check both.
+
+    A dictionary has its inputs as one of ``INPUTS`` and its labels, if there are any, as one of ``LABELS``.
 
     Raises
     ------
     TypeError, ValueError
         Naming the ``source``, what was expected and what came; also for a label outside 0 … ``num_classes`` − 1.
     """
+    if isinstance(batch, Mapping):
+        batch = _from_dictionary(batch, source)
     parts = list(batch) if isinstance(batch, (tuple, list)) else [batch]
     if len(parts) not in (1, 2) or not all(isinstance(part, Tensor) for part in parts):
         came = ", ".join(type(part).__name__ for part in parts)
-        raise TypeError(f"{source}: expected batches that are tensors (inputs) or (inputs, labels), got ({came})")
+        hint = ": is it a data set? Give a DataLoader of it" if len(parts) == 2 and isinstance(parts[1], int) else ""
+        raise TypeError(
+            f"{source}: expected batches that are tensors (inputs) or (inputs, labels), or a dictionary of them, got "
+            f"({came}){hint}"
+        )
     inputs, labels = parts[0], parts[1] if len(parts) == 2 else None
     if inputs.ndim == 0 or len(inputs) == 0:
         raise ValueError(f"{source}: expected batches of at least one input, got shape {tuple(inputs.shape)}")
@@ -75,6 +88,17 @@ def split_batch(batch: Any, num_classes: int | None = None, *, source: str = "lo
         worst = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
         raise ValueError(f"{source}: expected labels 0 to {num_classes - 1}, the classes of the head, got {worst}")
     return inputs, labels
+
+
+def _from_dictionary(batch: Mapping[Any, Any], source: str) -> tuple[Any, ...]:
+    """Inputs and, where there are some, labels."""
+    inputs, labels = ([name for name in names if name in batch] for names in (INPUTS, LABELS))
+    if len(inputs) != 1 or len(labels) > 1:
+        raise TypeError(
+            f"{source}: expected batches with inputs as one of {', '.join(INPUTS)} and labels as one of "
+            f"{', '.join(LABELS)}, got a dictionary with {', '.join(map(str, batch)) or 'nothing'}"
+        )
+    return (batch[inputs[0]], *(batch[name] for name in labels))
 
 
 @contextmanager

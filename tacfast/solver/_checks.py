@@ -50,6 +50,10 @@ def check_head(W: Array, b: Array | None) -> Head:
         return Head(weight, None)
     bias = as_tensor("b", b)
     if tuple(bias.shape) != (weight.shape[0],):
+        if tuple(bias.shape) == (weight.shape[1],):
+            raise ValueError(
+                f"W: expected shape ({len(bias)}, d), a row for each entry of b, got {tuple(weight.shape)}: give W.T?"
+            )
         raise ValueError(f"b: expected shape ({weight.shape[0]},) to match W, got {tuple(bias.shape)}")
     if bias.device != weight.device:
         raise ValueError(f"b: expected device {weight.device} to match W, got {bias.device}")
@@ -62,8 +66,13 @@ def check_latents(latents: Array, W: Tensor) -> Tensor:
     if z.ndim != 2:
         raise ValueError(f"latents: expected shape (n, {W.shape[1]}), got {tuple(z.shape)}")
     if z.shape[1] != W.shape[1]:
+        if z.shape[0] == W.shape[1]:
+            raise ValueError(
+                f"latents: expected shape (n, {W.shape[1]}) to match W, got {tuple(z.shape)}: give latents.T?"
+            )
+        hint = ": give W.T?" if z.shape[1] == W.shape[0] else ""
         raise ValueError(
-            f"W: expected shape (C, {z.shape[1]}) to match latents (n, {z.shape[1]}), got {tuple(W.shape)}"
+            f"W: expected shape (C, {z.shape[1]}) to match latents (n, {z.shape[1]}), got {tuple(W.shape)}{hint}"
         )
     if z.shape[0] == 0:
         raise ValueError(f"latents: expected at least one sample, got shape {tuple(z.shape)}")

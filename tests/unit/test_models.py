@@ -295,7 +295,7 @@ def test_a_head_found_before_or_named_is_used():
     ("loader", "error", "message"),
     [
         ([], ValueError, "at least one batch, got none"),
-        ([{"x": 1}], TypeError, r"got \(dict\)"),
+        ([{"x": 1}], TypeError, r"got \(int\)"),
         ([(torch.randn(2, 6), [0, 1])], TypeError, r"got \(Tensor, list\)"),
         ([(torch.randn(2, 6), torch.zeros(2).long(), 0)], TypeError, "inputs, labels"),
         ([torch.randn(0, 6)], ValueError, "at least one input"),
@@ -360,3 +360,31 @@ def test_small_network_has_the_promised_shapes():
     assert found.latents.shape == (2, 16)
     assert found.logits.shape == (2, 3)
     assert float(found.latents.min()) >= 0
+
+
+# ---- batches that are dictionaries ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("inputs", "labels"), [("pixel_values", "labels"), ("img", "target"), ("x", None)])
+def test_batches_may_be_dictionaries(inputs, labels):
+    images, wanted = torch.randn(4, 6), torch.arange(4)
+    batch = {inputs: images, "file": ["a", "b", "c", "d"], **({} if labels is None else {labels: wanted})}
+    found = split_batch(batch)
+    assert found[0] is images
+    assert (found[1] is None) == (labels is None)
+    assert labels is None or torch.equal(found[1], wanted)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"data": torch.zeros(2, 3)}, "inputs as one of pixel_values, .* got a dictionary with data"),
+        ({"image": torch.zeros(2, 3), "img": torch.zeros(2, 3)}, "got a dictionary with image, img"),
+        ({"image": [1, 2]}, r"got \(list\)"),
+        ({}, "got a dictionary with nothing"),
+        ((torch.zeros(3, 4, 4), 3), "is it a data set"),
+    ],
+)
+def test_dictionaries_without_inputs_and_data_sets_are_told(batch, message):
+    with pytest.raises(TypeError, match=message):
+        split_batch(batch)

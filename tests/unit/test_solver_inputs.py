@@ -159,3 +159,15 @@ def test_a_default_dtype_or_device_does_not_leak_in():
         assert torch.equal(tacfast.solve_tac(*p).norms, expected)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_what_is_transposed_is_named():
+    latents, W, b = torch.randn(50, 16), torch.randn(5, 16), torch.randn(5)
+    with pytest.raises(ValueError, match=r"^W: expected shape \(5, d\).* got \(16, 5\): give W\.T\?"):
+        tacfast.solve_tac(latents, W.T, b)
+    with pytest.raises(ValueError, match=r"^W: expected shape \(C, 16\).*: give W\.T\?"):
+        tacfast.solve_tac(latents, W.T)
+    with pytest.raises(ValueError, match=r"^latents: expected shape \(n, 16\).*: give latents\.T\?"):
+        tacfast.solve_tac(latents.T, W, b)
+    with pytest.raises(ValueError, match=r"^W: .* got \(5, 16\)$"):
+        tacfast.solve_tac(latents[:, :7], W, b)
