@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from contextlib import nullcontext
 from typing import Any, BinaryIO
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from ._pickles import (
+    DEFAULTDICT,
     MAX_PICKLE_BYTES,
     NUMPY_GLOBALS,
     NUMPY_MODULES,
@@ -20,6 +22,7 @@ from ._pickles import (
     Contents,
     ForeignObjectError,
     expect,
+    is_stranger,
     scan_pickle,
 )
 
@@ -30,6 +33,24 @@ MAX_DIRECTORY_BYTES = 16 * 2**20
 END, LOCATOR, END64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL"), struct.Struct("<4sQ2H2L4Q")
 # What BackdoorBench writes for an attack; only there NumPy's arrays and numbers are expected.
 ATTACK_KEYS = frozenset({"model_name", "num_classes", "model", "bd_test"})
+
+
+class Stranger:
+    """Stands for an object beside the weights whose own code is not run; it takes everything and does nothing."""
+
+    def __new__(cls, *_: object, **__: object) -> Stranger:
+        return super().__new__(cls)
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _plain_dictionary(*_: object) -> dict[object, object]:
+    """In the place of a defaultdict, whose default is a function."""
+    return {}
 
 
 def load_pickled(file: BinaryIO) -> Any:
@@ -46,12 +67,24 @@ def load_pickled(file: BinaryIO) -> Any:
     legacy = file.read(len(LEGACY_MAGIC)) == LEGACY_MAGIC
     file.seek(0)
     contents = _scan_legacy(file, size) if legacy else _scan_zip(file, size)
-    numpy = contents.names & NUMPY_GLOBALS
+    numpy = contents.names & (NUMPY_GLOBALS - {"_codecs.encode"})  # which also makes the bytes of a date
     if numpy and not (type(contents.root) is dict and contents.root.keys() >= ATTACK_KEYS):
         raise ForeignObjectError(f"it holds objects of NumPy, it asks for {min(numpy)!r}")
     file.seek(0)
-    with torch.serialization.safe_globals(_numpy_globals()) if numpy else nullcontext():
+    strangers: list[Any] = [(Stranger, _renamed(name)) for name in contents.names if is_stranger(name)]
+    if DEFAULTDICT in contents.names:
+        strangers.append((_plain_dictionary, DEFAULTDICT))
+    allowed = [*(_numpy_globals() if numpy else ()), *strangers]
+    with torch.serialization.safe_globals(allowed) if allowed else nullcontext():
         return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
+
+
+def _renamed(name: str) -> str:
+    """A name of Python 2, which pickles of protocol 2 have, as torch looks it up."""
+    module, _, last = name.rpartition(".")
+    if (module, last) in NAME_MAPPING:
+        module, last = NAME_MAPPING[module, last]
+    return f"{IMPORT_MAPPING.get(module, module)}.{last}"
 
 
 def _numpy_globals() -> list[Any]:

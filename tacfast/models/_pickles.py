@@ -41,6 +41,29 @@ NUMPY_GLOBALS = {"numpy.ndarray", "numpy.dtype", "_codecs.encode"} | {
 }
 
 
+# Settings and notes that training scripts keep beside the weights. They are never built: something that does nothing
+# takes their place, whatever the pickle would do with them.
+STRANGERS = frozenset(
+    {"argparse.Namespace", "torch.torch_version.TorchVersion"}
+    | {f"__builtin__.{kind}" for kind in ("bool", "dict", "float", "int", "list", "long", "str", "tuple", "unicode")}
+)
+STRANGERS_OF = tuple(
+    f"{module}."
+    for module in (
+        *("datetime", "pathlib", "types", "typing"),
+        *("easydict", "lightning", "lightning_fabric", "omegaconf", "pytorch_lightning", "yacs"),
+    )
+)
+
+
+DEFAULTDICT = "collections.defaultdict"  # a plain one takes its place
+
+
+def is_stranger(name: str) -> bool:
+    """Whether a global stands for something beside the weights that is passed over."""
+    return name in STRANGERS or name.startswith(STRANGERS_OF)
+
+
 class ContentError(ValueError):
     """The file is damaged, or asks for more than numbers, containers and dense tensors."""
 
@@ -179,7 +202,10 @@ class _Machine:
 
     def set_pairs(self, items: list[Any]) -> None:
         target = self.stack[-1]
-        expect(type(target) in (dict, Ordered) and len(items) % 2 == 0)
+        expect(len(items) % 2 == 0)
+        if _is_kind(target, "stranger"):
+            raise ForeignObjectError("it holds a dictionary of a kind of its own")
+        expect(type(target) in (dict, Ordered))
         for key, value in zip(items[::2], items[1::2], strict=True):
             # Tuples would be hashed by torch, element by element, and a tuple of shared tuples has 2 ** n of them.
             expect(_is_key(key) or _is_kind(key, "scalar"))
@@ -187,7 +213,8 @@ class _Machine:
 
     def find_global(self, argument: Any) -> None:
         name = argument.replace(" ", ".")
-        if name not in _CALLABLE and name not in ITEM_SIZES and name != "numpy.ndarray":
+        known = name in _CALLABLE or name in ITEM_SIZES or name == "numpy.ndarray"
+        if not known and not is_stranger(name):
             raise ForeignObjectError(_UNWANTED.get(name, f"it asks for {name[:80]!r}"))
         self.contents.names.add(name)
         self.stack.append(Named(name))
@@ -211,13 +238,25 @@ class _Machine:
 
     def call(self, _: Any) -> None:
         arguments, function = self.pop(), self.pop()
-        expect(isinstance(function, Named) and function.name in _CALLABLE and type(arguments) is tuple)
+        expect(isinstance(function, Named) and type(arguments) is tuple)
         self.charge(*arguments)
+        if is_stranger(function.name):
+            self.stack.append(Opaque("stranger"))
+            return
+        expect(function.name in _CALLABLE)
         self.stack.append(_CALLABLE[function.name](*arguments))
+
+    def make(self, _: Any) -> None:
+        arguments, kind = self.pop(), self.pop()
+        expect(isinstance(kind, Named) and is_stranger(kind.name) and type(arguments) is tuple)
+        self.charge(*arguments)
+        self.stack.append(Opaque("stranger"))
 
     def build(self, _: Any) -> None:
         state, target = self.pop(), self.stack[-1]
         self.charge(state, *(state if type(state) is tuple else ()))
+        if _is_kind(target, "stranger"):
+            return
         if type(target) is Ordered:
             expect(type(state) is dict)  # the versions of modules, ``_metadata``
         elif isinstance(target, Opaque) and target.kind == "dtype":
@@ -327,11 +366,13 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     "GLOBAL": _Machine.find_global,
     "BINPERSID": _Machine.find_storage,
     "REDUCE": _Machine.call,
+    "NEWOBJ": _Machine.make,
     "BUILD": _Machine.build,
 }
 _CALLABLE: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _ordered,
     "collections.Counter": _counter,  # milestones of a learning-rate schedule
+    DEFAULTDICT: lambda *_: {},
     "torch.Size": _size,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor": lambda *view: _tensor(*view, False, Ordered()),  # before torch 0.4

@@ -1,12 +1,17 @@
+import argparse
+import datetime
 import os
+import pathlib
 import pickle
 import random
+import shutil
 import struct
 import sys
+import types
 import warnings
 import zipfile
 from _codecs import encode
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,6 +35,7 @@ from torch import nn
 
 from tacfast.models import CheckpointError, _pickles, load_checkpoint, read_weights
 from tacfast.models import weights as weights_module
+from tacfast.models.weights import load_file
 
 safetensors = pytest.importorskip("safetensors.torch")
 
@@ -445,3 +451,60 @@ def test_mutated_files_are_read_or_refused(tmp_path, count):
                 assert str(error).isprintable()  # noqa: PT017
     assert 0 < read < count / 4
     assert peak_memory() - before < 100
+
+
+# ---- what training scripts keep beside the weights ---------------------------------------------------------------
+
+BESIDE = {
+    "Namespace": argparse.Namespace(lr=0.1, out=pathlib.PurePosixPath("/a"), w=torch.ones(2)),
+    "path": pathlib.PurePosixPath("/a/b"),
+    "date": datetime.datetime(2026, 1, 2, 3, 4),
+    "duration": datetime.timedelta(3),
+    "SimpleNamespace": types.SimpleNamespace(a=[1, {"b": 2}]),
+    "defaultdict": defaultdict(int, {"a": 1}),
+    "version": torch.__version__,
+    "type": [int, dict],
+}
+
+
+@pytest.mark.parametrize("options", [{}, LEGACY], ids=["zip", "legacy"])
+@pytest.mark.parametrize("stranger", BESIDE.values(), ids=BESIDE)
+def test_strangers_beside_the_weights_are_passed_over(write, stranger, options):
+    expected = small_net().state_dict()
+    path = write(saved({"epoch": 3, "args": stranger, "state_dict": expected}, **options))
+    assert_same(read_weights(path), expected)
+    found = load_file(path)["args"]
+    # None of them was built: what is there has no content, and is of no kind that the file named.
+    assert found == {"a": 1} if isinstance(stranger, defaultdict) else "Stranger" in repr(found)
+
+
+def test_settings_of_omegaconf_are_passed_over(write):
+    omegaconf = pytest.importorskip("omegaconf")
+    expected = small_net().state_dict()
+    settings = omegaconf.OmegaConf.create({"a": {"b": [1, 2, "${a.b}"]}, "c": None})
+    assert_same(read_weights(write(saved({"hyper_parameters": settings, "state_dict": expected}))), expected)
+
+
+class Settings(dict):
+    """Of a module whose strangers are passed over."""
+
+
+Settings.__module__, Settings.__qualname__ = "yacs.config", "Settings"
+
+
+def test_strangers_among_the_weights_are_refused(write, monkeypatch):
+    yacs = types.ModuleType("yacs.config")
+    yacs.Settings = Settings
+    monkeypatch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
+    monkeypatch.setitem(sys.modules, "yacs.config", yacs)
+    among = {"weight": torch.ones(2), "path": pathlib.PurePosixPath("/a")}
+    assert "got Stranger for 'path'" in refusal(write(saved(among)))
+    assert "got Stranger" in refusal(write(saved(pathlib.PurePosixPath("/a"))))
+    # torch fills dictionaries of its own kinds alone.
+    assert "a dictionary of a kind of its own" in refusal(write(saved({"x": Settings(a=1), "w": torch.ones(2)})))
+
+
+@pytest.mark.parametrize("function", [os.system, eval, shutil.rmtree, argparse.ArgumentParser])
+def test_only_known_strangers_are_passed_over(write, not_loaded, function):
+    hostile = {"state_dict": small_net().state_dict(), "args": Call(function, "a")}
+    assert "refused, because it holds more than weights" in refusal(write(saved(hostile)))
