@@ -97,6 +97,23 @@ Split = Annotated[
         rich_help_panel=DATA,
     ),
 ]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Under which name a checkpoint of a training has its state dict, such as model_ema; without it the most "
+        "usual one, which the report tells.",
+        rich_help_panel=MODEL,
+    ),
+]
+StripPrefix = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="What stands before the names of the tensors, such as net.; those without it are left out.",
+        rich_help_panel=MODEL,
+    ),
+]
 Arch = Annotated[
     str | None,
     typer.Option(help="Architecture: a name that torchvision or timm knows.", rich_help_panel=MODEL),

@@ -38,6 +38,8 @@ class FailOn(str, Enum):
 def scan(
     checkpoints: options.Checkpoints,
     data: options.Data,
+    key: options.Key = None,
+    strip_prefix: options.StripPrefix = None,
     arch: options.Arch = None,
     num_classes: options.NumClasses = None,
     arch_args: options.ArchArgs = None,
@@ -95,6 +97,8 @@ def scan(
         "data_root": data_root,
         "split": split,
         "max_images": max_images,
+        "key": key,
+        "strip_prefix": strip_prefix,
         "arch": arch,
         "arch_args": arch_args,
         "num_classes": num_classes,

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from ..models.checkpoint import KEY
 from ..report.words import class_label
 
 # Classes that are shown, those that are the easiest to reach.
@@ -45,6 +46,8 @@ def print_scan(console: Console, facts: Mapping[str, Any], names: Mapping[int, s
     say(f"  in the bank, {facts['bank']['sentence']}")
     console.print()
     console.print(_classes_table(facts, names))
+    if where := facts["source"].get(KEY):
+        say(f"weights: {where} in the file (--key chooses another)")
     accuracy = "" if scan["accuracy"] is None else f", clean accuracy {100 * scan['accuracy']:.1f} %"
     timings = facts["timings"]
     say(

@@ -16,7 +16,7 @@ from .._text import excerpt
 from ..data import FolderLoader, ImageFolder, ImageRows
 from ..data.folders import listed, some
 from ..models import Checkpoint, Head, HeadError, find_head, load_checkpoint, restore_model
-from ..models.checkpoint import SAFETENSORS, digest_of, find_checkpoint, sidecar_of
+from ..models.checkpoint import KEY, SAFETENSORS, digest_of, find_checkpoint, sidecar_of
 from ..models.latents import split_batch
 from ..models.presets import PRESETS
 from ..report import check_writable
@@ -61,9 +61,11 @@ class Suspect:
     def source(self, report: ScanReport, loader: FolderLoader) -> dict[str, Any]:
         """What was scanned, for a report."""
         made, arguments = self.images.preprocessing, self.checkpoint.arch_args
+        where = (self.checkpoint.provenance or {}).get(KEY)
         return {
             "checkpoint": str(self.path),
             "SHA-256": digest_of(self.path),
+            **({} if where is None else {KEY: str(where)}),
             "architecture": f"{self.checkpoint.arch}, {excerpt(str(arguments))}" if arguments else self.checkpoint.arch,
             "normalised by": f"mean {listed(made.mean)}; standard deviation {listed(made.std)}",
             "image size": "as it is" if made.image_size is None else "{}×{}".format(*made.image_size),
@@ -118,6 +120,8 @@ def open_suspect(
     data_root: Path | None,
     split: str | None,
     max_images: int | None,
+    key: str | None,
+    strip_prefix: str | None,
     arch: str | None,
     arch_args: dict[str, Any] | None,
     num_classes: int | None,
@@ -138,7 +142,7 @@ def open_suspect(
         Naming the argument that is wrong.
     """
     path = find_checkpoint(path)
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, key=key, strip_prefix=strip_prefix)
     wanted = {
         "arch": arch,
         "arch_args": arch_args,

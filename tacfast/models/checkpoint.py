@@ -21,8 +21,20 @@ from ..solver._files import write_atomically
 from . import huggingface
 from .backdoorbench import ATTACK_RESULT, result_in
 from .registry import build_model
-from .weights import DTYPES, CheckpointError, listed, load_file, load_weights, match_weights, shown_path, weights_in
+from .weights import (
+    DTYPES,
+    CheckpointError,
+    key_of,
+    listed,
+    load_file,
+    load_weights,
+    match_weights,
+    shown_path,
+    weights_in,
+)
 
+# In the provenance: under which name of the file the weights were.
+KEY = "state dict"
 FORMAT, VERSION = "tacfast checkpoint", 1
 SAFETENSORS, PICKLES = ".safetensors", (".pt", ".pth")
 SUFFIXES = (SAFETENSORS, *PICKLES, ".bin", ".ckpt")
@@ -212,13 +224,22 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     return found[0]
 
 
-def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def load_checkpoint(
+    path: str | os.PathLike[str], *, key: str | None = None, strip_prefix: str | None = None
+) -> Checkpoint:
     """Read a checkpoint of `save_checkpoint`, a result of BackdoorBench, or anything that `read_weights` reads.
 
     Of the last, only the weights are known. Of a result of BackdoorBench, the architecture, the number of classes and,
     if it is that of an attack, image size and normalisation are known; what the attack was is left alone. A folder may
     be one that ``save_pretrained`` of transformers wrote, or timm for the hub, which say everything, or have one
     checkpoint in it, see `find_checkpoint`.
+
+    Parameters
+    ----------
+    path : file or folder
+    key : under which a checkpoint of a training has its state dict, such as ``model_ema`` or ``nets.teacher``; found if
+        None, and told in ``provenance``
+    strip_prefix : what stands before the names of the model, such as ``net.``; tensors without it are left out
 
     Raises
     ------
@@ -233,6 +254,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     sidecar = sidecar_of(target)
     described = _read_sidecar(sidecar) if target.suffix == SAFETENSORS and sidecar.is_file() else None
     loaded = load_file(target)
+    if key is not None or strip_prefix is not None:
+        where = key if key is not None else key_of(loaded)
+        return Checkpoint(weights_in(loaded, target, key, strip_prefix), provenance={KEY: where or "the file itself"})
     if described is None:
         return _from_elsewhere(loaded, target)
     if described.pop("weights_sha256", None) != digest_of(target):
@@ -299,7 +323,8 @@ def _outlined(checkpoint: Checkpoint, arch: str, num_classes: int) -> nn.Module 
 def _from_elsewhere(loaded: Any, path: str | os.PathLike[str]) -> Checkpoint:
     result = result_in(loaded, path)
     if result is None:
-        return Checkpoint(weights_in(loaded, path))
+        where = key_of(loaded)
+        return Checkpoint(weights_in(loaded, path), provenance=None if where is None else {KEY: where})
     described = {
         "arch": result.model_name,
         "num_classes": result.num_classes,

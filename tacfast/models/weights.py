@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -15,7 +15,10 @@ from ._archives import LEGACY_MAGIC, ZIP_MAGIC, load_pickled
 from ._pickles import ContentError, ForeignObjectError
 
 # Under these names training scripts keep the state dict beside epoch, optimiser and so on; the first one counts.
-STATE_DICT_NAMES = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params")
+STATE_DICT_NAMES = (
+    *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params"),
+    *("ema", "model_ema", "ema_state_dict", "state_dict_ema"),  # averages of the weights, where there is nothing else
+)
 # Prefixes that wrappers put before every name: DataParallel, torch.compile, Lightning and the like.
 PREFIXES = ("module.", "_orig_mod.", "model.")
 MAX_PREFIXES = 6
@@ -97,10 +100,29 @@ def load_file(path: str | os.PathLike[str]) -> Any:
         raise CheckpointError(f"{shown_path(path)}: not read, it is damaged: {_first_line(error)}") from error
 
 
-def weights_in(loaded: Any, path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Find the state dict in what `load_file` gave, and check that it is one."""
-    inner = [dict.get(loaded, name) for name in STATE_DICT_NAMES] if isinstance(loaded, dict) else []
-    found = next((value for value in inner if isinstance(value, dict) and value), loaded)
+def key_of(loaded: Any) -> str | None:
+    """The name under which a checkpoint has its state dict; None if it is one itself."""
+    inner = [(name, dict.get(loaded, name)) for name in STATE_DICT_NAMES] if isinstance(loaded, dict) else []
+    return next((name for name, value in inner if isinstance(value, dict) and value), None)
+
+
+def weights_in(
+    loaded: Any, path: str | os.PathLike[str], key: str | None = None, prefix: str | None = None
+) -> dict[str, Tensor]:
+    """Find the state dict in what `load_file` gave, and check that it is one.
+
+    Parameters
+    ----------
+    loaded, path : what is in the file, and its name for messages
+    key : under which the state dict is, with dots between names in names; found if None
+    prefix : only tensors whose name begins so, without it; all if None
+    """
+    found = loaded
+    wanted = key_of(loaded) if key is None else key
+    for part in () if wanted is None else [wanted] if key is None else _parts_of(loaded, wanted):
+        if not isinstance(found, dict) or part not in dict.keys(found):
+            raise CheckpointError(f"{shown_path(path)}: expected {key!r} in it, got {_described(loaded)}")
+        found = dict.get(found, part)
     if not isinstance(found, dict) or not any(isinstance(value, Tensor) for value in dict.values(found)):
         raise CheckpointError(
             f"{shown_path(path)}: expected a state dict, or a dictionary with one under "
@@ -119,7 +141,17 @@ def weights_in(loaded: Any, path: str | os.PathLike[str]) -> dict[str, Tensor]:
                 f"got {value.dtype}, {value.layout} for {excerpt(name)!r}"
             )
         weights[name] = value.detach()
-    return weights
+    if prefix is None:
+        return weights
+    kept = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    if not kept:
+        raise CheckpointError(f"{shown_path(path)}: expected names that begin with {prefix!r}, got {listed(weights)}")
+    return kept
+
+
+def _parts_of(loaded: Any, key: str) -> list[str]:
+    """The key as it is, if there is such a one, or else its parts between dots."""
+    return [key] if isinstance(loaded, dict) and key in dict.keys(loaded) else key.split(".")
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -157,7 +189,7 @@ def match_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, 
     if missing:
         problems.append(f"{len(missing)} missing ({listed(missing)})")
     if unexpected:
-        problems.append(f"{len(unexpected)} unexpected ({listed(unexpected)})")
+        problems.append(f"{len(unexpected)} unexpected ({listed(unexpected)}){_common_prefix(own, unexpected)}")
     if shapes:
         differ = (f"{n} {tuple(renamed[n].shape)} instead of {tuple(own[n].shape)}" for n in shapes)
         problems.append(f"{len(shapes)} of another shape ({listed(differ)}){_other_classes(own, renamed, shapes)}")
@@ -184,6 +216,16 @@ def _without_prefixes(named: Mapping[str, T]) -> dict[str, T]:
         prefix = next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in found)), "")
         found = {name.removeprefix(prefix): value for name, value in found.items()}
     return found
+
+
+def _common_prefix(own: Mapping[str, Tensor], names: Sequence[str]) -> str:
+    """A hint if names of the model are there behind one prefix, which is none of those that do not count."""
+    wanted, given = [name for name in own if not name.endswith("num_batches_tracked")], set(names)
+    first = wanted[0] if wanted else ""
+    prefix = next((name.removesuffix(first) for name in names if name.endswith(f".{first}")), None)
+    if prefix is None or not all(prefix + name in given for name in wanted):
+        return ""
+    return f": those of the model are there behind the prefix {excerpt(prefix)!r}, strip it"
 
 
 def _is_switched_off(model: nn.Module, name: str) -> bool:

@@ -12,6 +12,7 @@ from tacfast.models import (
     CheckpointError,
     build_model,
     load_checkpoint,
+    load_weights,
     read_weights,
     restore_model,
     save_checkpoint,
@@ -257,3 +258,67 @@ def test_without_safetensors_the_extra_is_named(tmp_path, monkeypatch):
             call(tmp_path / "m.safetensors")
     save_checkpoint(example(), tmp_path / "m.pt")
     assert_same(load_checkpoint(tmp_path / "m.pt"), Checkpoint(example().weights))
+
+
+# ---- checkpoints of trainings --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def training(tmp_path):
+    """As training scripts leave them: weights, their average, and a Lightning module with a loss."""
+    net, average = small_net().state_dict(), {name: 2 * value for name, value in small_net().state_dict().items()}
+    lightning = {f"net.{name}": 3 * value for name, value in net.items()} | {"loss.weight": torch.ones(3)}
+    content = {
+        "epoch": 3,
+        "model": net,
+        "model_ema": average,
+        "nets": {"teacher": average, "a.b": net},
+        "pl": lightning,
+    }
+    torch.save(content, tmp_path / "last.pt")
+    torch.save({"epoch": 3, "model_ema": average}, tmp_path / "ema.pt")
+    torch.save({"state_dict": lightning, "hyper_parameters": {"lr": 0.1}}, tmp_path / "lightning.ckpt")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "factor", "where"),
+    [
+        ("last.pt", {}, 1, "model"),
+        ("last.pt", {"key": "model_ema"}, 2, "model_ema"),
+        ("last.pt", {"key": "nets.teacher"}, 2, "nets.teacher"),
+        ("ema.pt", {}, 2, "model_ema"),
+        ("lightning.ckpt", {"strip_prefix": "net."}, 3, "state_dict"),
+        ("last.pt", {"key": "pl", "strip_prefix": "net."}, 3, "pl"),
+    ],
+)
+def test_the_state_dict_of_a_training_is_found_or_named(training, file, options, factor, where):
+    found = load_checkpoint(training / file, **options)
+    for name, value in small_net().state_dict().items():
+        assert torch.equal(found.weights[name], factor * value)
+    assert len(found.weights) == len(small_net().state_dict())
+    assert found.provenance == {"state dict": where}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"key": "ema"}, "expected 'ema' in it, got a dictionary with epoch, model, model_ema, nets, pl"),
+        ({"key": "nets.student"}, "expected 'nets.student' in it"),
+        ({"key": "epoch"}, "expected a state dict"),
+        ({"strip_prefix": "backbone."}, r"expected names that begin with 'backbone\.', got 0\.weight, 0\.bias"),
+    ],
+)
+def test_a_name_that_is_not_there_is_told(training, options, message):
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(training / "last.pt", **options)
+
+
+def test_a_prefix_that_hides_the_models_names_is_named(training):
+    weights = load_checkpoint(training / "lightning.ckpt").weights
+    with pytest.raises(CheckpointError, match=r"are there behind the prefix 'net\.', strip it"):
+        load_weights(small_net(), weights)
+    incomplete = {name: value for name, value in weights.items() if name != "net.0.bias"}
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(small_net(), incomplete)
+    assert "strip it" not in str(caught.value)
