@@ -6,11 +6,12 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ._shown import Tabled
 from .detection import (
     FULL,
     QUICK,
@@ -30,6 +31,9 @@ from .models.tally import ResumeFile, Tally
 from .solver import GapMatrix, TacSolution
 from .stability import Stability, check_blocks, leave_blocks_out, weigh
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 # So many inputs are kept to run the model on again.
 KEPT_INPUTS = 500
 # A change of the inputs is found from no fewer than so many of them.
@@ -38,8 +42,8 @@ MIN_INPUTS = 8
 MAX_PERTURBATIONS = 3
 
 
-@dataclass(frozen=True, eq=False)
-class ScanReport:
+@dataclass(frozen=True, eq=False, repr=False)
+class ScanReport(Tabled):
     """What a scan found.
 
     Attributes
@@ -68,6 +72,29 @@ class ScanReport:
     class_accuracy: Tensor | None = None
     perturbations: tuple[Perturbation, ...] = ()
     stability: Stability | None = None
+
+    def plot(self) -> Figure:
+        """Draw how far each class stands out, the threshold and the verdict.
+
+        Raises
+        ------
+        ImportError
+            Without the extra ``report`` (Matplotlib).
+        """
+        from .report import views
+
+        return views.scores(self)
+
+    def _title(self) -> str:
+        return self.verdict._title()
+
+    def _rows(self) -> list[tuple[str, object]]:
+        rows = [*self.verdict._rows(), *self.solution._rows()]
+        accuracy = "without labels" if self.accuracy is None else f"accuracy {100 * self.accuracy:.1f} %"
+        rows.append(("samples", f"{self.solution.n_samples}, {accuracy}"))
+        if self.stability is not None:
+            rows.append(("stability", self.stability._title()))
+        return rows
 
 
 def scan(

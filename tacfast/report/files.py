@@ -12,14 +12,15 @@ from ..solver._files import write_atomically
 
 def write_json(path: str | os.PathLike[str], payload: Any) -> None:
     """Write ``payload`` as indented JSON, atomically. JSON has no NaN or infinity: they become null."""
-    write_atomically(path, (json.dumps(_finite(payload), indent=2, allow_nan=False) + "\n").encode())
+    write_atomically(path, (json.dumps(finite(payload), indent=2, allow_nan=False) + "\n").encode())
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Plain values as JSON can hold them: NaN and infinities as None, tuples as lists."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
