@@ -311,6 +311,12 @@ class GapMatrix(Shown):
         self._gaps, self._logits = found.gaps, found.logits
         self._n_samples, self._n_own, self._kind = found.n_samples, found.n_own, found.kind
 
+    def __copy__(self) -> GapMatrix:
+        # No tensor is ever written to, but the list of the logits grows.
+        matrix = object.__new__(type(self))
+        vars(matrix).update(vars(self), _logits=None if self._logits is None else list(self._logits))
+        return matrix
+
     def _title(self) -> str:
         C, d = self._W.shape
         return f"{C} classes in {d} dimensions, {self._n_samples} samples"

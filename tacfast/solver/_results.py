@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -261,6 +262,10 @@ class TacSolution(Tabled):
         from ..report import views
 
         return views.norms(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TacSolution:
+        # Torch refuses to copy a tensor with a history; its clone has the same one.
+        return _mapped(self, lambda _, x: x.clone() if isinstance(x, Tensor) else copy.deepcopy(x, memo))
 
     def _title(self) -> str:
         (k, d), classes = self.perturbations.shape, self.gaps.shape[0]

@@ -1,10 +1,12 @@
 """What results show of themselves: text, pictures, tables, plain values, and copies that are as good."""
 
 import base64
+import copy
 import dataclasses
 import functools
 import json
 import math
+import pickle
 import subprocess
 import sys
 from html import unescape
@@ -16,6 +18,7 @@ import torch
 from _planted import TARGET as PLANTED
 from _planted import checkerboard, make_images
 from _shortcut import TARGET, make_data, make_model
+from torch import nn
 
 import tacfast
 from tacfast import attacks, data, defenses, detection, evaluation, models, training
@@ -319,6 +322,76 @@ def test_what_notebooks_show_is_text_whatever_it_holds():
     found = dataclasses.replace(report(), verdict=hostile)._repr_html_()
     assert "<script" not in found
     assert "&lt;script&gt;" in found
+
+
+# ---- copies --------------------------------------------------------------------------------------------------
+
+
+def assert_same(a, b):
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert (a.device, a.requires_grad) == (b.device, b.requires_grad)
+        if not a.is_meta:
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+    elif isinstance(a, np.ndarray):
+        np.testing.assert_array_equal(a, b)
+    elif isinstance(a, nn.Module):
+        assert_same(a.state_dict(), b.state_dict())
+    elif isinstance(a, dict):
+        assert list(a) == list(b)
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for left, right in zip(a, b, strict=True):
+            assert_same(left, right)
+    elif isinstance(a, float):
+        assert a == b or (math.isnan(a) and math.isnan(b))
+    elif type(a).__module__.startswith("tacfast") and hasattr(a, "__dict__") and not isinstance(a, tacfast.Status):
+        assert_same(vars(a), vars(b))
+    else:
+        assert a == b
+
+
+COPIES = {"pickle": lambda x: pickle.loads(pickle.dumps(x)), "copy": copy.copy, "deepcopy": copy.deepcopy}
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("i", range(len(TYPES)), ids=[each.__name__ for each in TYPES])
+def test_copies_are_as_good(i, how):
+    original = results()[i]
+    assert_same(original, COPIES[how](original))
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_solutions_with_gradients_are_copied(how):
+    W = torch.randn(5, 7, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    found = tacfast.solve_tac(torch.randn(20, 7, generator=torch.Generator().manual_seed(1)), W)
+    again = COPIES[how](found)
+    assert_same(found, again)
+    if how != "pickle":  # a file has no history
+        expected, came = (torch.autograd.grad(x.norms.sum(), W, retain_graph=True)[0] for x in (found, again))
+        assert expected.any()
+        assert torch.equal(expected, came)
+
+
+def test_deep_copies_share_no_memory():
+    for original in (solution(), solution(kind=torch.Tensor.numpy)):
+        again = copy.deepcopy(original)
+        again.perturbations[:] = 0
+        assert original.perturbations.any()
+
+
+def test_a_copied_gap_matrix_goes_on_alone():
+    more = torch.randn(40, 7, generator=torch.Generator().manual_seed(9))
+    for how in COPIES.values():
+        original, alone = gap_matrix(keep_logits=True), gap_matrix(keep_logits=True)
+        again = how(original)
+        again.update(more)
+        assert again.n_samples == 80
+        assert original.samples_per_class.sum() == 40
+        assert_same(alone.solve(trim=0.1), original.solve(trim=0.1))
+        assert_same(alone.update(more).solve(trim=0.1), again.solve(trim=0.1))
 
 
 def test_importing_the_package_loads_no_optional_one_and_no_report():
