@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,6 +24,7 @@ from .detection import (
     reconstruct,
 )
 from .detection.universal import differ
+from .detection.verdict import said
 from .models.head import Head, as_written, evaluation_mode, unwrapped
 from .models.latents import latent_batches, resolve_head
 from .models.precision import bfloat16_autocast, native_bfloat16
@@ -33,6 +35,8 @@ from .stability import Stability, check_blocks, leave_blocks_out, weigh
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_log = logging.getLogger(__name__)
 
 # So many inputs are kept to run the model on again.
 KEPT_INPUTS = 500
@@ -155,6 +159,7 @@ def scan(
     file = None if resume is None else ResumeFile(resume, tally)
     folding = _stream(model, batches, found, tally, file, on_batch)
     streamed = time.perf_counter()
+    _log.info("%d samples seen in %.1f s", tally.gaps.n_samples, streamed - start)
     evidence, missing = evidence_of(model, found, tally.gaps, kept.inputs, together=kept.largest)
     rule = QUICK if evidence.inputs is None else FULL
     solution = evidence.solution(RULE_TRIM)
@@ -173,6 +178,7 @@ def scan(
     if file is not None:
         file.remove()
     end = time.perf_counter()
+    _log.info("verdict after %.1f s: %s", end - start, said(verdict))
     any_labels = bool(tally.labelled.any())
     return ScanReport(
         verdict=verdict,

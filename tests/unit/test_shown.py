@@ -1,5 +1,6 @@
 """What results show of themselves: text, pictures, tables, plain values, and copies that are as good."""
 
+import ast
 import base64
 import copy
 import dataclasses
@@ -392,6 +393,52 @@ def test_a_copied_gap_matrix_goes_on_alone():
         assert original.samples_per_class.sum() == 40
         assert_same(alone.solve(trim=0.1), original.solve(trim=0.1))
         assert_same(alone.update(more).solve(trim=0.1), again.solve(trim=0.1))
+
+
+# ---- what is said while it happens ---------------------------------------------------------------------------
+
+
+def test_a_scan_logs_and_prints_nothing(caplog, capfd):
+    with caplog.at_level("INFO", logger="tacfast"):
+        tacfast.scan(make_model(), make_data().loader(64), quick=True, blocks=0)
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("tacfast.")]
+    assert any(f"suspicious (class {TARGET})" in message for message in said)
+    assert any(message.startswith("200 samples") for message in said)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_training_epochs_of_a_repair_are_logged(caplog):
+    shuffled = make_data().loader(32, shuffle=True)
+    with caplog.at_level("INFO", logger="tacfast"):
+        result = tacfast.repair(make_model(), shuffled, report_of_model(), mode="ft", epochs=2)
+        tacfast.repair(make_model(), shuffled, report_of_model(), mode="latent", epochs=2)
+    said = [record.getMessage() for record in caplog.records]
+    assert any(f"loss {result.history[1].loss:.4g}" in message for message in said)
+    assert sum(message.startswith("epoch 2: ") for message in said) == 2
+    assert "repair by LatentRepair" in said
+
+
+def report_of_model():
+    return tacfast.scan(make_model(), make_data().loader(400), quick=True, blocks=0)
+
+
+SPOKEN = {"cli.py", "commands"}  # the command line
+
+
+def writes(tree):
+    """Calls of print, and uses of sys.stdout and sys.stderr."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id == "print":
+            yield node.lineno
+        if isinstance(node, ast.Attribute) and node.attr in ("stdout", "stderr"):
+            yield node.lineno
+
+
+def test_the_library_never_prints():
+    assert list(writes(ast.parse((PACKAGE / "cli.py").read_text())))
+    modules = [path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in SPOKEN]
+    assert len(modules) > 50
+    assert [str(path) for path in modules if list(writes(ast.parse(path.read_text())))] == []
 
 
 def test_importing_the_package_loads_no_optional_one_and_no_report():
