@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ._shown import Tabled
 from .detection import (
     FULL,
     QUICK,
@@ -22,6 +24,7 @@ from .detection import (
     reconstruct,
 )
 from .detection.universal import differ
+from .detection.verdict import said
 from .models.head import Head, as_written, evaluation_mode, logits_of, unwrapped
 from .models.latents import latent_batches, resolve_head
 from .models.precision import bfloat16_autocast, native_bfloat16
@@ -29,6 +32,11 @@ from .models.reservoir import Reservoir
 from .models.tally import ResumeFile, Tally
 from .solver import GapMatrix, TacSolution
 from .stability import Stability, check_blocks, leave_blocks_out, weigh
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_log = logging.getLogger(__name__)
 
 # So many inputs are kept to run the model on again.
 KEPT_INPUTS = 500
@@ -38,8 +46,8 @@ MIN_INPUTS = 8
 MAX_PERTURBATIONS = 3
 
 
-@dataclass(frozen=True, eq=False)
-class ScanReport:
+@dataclass(frozen=True, eq=False, repr=False)
+class ScanReport(Tabled):
     """What a scan found.
 
     Attributes
@@ -68,6 +76,29 @@ class ScanReport:
     class_accuracy: Tensor | None = None
     perturbations: tuple[Perturbation, ...] = ()
     stability: Stability | None = None
+
+    def plot(self) -> Figure:
+        """Draw how far each class stands out, the threshold and the verdict.
+
+        Raises
+        ------
+        ImportError
+            Without the extra ``report`` (Matplotlib).
+        """
+        from .report import views
+
+        return views.scores(self)
+
+    def _title(self) -> str:
+        return self.verdict._title()
+
+    def _rows(self) -> list[tuple[str, object]]:
+        rows = [*self.verdict._rows(), *self.solution._rows()]
+        accuracy = "without labels" if self.accuracy is None else f"accuracy {100 * self.accuracy:.1f} %"
+        rows.append(("samples", f"{self.solution.n_samples}, {accuracy}"))
+        if self.stability is not None:
+            rows.append(("stability", self.stability._title()))
+        return rows
 
 
 def scan(
@@ -128,6 +159,7 @@ def scan(
     file = None if resume is None else ResumeFile(resume, tally)
     folding = _stream(model, batches, found, tally, file, on_batch)
     streamed = time.perf_counter()
+    _log.info("%d samples seen in %.1f s", tally.gaps.n_samples, streamed - start)
     evidence, missing = evidence_of(model, found, tally.gaps, kept.inputs, together=kept.largest)
     rule = QUICK if evidence.inputs is None else FULL
     solution = evidence.solution(RULE_TRIM)
@@ -146,6 +178,7 @@ def scan(
     if file is not None:
         file.remove()
     end = time.perf_counter()
+    _log.info("verdict after %.1f s: %s", end - start, said(verdict))
     any_labels = bool(tally.labelled.any())
     return ScanReport(
         verdict=verdict,

@@ -7,12 +7,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
+from ._shown import Shown, by_class
 from .detection import RULE_TRIM, Evidence, Rule, Verdict, obstacles_of
+from .detection.verdict import said
 from .solver import GapMatrix
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BLOCKS = 10
 # Ten solves of so much `_work` take about three seconds on one core; nobody who did not ask is made to wait for more.
@@ -26,8 +31,8 @@ class Range(NamedTuple):
     high: float
 
 
-@dataclass(frozen=True)
-class Stability:
+@dataclass(frozen=True, repr=False)
+class Stability(Shown):
     """The verdicts without each of the blocks of samples in turn.
 
     Their ranges are *jackknife ranges*, no confidence intervals: they show how much hangs on a few of these samples,
@@ -61,6 +66,29 @@ class Stability:
     def named(self) -> Mapping[int, int]:
         """Number of runs that call a class suspicious; classes that none names are left out."""
         return Counter(k for run in self.runs for k in run.classes)
+
+    def plot(self) -> Figure:
+        """Draw the range of the score of each class; of many classes the easiest to reach.
+
+        Raises
+        ------
+        ImportError
+            Without the extra ``report`` (Matplotlib).
+        """
+        from .report import views
+
+        return views.ranges(self)
+
+    def _title(self) -> str:
+        labels = ", ".join(f"{label.replace('_', ' ')} in {count}" for label, count in self.labels.items())
+        return f"of {len(self.runs)} runs without a block of samples {labels}"
+
+    def _rows(self) -> list[tuple[str, object]]:
+        worst = sorted(self.ranks, key=lambda k: self.ranks[k])
+        return [
+            ("runs that name it", by_class(self.named)),
+            ("range of the score", by_class({k: " … ".join(f"{x:.2f}" for x in self.scores[k]) for k in worst})),
+        ]
 
     def _ranges(self, values: Callable[[Verdict], Mapping[int, float]]) -> dict[int, Range]:
         runs = [values(run) for run in self.runs]
@@ -147,16 +175,10 @@ def weigh(verdict: Verdict, stability: Stability | None) -> Verdict:
     others = [run for run in stability.runs if (run.label, set(run.classes)) != expected]
     if not others:
         return verdict
-    counted = Counter(_said(run) for run in others)
+    counted = Counter(said(run) for run in others)
     listed = ", ".join(f"{count} {words}" for words, count in counted.most_common())
     reason = (
-        f"all samples together say {_said(verdict)}, but of {len(stability.runs)} runs, each without a block of them, "
+        f"all samples together say {said(verdict)}, but of {len(stability.runs)} runs, each without a block of them, "
         f"{len(others)} disagree ({listed}): that is borderline"
     )
     return replace(verdict, label="borderline", reasons=(*verdict.reasons, reason))
-
-
-def _said(verdict: Verdict) -> str:
-    """The label in words, and the classes that it is about."""
-    classes = f" (class {', '.join(map(str, verdict.classes))})" if verdict.classes else ""
-    return verdict.label.replace("_", " ") + classes

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._shown import Shown
 from ..data.images import LabelledImages
 
 
@@ -109,8 +110,8 @@ def check_images(images: Tensor, image_shape: tuple[int, int, int]) -> None:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class PoisonedRows:
+@dataclass(frozen=True, eq=False, repr=False)
+class PoisonedRows(Shown):
     """Which images of a training set are poisoned.
 
     Attributes
@@ -168,8 +169,8 @@ def poison_batch(
     return images, labels
 
 
-@dataclass(frozen=True, eq=False)
-class PoisonedImages:
+@dataclass(frozen=True, eq=False, repr=False)
+class PoisonedImages(Shown):
     """A training set after the attack.
 
     Attributes

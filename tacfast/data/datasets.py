@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from .._shown import Shown
 from . import cifar10, digits, fashion_mnist, folder, gtsrb, tinyimagenet
 from .images import LabelledImages
 from .listing import Listing, MissingDataError
@@ -18,8 +19,8 @@ from .splits import Splits, split_indices
 ROOT_VARIABLE = "TACFAST_DATA"
 
 
-@dataclass(frozen=True, eq=False)
-class ImageDataset:
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageDataset(Shown):
     """A whole data set, test images included.
 
     Attributes

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .._shown import Shown
 
-@dataclass(frozen=True, eq=False)
-class LabelledImages(Dataset[Any]):
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LabelledImages(Shown, Dataset[Any]):
     """Images and their classes.
 
     Attributes

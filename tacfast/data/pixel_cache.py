@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
 import secrets
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from .listing import Listing
+
+_log = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "TACFAST_CACHE"
 
@@ -38,6 +41,7 @@ def cached_pixels(name: str, listing: Listing) -> Tensor:
     shape = (len(listing.labels), *listing.shape)
     path = cache_folder() / f"{name}-{_digest(listing)}.uint8"
     if not path.is_file() or path.stat().st_size != math.prod(shape):
+        _log.info("decoding %d images of %s into %s", shape[0], name, path)
         _write(path, listing)
     return torch.from_file(str(path), shared=False, size=math.prod(shape), dtype=torch.uint8).view(shape)
 

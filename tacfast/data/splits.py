@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._shown import Shown
 
-@dataclass(frozen=True, eq=False)
-class Splits:
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Splits(Shown):
     """Indices of the shares of one data set, checked to be disjoint.
 
     Attributes

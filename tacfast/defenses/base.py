@@ -13,14 +13,15 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from .._shown import Shown
 from ..models.head import Head, head_named
 from ..scanning import ScanReport
 from ..solver import GapMatrix
 from .confirmation import Confirmation
 
 
-@dataclass(frozen=True)
-class Accuracy:
+@dataclass(frozen=True, repr=False)
+class Accuracy(Shown):
     """How many of some labelled samples a model classifies as labelled, per class of the labels.
 
     Attributes
@@ -42,9 +43,12 @@ class Accuracy:
         """Share of each class, (C,); NaN for a class without samples."""
         return tuple(right / n if n else math.nan for right, n in zip(self.correct, self.total, strict=True))
 
+    def _title(self) -> str:
+        return f"{sum(self.correct)} of {sum(self.total)} samples"
 
-@dataclass(frozen=True)
-class EpochRecord:
+
+@dataclass(frozen=True, repr=False)
+class EpochRecord(Shown):
     """One epoch of a repair.
 
     Attributes
@@ -66,8 +70,8 @@ class EpochRecord:
     stale_shifts: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class RepairResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class RepairResult(Shown):
     """A repaired copy of a model.
 
     Attributes
@@ -111,6 +115,14 @@ class RepairResult:
         """Highest accuracy on the held-out samples after an epoch that could be chosen by them; None without one."""
         measured = [record.held_out for record in self.history if record.epoch >= self.first]
         return max((value for value in measured if value is not None), default=None)
+
+    def _title(self) -> str:
+        outcome = "" if self.confirmation is None else f", {self.confirmation.outcome}"
+        return ("rolled back" if self.rolled_back else f"epoch {self.epoch} of {len(self.history)}") + outcome
+
+    def _rows(self) -> list[tuple[str, object]]:
+        # Of many classes and settings some are left out; that of the history the title says.
+        return [(name, value) for name, value in super()._rows() if name != "history"]
 
 
 class Defense(Protocol):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from .._shown import Shown
 from ..data.randomness import isolated_randomness
 from ..detection import Verdict
 from ..detection.universal import Perturbation
@@ -22,8 +23,8 @@ MAX_FOLLOWED = 0.1
 Outcome = Literal["confirmed", "not confirmed", "could not be tested"]
 
 
-@dataclass(frozen=True)
-class Confirmation:
+@dataclass(frozen=True, repr=False)
+class Confirmation(Shown):
     """What the verdict on a repaired model, from samples that did not train it, says of the repair.
 
     Attributes
@@ -82,6 +83,9 @@ class Confirmation:
             return "not confirmed"
         untested = self.verdict.label == "inconclusive" or self.unnamed or self.unjudged or self.unmeasured
         return "could not be tested" if untested else "confirmed"
+
+    def _title(self) -> str:
+        return self.outcome
 
 
 def scan_again(model: nn.Module, held_out: Iterable[Any], report: ScanReport, targets: tuple[int, ...]) -> Confirmation:

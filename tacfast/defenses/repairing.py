@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from os import PathLike
@@ -18,6 +19,8 @@ from .latent import LatentRepair
 from .prune import PruneRepair
 from .rivals import RIVALS
 from .universal import UniversalRepair
+
+_log = logging.getLogger(__name__)
 
 Ours: TypeAlias = AutoRepair | LatentRepair | PruneRepair | UniversalRepair
 MODES: dict[str, type[Ours]] = {
@@ -105,10 +108,13 @@ def repair(
     # The sampler in use: that of the batch sampler, unless the loader has none.
     if isinstance(getattr(getattr(loader, "batch_sampler", None) or loader, "sampler", None), SequentialSampler):
         warn_caller("loader: expected shuffled samples, got the same order every epoch")
+    _log.info("repair by %s", type(chosen).__name__)
     result = chosen.repair(model, loader, report, held_out=held_out, on_epoch=on_epoch, state_file=state_file)
     if held_out is None or result.rolled_back or not result.targets:
         return result
-    return replace(result, confirmation=scan_again(result.model, held_out, report, result.targets))
+    confirmation = scan_again(result.model, held_out, report, result.targets)
+    _log.info("repair %s", confirmation.outcome)
+    return replace(result, confirmation=confirmation)
 
 
 def _resolved(mode: str | Mode, settings: dict[str, Any]) -> Mode:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,6 +22,8 @@ from ..models.precision import bfloat16_autocast, native_bfloat16
 from ..models.state_file import StateFile, fingerprint, named_weights
 from .base import EpochRecord, warn_caller
 from .selection import EpochChoice, load_weights
+
+_log = logging.getLogger(__name__)
 
 MAX_NAMED = 10
 # Share of the training in which the learning rate rises; then it falls.
@@ -275,6 +278,7 @@ class Training:
             raise DivergedError(f"repair diverged in epoch {epoch}: loss {loss:g}; lower lr (it is {lr:g})")
         held_out = self._choice.consider(epoch)
         self.history.append(EpochRecord(epoch, loss, accuracy, held_out, **self._objective.notes()))
+        _log.info("epoch %d: loss %.4g, accuracy %.4f", epoch, loss, accuracy)
         return self.history[-1]
 
     def _pass(self) -> tuple[float, float]:

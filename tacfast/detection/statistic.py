@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
+from .._shown import Shown
 from ..solver import GapMatrix, TacSolution
 
 # Below so many classes an odd one cannot be told from chance. If more of them than this share are left out, what is
@@ -15,8 +16,8 @@ from ..solver import GapMatrix, TacSolution
 MIN_CLASSES, MAX_LEFT_OUT = 5, 1 / 3
 
 
-@dataclass(frozen=True, eq=False)
-class Evidence:
+@dataclass(frozen=True, eq=False, repr=False)
+class Evidence(Shown):
     """What statistics are made of: clean samples and what the model makes of them.
 
     Attributes

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
+from .._shown import Shown
 from .lock_step import Climb, Distortion, climb, growing
 from .statistic import Evidence
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-@dataclass(frozen=True, eq=False)
-class Additive:
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Additive(Shown):
     """Adds something to every input, and clips sums to the range of each channel.
 
     Parameters
@@ -105,8 +109,8 @@ class UniversalPerturbation:
         return Additive.of(inputs), spread_of(inputs)
 
 
-@dataclass(frozen=True, eq=False)
-class Perturbation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Perturbation(Shown):
     """A small change of all inputs alike that sends them to a class: what a trigger may look like to the model.
 
     Attributes
@@ -130,6 +134,26 @@ class Perturbation:
         """Inputs (n, ...) with it, on any device."""
         low, high, change = (each.to(inputs.device) for each in (self.additive.low, self.additive.high, self.change))
         return Additive(low, high, self.additive.shape).apply(inputs, change)
+
+    def plot(self) -> Figure:
+        """Draw the inputs without and with it, and the difference.
+
+        Raises
+        ------
+        ImportError
+            Without the extra ``report`` (Matplotlib).
+        ValueError
+            If the inputs are no images (m, channels, h, w) with 1 or 3 channels.
+        """
+        from ..report import views
+
+        return views.perturbation(self)
+
+    def _title(self) -> str:
+        return f"sends {100 * self.share:.1f} % of the inputs to class {self.target}"
+
+    def _rows(self) -> list[tuple[str, object]]:
+        return [("size", self.size), ("change", self.change), ("inputs", self.inputs)]
 
 
 # One class alone can be given more samples and smaller steps.

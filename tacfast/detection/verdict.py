@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from .._shown import Shown, by_class
+
 Label = Literal["nothing_found", "borderline", "suspicious", "inconclusive"]
 
 
-@dataclass(frozen=True)
-class Finding:
+@dataclass(frozen=True, repr=False)
+class Finding(Shown):
     """What one statistic says of every class.
 
     Attributes
@@ -28,8 +30,8 @@ class Finding:
     scores: Mapping[int, float]
 
 
-@dataclass(frozen=True)
-class Verdict:
+@dataclass(frozen=True, repr=False)
+class Verdict(Shown):
     """What the statistics say about the model. There is no label "clean": nothing found is no proof of anything.
 
     Attributes
@@ -79,7 +81,24 @@ class Verdict:
         """The class with the largest score, the first of several."""
         return easiest_of(self.scores)
 
+    def _title(self) -> str:
+        return said(self)
+
+    def _rows(self) -> list[tuple[str, object]]:
+        worst = dict(sorted(self.scores.items(), key=lambda pair: (math.isnan(pair[1]), -pair[1])))
+        return [
+            *(("because", reason) for reason in self.reasons),
+            ("largest scores", by_class(worst)),
+            ("judged by", f"rule {self.rule}, threshold {self.threshold:.2f}, p-value {self.p_value:.2g}"),
+        ]
+
 
 def easiest_of(scores: Mapping[int, float]) -> int:
     """The class with the largest score, the first of several; NaN is smaller than any."""
     return max(scores, key=lambda k: -math.inf if math.isnan(scores[k]) else scores[k])
+
+
+def said(verdict: Verdict) -> str:
+    """The label in words, and the classes that it is about."""
+    classes = f" (class {', '.join(map(str, verdict.classes))})" if verdict.classes else ""
+    return verdict.label.replace("_", " ") + classes

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._shown import Shown
 from ..attacks.base import Attack
 from ..models.head import Head
 from ..models.latents import latent_batches, split_batch
@@ -33,8 +34,8 @@ class Reconstruction:
     top_overlap: float
 
 
-@dataclass(frozen=True, eq=False)
-class TrueChange:
+@dataclass(frozen=True, eq=False, repr=False)
+class TrueChange(Shown):
     """What a trigger does to the latents: TAC of arXiv 2511.08944.
 
     Attributes

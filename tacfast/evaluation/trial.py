@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from .._shown import Shown
 from ..attacks.base import Attack
 from ..data.images import LabelledImages
 from ..data.splits import Splits
@@ -18,8 +19,8 @@ from ..scanning import ScanReport, scan
 from .metrics import Metrics, defense_effectiveness, evaluate
 
 
-@dataclass(frozen=True, eq=False)
-class Trial:
+@dataclass(frozen=True, eq=False, repr=False)
+class Trial(Shown):
     """A backdoored (or clean) model and the data around it, split so that a defence cannot see too much.
 
     Attributes
@@ -81,8 +82,8 @@ class Trial:
         return evaluate(model, self.test.loader(), self.attack)
 
 
-@dataclass(frozen=True, eq=False)
-class Outcome:
+@dataclass(frozen=True, eq=False, repr=False)
+class Outcome(Shown):
     """A defence put to the test: its result, and the figures before and after."""
 
     result: RepairResult

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._shown import Shown
 from ..solver._files import write_atomically
 from .weights import CheckpointError, load_file, shown_path, weights_in
 
@@ -51,8 +52,8 @@ class PoisonedImage:
     original_label: int
 
 
-@dataclass(frozen=True, eq=False)
-class BackdoorBenchResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class BackdoorBenchResult(Shown):
     """What ``attack_result.pt`` or ``defense_result.pt`` says.
 
     Attributes

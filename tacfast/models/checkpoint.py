@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from .._shown import Shown
 from .._text import excerpt
 from ..solver._files import write_atomically
 from . import huggingface
@@ -44,8 +45,8 @@ MAX_SIDECAR_BYTES = 16 * 2**20
 MAX_ARGUMENT = 100_000
 
 
-@dataclass(frozen=True, eq=False)
-class Checkpoint:
+@dataclass(frozen=True, eq=False, repr=False)
+class Checkpoint(Shown):
     """Weights of a classifier and what is needed to use them. Everything but the weights is None where it is unknown.
 
     Attributes

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._shown import Shown
 from .head import Head, HeadError, check_finite, evaluation_mode, find_head_on, latest_call, unwrapped
 
 
-@dataclass(frozen=True, eq=False)
-class LatentBatch:
+@dataclass(frozen=True, eq=False, repr=False)
+class LatentBatch(Shown):
     """One batch on its way through the head.
 
     Attributes
@@ -30,8 +31,8 @@ class LatentBatch:
     labels: Tensor | None
 
 
-@dataclass(frozen=True, eq=False)
-class Latents:
+@dataclass(frozen=True, eq=False, repr=False)
+class Latents(Shown):
     """Everything that `extract_latents` saw, on the CPU, in the order of the loader.
 
     Attributes

@@ -27,7 +27,6 @@ VERSION = 1
 TOP_LATENTS = 20
 # A classifier that closes less than this share of the way from guessing to perfection was probably fed wrongly.
 MIN_SKILL = 0.3
-RESIDUALS = ("primal", "dual", "stationarity", "gap")
 
 
 def scan_facts(
@@ -61,10 +60,9 @@ def scan_facts(
     """
     from .. import __version__
 
-    solution = report.solution.to("cpu")
-    accuracy, classes = report.accuracy, len(solution.gaps)
-    verdict = report.verdict
-    norms = dict(zip(solution.classes.tolist(), solution.norms.detach().tolist(), strict=True))
+    solution, verdict, accuracy = report.solution.to("cpu"), report.verdict, report.accuracy
+    solved = solution_facts(solution)
+    norms = {row["class"]: row["norm"] for row in solved["classes"]}
     return {
         **_head(),
         "verdict": {
@@ -82,24 +80,19 @@ def scan_facts(
         },
         "statistics": [{"name": found.name, "title": found.title} for found in verdict.findings],
         "bank": _bank(verdict),
-        "classes": _classes(report, solution, norms, names or {}),
+        "classes": _classes(report, solved["classes"], names or {}),
         "perturbations": [
             {"class": each.target, "size": each.size, "share": each.share} for each in report.perturbations
         ],
         "stability": _stability(report),
         "latents": [_latents(solution, k) for k in _worth_a_look(verdict, norms)],
-        "certificate": _certificate(solution),
+        "certificate": solved["certificate"],
         "timings": dict(report.timings),
         "scan": {
             "head": report.head.name,
-            "samples": solution.n_samples,
-            "classes": classes,
-            "latents": solution.perturbations.shape[1],
-            "precision": str(torch.as_tensor(solution.perturbations).dtype).removeprefix("torch."),
-            "trim": solution.trim,
-            "margin": solution.margin,
+            **solved["solve"],
             "accuracy": accuracy,
-            "accuracy_warning": None if accuracy is None else accuracy_warning(accuracy, classes),
+            "accuracy_warning": None if accuracy is None else accuracy_warning(accuracy, len(solution.gaps)),
         },
         "source": {
             key: value if isinstance(value, (int, float)) else str(value) for key, value in (source or {}).items()
@@ -126,6 +119,40 @@ def error_facts(checkpoint: str | PathLike[str], error: Exception) -> dict[str, 
 
 def _head() -> dict[str, Any]:
     return {"version": VERSION, "created": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+
+
+def solution_facts(solution: TacSolution) -> dict[str, Any]:
+    """Collect the facts of a solution: of each class, of all certificates together, and what was solved.
+
+    Norms and bounds may be infinite, and those of a class that was not solved NaN.
+    """
+    solution = solution.to("cpu")
+    certificate = {name: values.tolist() for name, values in vars(solution.certificate).items()}
+    classes, norms, statuses = solution.classes.tolist(), solution.norms.tolist(), solution.statuses
+    return {
+        "classes": [
+            {
+                "class": k,
+                "norm": norms[row],
+                "status": statuses[row].name,
+                "meaning": statuses[row].sentence,
+                "certificate": {name: values[row] for name, values in certificate.items()},
+            }
+            for row, k in enumerate(classes)
+        ],
+        "certificate": {
+            "statuses": dict(Counter(status.name for status in statuses)),
+            "worst": solution.certificate.worst,
+        },
+        "solve": {
+            "samples": solution.n_samples,
+            "classes": len(solution.gaps),
+            "latents": solution.perturbations.shape[1],
+            "precision": str(solution.perturbations.dtype).removeprefix("torch."),
+            "trim": solution.trim,
+            "margin": solution.margin,
+        },
+    }
 
 
 def repair_facts(result: RepairResult, confirmation: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -166,29 +193,25 @@ def accuracy_warning(accuracy: float, classes: int) -> str | None:
     )
 
 
-def _classes(
-    report: ScanReport, solution: TacSolution, norms: Mapping[int, float], names: Mapping[int, str]
-) -> list[dict[str, Any]]:
+def _classes(report: ScanReport, solved: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> list[dict[str, Any]]:
+    """What `solution_facts` says of each class, and what else the scan found of it."""
     verdict, places = report.verdict, ranks(report.verdict.scores)
-    certificate = {name: torch.as_tensor(values).tolist() for name, values in vars(solution.certificate).items()}
     return [
         {
-            "class": k,
+            "class": (k := row["class"]),
             "name": names.get(k),
             "named": k in verdict.classes,
-            "norm": norm,
+            "norm": row["norm"],
             "score": verdict.scores[k],
             "rank": places[k],
             "statistics": {
                 found.name: {"value": found.values[k], "score": found.scores[k]} for found in verdict.findings
             },
             "jackknife": None if report.stability is None else _jackknife(report.stability, k),
-            "status": status.name,
-            "meaning": status.sentence,
-            "certificate": {name: values[row] for name, values in certificate.items()},
+            **{name: row[name] for name in ("status", "meaning", "certificate")},
             "accuracy": None if report.class_accuracy is None else float(report.class_accuracy[k]),
         }
-        for row, ((k, norm), status) in enumerate(zip(norms.items(), solution.statuses, strict=True))
+        for row in solved
     ]
 
 
@@ -246,13 +269,3 @@ def _latents(solution: TacSolution, k: int) -> dict[str, Any]:
         "most": int((reached < 0.9).sum()) + 1 if total > 0 else 0,
         "of": len(shift),
     }
-
-
-def _certificate(solution: TacSolution) -> dict[str, Any]:
-    """Count how the classes ended, and take the worst residuals of all; NaN where no class has any."""
-    worst = {}
-    for name in RESIDUALS:
-        values = torch.as_tensor(getattr(solution.certificate, name))
-        known = values[~values.isnan()]
-        worst[name] = float(known.max()) if len(known) else math.nan
-    return {"statuses": dict(Counter(status.name for status in solution.statuses)), "worst": worst}

@@ -29,7 +29,7 @@ def schema_text() -> str:
 
 
 def finite(value: Any) -> Any:
-    """The same with None in the place of numbers that JSON does not have."""
+    """Plain values as JSON can hold them: NaN and infinities as None, tuples as lists."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from .._text import printable
 from ..detection import Perturbation
 from ..solver._files import write_atomically
-from .facts import RESIDUALS
-from .plots import history_svg, is_image, norms_svg, perturbation_png, ranges_svg, scores_svg
+from ..solver._results import RESIDUALS
+from .plots import MAX_RANGES, easiest, history_svg, is_image, norms_svg, perturbation_png, ranges_svg, scores_svg
 from .words import class_label, number
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ TEMPLATES = Path(__file__).with_name("templates")
 # Rows of a table, and classes in a picture for a wide and for a narrow screen, that can still be read.
 MAX_ROWS = 50
 WIDE, NARROW = (7.6, 40), (3.9, 16)
-MAX_RANGES = 40
 
 
 def write_html(
@@ -49,13 +48,13 @@ def write_html(
     names = {row["class"]: row["name"] for row in facts["classes"] if row["name"] is not None}
     text = page.render(
         facts=facts,
-        classes=_easiest(facts["classes"], MAX_ROWS),
+        classes=easiest(facts["classes"], MAX_ROWS),
         limit=MAX_ROWS,
         residuals=RESIDUALS,
         losses=_losses(facts),
         robust=_robust(facts),
         pictures=_pictures(facts),
-        changes={each.target: _data_uri(perturbation_png(each), "png") for each in perturbations if is_image(each)},
+        changes={each.target: data_uri(perturbation_png(each), "png") for each in perturbations if is_image(each)},
         label=lambda k: class_label(names, k),
     )
     write_atomically(path, text.encode())
@@ -104,11 +103,6 @@ def _environment() -> Environment:
     return environment
 
 
-def _easiest(classes: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
-    """All classes in their order, or the ``limit`` that are the easiest to reach, those first."""
-    return classes if len(classes) <= limit else sorted(classes, key=lambda row: row["rank"])[:limit]
-
-
 def _losses(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Accuracy of each class before and after a repair; of many classes those that lost most."""
     repair = facts["repair"]
@@ -143,8 +137,8 @@ def _pictures(facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     def drawn(draw: Callable[[list[dict[str, Any]], float], bytes], *, side_by_side: bool) -> dict[str, Any]:
         found = {}
         for kind, (width, most) in (("wide", WIDE), ("narrow", NARROW)):
-            shown = _easiest(facts["classes"], most if side_by_side else MAX_RANGES)
-            found[kind] = _data_uri(draw(shown, width)), len(shown)
+            shown = easiest(facts["classes"], most if side_by_side else MAX_RANGES)
+            found[kind] = data_uri(draw(shown, width)), len(shown)
         return found
 
     found = {
@@ -161,7 +155,8 @@ def _pictures(facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _data_uri(picture: bytes, kind: str = "svg+xml") -> str:
+def data_uri(picture: bytes, kind: str = "svg+xml") -> str:
+    """A picture for the ``src`` of an ``img``."""
     return f"data:image/{kind};base64," + base64.b64encode(picture).decode()
 
 

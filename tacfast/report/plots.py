@@ -26,6 +26,8 @@ INK = "#333333"
 # Norms further out than this many medians and scores further than this are cut off, or nothing else could be seen.
 MAX_MEDIANS, MAX_SCORE = 3.0, 12.0
 MARKERS = "osd^v"
+# More classes than this below one another are too many.
+MAX_RANGES = 40
 SCORE = "how far the class stands out,\nin standard deviations"
 # More bars than this are too narrow for a number each.
 MAX_NUMBERED = 50
@@ -33,6 +35,8 @@ MAX_NUMBERED = 50
 DIGIT_WIDTH, CHARACTER_WIDTH = 0.1125, 0.09
 # And an entry of a legend.
 LEGEND_WIDTH = 3.0
+# Inches a picture is wide, if it shows few classes.
+WIDTH = 7.0
 # Inches an image of a trigger takes, and how much its difference to the clean one is magnified.
 IMAGE_WIDTH, DIFFERENCE_FACTOR = 1.1, 10
 
@@ -69,12 +73,27 @@ def plot_scores(facts: Mapping[str, Any], path: str | os.PathLike[str], *, note:
     ImportError
         Without the extra ``report`` (Matplotlib).
     """
-    figure = new_figure(width=min(max(7.0, 0.32 * len(facts["classes"])), 40.0))
+    write_atomically(path, saved(scores_figure(facts, note=note), "png"))
+
+
+def scores_figure(facts: Mapping[str, Any], *, note: str = "") -> Figure:
+    """The picture of `plot_scores`."""
+    figure = new_figure(width_for(facts["classes"]))
     axes = _draw_scores(figure, facts, facts["classes"])
     axes.set_title(
         facts["verdict"]["headline"] + (f"\n{note}" if note else ""), loc="left", fontsize=11, parse_math=False
     )
-    write_atomically(path, saved(figure, "png"))
+    return figure
+
+
+def width_for(classes: Sequence[Mapping[str, Any]]) -> float:
+    """Width in inches of a picture of all classes side by side."""
+    return min(max(WIDTH, 0.32 * len(classes)), 40.0)
+
+
+def easiest(classes: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+    """All classes in their order, or the ``limit`` that are the easiest to reach, those first."""
+    return classes if len(classes) <= limit else sorted(classes, key=lambda row: row["rank"])[:limit]
 
 
 def plot_triggers(
@@ -112,7 +131,12 @@ def is_image(perturbation: Perturbation) -> bool:
 
 
 def perturbation_png(perturbation: Perturbation) -> bytes:
-    """Draw images without and with a universal perturbation, and the difference, as PNG.
+    """The picture of `perturbation_figure` as PNG."""
+    return saved(perturbation_figure(perturbation), "png")
+
+
+def perturbation_figure(perturbation: Perturbation) -> Figure:
+    """Draw images without and with a universal perturbation, and the difference.
 
     Whatever the inputs are normalised by, the smallest and largest value of each channel become 0 and 1.
     """
@@ -125,7 +149,7 @@ def perturbation_png(perturbation: Perturbation) -> bytes:
         "with the\nperturbation": changed,
         "difference,\nin full contrast": _difference(clean, changed, 0.5 / max(largest, 1e-12)),
     }
-    return saved(_draw_images(rows, [""] * len(clean)), "png")
+    return _draw_images(rows, [""] * len(clean))
 
 
 def _difference(clean: Tensor, changed: Tensor, factor: float) -> Tensor:
@@ -154,7 +178,12 @@ def scores_svg(facts: Mapping[str, Any], classes: Sequence[Mapping[str, Any]], w
 
 
 def norms_svg(classes: Sequence[Mapping[str, Any]], width: float) -> bytes:
-    """Draw the norm of the shift towards each of ``classes`` as bars, ``width`` inches wide, as SVG."""
+    """The picture of `norms_figure` as SVG."""
+    return saved(norms_figure(classes, width), "svg")
+
+
+def norms_figure(classes: Sequence[Mapping[str, Any]], width: float) -> Figure:
+    """Draw the norm of the shift towards each of ``classes`` as bars, ``width`` inches wide."""
     figure = new_figure(width, 2.6 + 0.7 * CHARACTER_WIDTH * _longest(classes))
     axes = figure.add_subplot()
     finite = [row["norm"] for row in classes if math.isfinite(row["norm"])]
@@ -173,11 +202,19 @@ def norms_svg(classes: Sequence[Mapping[str, Any]], width: float) -> bytes:
     _name_classes(axes, classes, width)
     axes.set_ylabel("norm of the shift of the\nlatents towards the class")
     _finish(figure, axes)
-    return saved(figure, "svg")
+    return figure
 
 
 def ranges_svg(facts: Mapping[str, Any], classes: Sequence[Mapping[str, Any]], width: float) -> bytes:
-    """Draw the score (a mark) and its jackknife range (a bar) of each of ``classes``, below one another, as SVG."""
+    """The picture of `ranges_figure` as SVG."""
+    return saved(ranges_figure(facts["verdict"]["threshold"], classes, width), "svg")
+
+
+def ranges_figure(threshold: float, classes: Sequence[Mapping[str, Any]], width: float) -> Figure:
+    """Draw the score (a mark) and its jackknife range (a bar) of each of ``classes``, below one another.
+
+    Neither a threshold nor a score that is NaN is drawn.
+    """
     figure = new_figure(width, 1.1 + 0.24 * max(len(classes), 3))
     axes = figure.add_subplot()
     for place, row in enumerate(classes):
@@ -187,14 +224,13 @@ def ranges_svg(facts: Mapping[str, Any], classes: Sequence[Mapping[str, Any]], w
         axes.plot([_within(row["score"])], [place], color=colour, marker=marker, markersize=6 if row["named"] else 5)
         if row["score"] > MAX_SCORE:
             _say_cut(axes, f"{number(row['score'], '.1f')} →", (MAX_SCORE, place), left=True)
-    threshold = facts["verdict"]["threshold"]
     if math.isfinite(threshold):
         axes.axvline(threshold, color=THRESHOLD, linewidth=1.2, linestyle="--", label="threshold")
     axes.set_yticks(range(len(classes)), [_short_label(row) for row in classes], parse_math=False)
     axes.set_ylim(len(classes) - 0.4, -0.6)
     axes.set_xlabel(SCORE)
     _finish(figure, axes)
-    return saved(figure, "svg")
+    return figure
 
 
 def history_svg(accuracies: Sequence[float], chosen: int, width: float) -> bytes:

@@ -11,6 +11,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from .._shown import Shown
 from . import _checks, _custom_ops
 from ._arrays import Array, as_kind, hand_back, kind_of
 from ._ops import dress
@@ -19,7 +20,7 @@ from ._results import SolverError, TacSolution, with_kind
 from ._state import State, check_state
 
 
-class GapMatrix:
+class GapMatrix(Shown):
     """Accumulates R[k, j] = max_i (L[i, j] − L[i, k]) over a stream of latents or logits.
 
     R is all that the class-wise QPs need of the samples. It merges by element-wise maximum: over batches, threads and
@@ -309,6 +310,19 @@ class GapMatrix:
         found = check_state(state, self._W, self.fingerprint, self._logits is not None)
         self._gaps, self._logits = found.gaps, found.logits
         self._n_samples, self._n_own, self._kind = found.n_samples, found.n_own, found.kind
+
+    def __copy__(self) -> GapMatrix:
+        # No tensor is ever written to, but the list of the logits grows.
+        matrix = object.__new__(type(self))
+        vars(matrix).update(vars(self), _logits=None if self._logits is None else list(self._logits))
+        return matrix
+
+    def _title(self) -> str:
+        C, d = self._W.shape
+        return f"{C} classes in {d} dimensions, {self._n_samples} samples"
+
+    def _rows(self) -> list[tuple[str, object]]:
+        return [("W", self._W), ("logits", "not kept" if self._logits is None else "kept")]
 
     def _seen(self) -> Tensor:
         if self._gaps is None:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from .._shown import Shown, Tabled, by_class
 from ._arrays import Array, as_kind, as_tensor, hand_back, kind_of
 from ._checks import Head, check_finite, check_head, check_latents, check_number
 from ._files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Record = TypeVar("Record", bound="Certificate | TacSolution | PerSampleSolution")
 
@@ -39,10 +46,11 @@ class Status(IntEnum):
 
 
 _STATUS = {int(member): member for member in Status}
+RESIDUALS = ("primal", "dual", "stationarity", "gap")
 
 
-@dataclass(frozen=True, eq=False)
-class Certificate:
+@dataclass(frozen=True, eq=False, repr=False)
+class Certificate(Shown):
     """Scale-free optimality measures of each class, evaluated in float64 on the returned tensors.
 
     All fields are float64 of shape (K,). For s = ``perturbations[r]``, λ = ``duals[r]``, a_j = w_k − w_j and
@@ -66,6 +74,17 @@ class Certificate:
     lower: Array
     upper: Array
 
+    @property
+    def worst(self) -> dict[str, float]:
+        """The largest of each residual over the classes that have one; NaN where none has."""
+        values = {name: as_tensor(name, getattr(self, name)).tolist() for name in RESIDUALS}
+        return {name: max((x for x in found if not math.isnan(x)), default=math.nan) for name, found in values.items()}
+
+    def _title(self) -> str:
+        if _is_empty_shell(self.gap):
+            return ""
+        return "residuals up to " + ", ".join(f"{name} {value:.1e}" for name, value in self.worst.items())
+
 
 class SolverError(RuntimeError):
     """A class ended MAX_ITER, INACCURATE or INVALID_INPUT and ``raise_on_failure`` was set.
@@ -81,8 +100,8 @@ class SolverError(RuntimeError):
         return type(self), (str(self), self.solution)
 
 
-@dataclass(frozen=True, eq=False)
-class TacSolution:
+@dataclass(frozen=True, eq=False, repr=False)
+class TacSolution(Tabled):
     """The smallest shared latent shift towards each class: the reconstructed trigger-activated change.
 
     For K requested classes of C, in latent dimension d. Floating-point fields are float64 if any input was, else
@@ -232,9 +251,39 @@ class TacSolution:
 
         return _mapped(self, move)
 
+    def plot(self) -> Figure:
+        """Draw the norm of the shift towards each class.
 
-@dataclass(frozen=True, eq=False)
-class PerSampleSolution:
+        Raises
+        ------
+        ImportError
+            Without the extra ``report`` (Matplotlib).
+        """
+        from ..report import views
+
+        return views.norms(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TacSolution:
+        # Torch refuses to copy a tensor with a history; its clone has the same one.
+        return _mapped(self, lambda _, x: x.clone() if isinstance(x, Tensor) else copy.deepcopy(x, memo))
+
+    def _title(self) -> str:
+        (k, d), classes = self.perturbations.shape, self.gaps.shape[0]
+        return f"{k} of {classes} classes in {d} dimensions, {self.n_samples or 'an unknown number of'} samples"
+
+    def _rows(self) -> list[tuple[str, object]]:
+        if _is_empty_shell(self.norms):
+            return super()._rows()
+        return [
+            ("smallest norms", by_class(_smallest_first(self.classes, self.norms))),
+            ("status", _counted(self.status)),
+            ("certificate", self.certificate._title()),
+            ("settings", f"margin {self.margin:g}, trim {self.trim:g}"),
+        ]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PerSampleSolution(Shown):
     """The smallest latent shift of every sample towards every class.
 
     Attributes
@@ -255,6 +304,22 @@ class PerSampleSolution:
     perturbations: Array | None
     margin: float
 
+    def _title(self) -> str:
+        samples, classes = self.norms.shape
+        return f"{samples} samples, each on its own, and {classes} classes"
+
+    def _rows(self) -> list[tuple[str, object]]:
+        if _is_empty_shell(self.norms):
+            return super()._rows()
+        medians = as_tensor("norms", self.norms).median(0).values
+        return [
+            ("smallest median norms", by_class(_smallest_first(self.classes, medians))),
+            ("status", _counted(self.status)),
+            ("certificate", self.certificate._title()),
+            ("margin", self.margin),
+            *([] if self.perturbations is None else [("perturbations", self.perturbations)]),
+        ]
+
 
 def with_kind(record: Record, kind: str) -> Record:
     """Copy of a solution with every tensor as an array of that kind, as of `as_kind`."""
@@ -270,3 +335,19 @@ def _mapped(record: Record, convert: Callable[[str, Array], Array]) -> Record:
         elif kind_of(value):
             values[name] = convert(name, value)
     return type(record)(**values)
+
+
+def _is_empty_shell(values: Array) -> bool:
+    """Whether it is on the meta device: a shape, and nothing to be read."""
+    return isinstance(values, Tensor) and values.is_meta
+
+
+def _smallest_first(classes: Array, values: Array) -> dict[int, float]:
+    """Values (K,) by class (K,); NaN comes last."""
+    pairs = zip(as_tensor("classes", classes).tolist(), as_tensor("values", values).tolist(), strict=True)
+    return dict(sorted(pairs, key=lambda pair: (math.isnan(pair[1]), pair[1])))
+
+
+def _counted(status: Array) -> str:
+    counts = Counter(as_tensor("status", status).flatten().tolist())
+    return ", ".join(f"{count} {_STATUS[value].name}" for value, count in sorted(counts.items()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
 import time
@@ -22,6 +23,8 @@ from ..models.precision import bfloat16_autocast, native_bfloat16
 from ..models.state_file import DamagedStateError, StateFile, fingerprint, named_weights
 from .augment import augment
 from .recipe import Recipe
+
+_log = logging.getLogger(__name__)
 
 # Of one-cycle: share of the training in which the learning rate rises.
 WARM_UP = 0.3
@@ -170,6 +173,7 @@ class _Training:
             # Every epoch draws from a seed of its own, so that no generator has to be kept.
             with isolated_randomness(self._seed_of(len(self._history) + 1)):
                 self._history.append(self._run_epoch(on_step))
+            _log.info("%s", self._history[-1])
             if self._store is not None:
                 self._store.write(self._state())
             if on_epoch is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,8 @@ from ...scanning import ScanReport
 from ..base import EpochRecord, RepairResult, scanned_copy
 from ..selection import HeldOut, cloned_weights, fewest_correct, load_weights
 from ..training import DivergedError, Settings, is_finite, is_integer, not_finite, trainable, trainable_batches, widened
+
+_log = logging.getLogger(__name__)
 
 Tell = Callable[[EpochRecord], None]
 
@@ -75,6 +78,7 @@ class Rival(Settings, ABC):
 
         def tell(record: EpochRecord) -> None:
             history.append(record)
+            _log.info("epoch %d: loss %.4g, accuracy %.4f", record.epoch, record.loss, record.accuracy)
             if on_epoch is not None:
                 on_epoch(record)
 

@@ -1,0 +1,95 @@
+"""What results show of themselves when they are asked, from the facts and with the pictures of the reports."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from ..detection import Perturbation
+from ..scanning import ScanReport
+from ..solver import TacSolution
+from ..stability import Stability
+from .facts import scan_facts, solution_facts
+from .files import finite
+from .html import data_uri
+from .plots import (
+    MAX_RANGES,
+    WIDTH,
+    easiest,
+    is_image,
+    norms_figure,
+    perturbation_figure,
+    ranges_figure,
+    saved,
+    scores_figure,
+    width_for,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+    from .._shown import Tabled
+
+
+def to_dict(result: Tabled) -> dict[str, Any]:
+    """See `Tabled.to_dict`."""
+    facts: dict[str, Any] = finite(_facts(result))
+    return facts
+
+
+def to_pandas(result: Tabled) -> DataFrame:
+    """See `Tabled.to_pandas`; what is nested in the facts has a column with a dotted name."""
+    try:
+        import pandas
+    except ImportError as error:
+        raise ImportError("tables need pandas: pip install pandas") from error
+    return pandas.json_normalize(_facts(result)["classes"]).set_index("class")
+
+
+def to_html(result: Tabled) -> str:
+    """The text of a result for a notebook, and its picture where Matplotlib is installed."""
+    text = f"<pre>{escape(repr(result))}</pre>"
+    try:
+        picture = saved(result.plot(), "png")
+    except ImportError:
+        return text
+    return f'{text}<img style="max-width: 100%" alt="" src="{data_uri(picture, "png")}">'
+
+
+def scores(report: ScanReport) -> Figure:
+    """See `ScanReport.plot`."""
+    return scores_figure(scan_facts(report))
+
+
+def norms(solution: TacSolution) -> Figure:
+    """See `TacSolution.plot`. A solution alone names no class."""
+    rows = [{"name": None, "named": False, **row} for row in solution_facts(solution)["classes"]]
+    return norms_figure(rows, width_for(rows))
+
+
+def ranges(stability: Stability) -> Figure:
+    """See `Stability.plot`. The score with all samples is not known here."""
+    rows = [
+        {"class": k, "name": None, "named": k in stability.named, "score": math.nan, "rank": stability.ranks[k].low}
+        | {"jackknife": {"score": stability.scores[k]}}
+        for k in stability.scores
+    ]
+    # As many classes are judged in every run, so that all have the same threshold.
+    return ranges_figure(stability.runs[0].threshold, easiest(rows, MAX_RANGES), WIDTH)
+
+
+def perturbation(found: Perturbation) -> Figure:
+    """See `Perturbation.plot`."""
+    if not is_image(found):
+        shape = tuple(found.inputs.shape)
+        raise ValueError(f"inputs: expected images (m, channels, h, w) with 1 or 3 channels, got shape {shape}")
+    return perturbation_figure(found)
+
+
+def _facts(result: Tabled) -> dict[str, Any]:
+    if isinstance(result, ScanReport):
+        return scan_facts(result)
+    assert isinstance(result, TacSolution)
+    return solution_facts(result)
