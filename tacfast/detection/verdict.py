@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Label = Literal["nothing_found", "borderline", "suspicious", "inconclusive"]
+"""What a verdict can come to."""
 
 
 @dataclass(frozen=True)
