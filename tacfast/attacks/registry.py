@@ -78,6 +78,7 @@ ATTACKS: dict[str, Factory] = {
     "input-aware": _input_aware,
     "lira": _lira,
 }
+"""Attacks by name; `make_attack` calls them with the target, the number of classes, the image shape and a seed."""
 
 
 def make_attack(

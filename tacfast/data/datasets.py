@@ -81,6 +81,7 @@ DATASETS: dict[str, Callable[[Path], Listing]] = {
     "digits": digits.list_images,
     "folder": folder.list_images,
 }
+"""Data sets by name; each is a function that lists the files of a folder."""
 
 
 def load_dataset(name: str, root: str | os.PathLike[str] | None = None) -> ImageDataset:

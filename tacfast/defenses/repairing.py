@@ -29,6 +29,7 @@ MODES: dict[str, type[Ours]] = {
     "prune": PruneRepair,
     "universal": UniversalRepair,
 }
+"""Our own ways to repair, by name; each is a `Mode`."""
 
 
 def repair(

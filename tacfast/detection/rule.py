@@ -24,6 +24,7 @@ from .verdict import Finding, Label, Verdict
 # networks (CIFAR-10, GTSRB, digits), a class of which none were left scored up to 2.7 standard deviations more than
 # with all of them; with one left 1.7, with four left 0.8.
 MIN_SAMPLES_PER_CLASS = 4
+"""A class to which the model assigns fewer samples is not judged."""
 # More classes than this are counted, not named.
 MAX_NAMED = 10
 NO_ALARM = "that is less than an alarm, and more than most clean networks show"
@@ -247,9 +248,14 @@ def _shortage(solution: TacSolution) -> list[str]:
 
 
 _QP = QpNorm()
-RULE_TRIM, RULE_MARGIN = _QP.trim, 0.0
+RULE_TRIM = _QP.trim
+"""The ``trim`` that the solution judged by `detect` must have: that of the bank."""
+RULE_MARGIN = 0.0
+"""The ``margin`` that it must have."""
 QUICK = Rule("quick", (_QP,), pairs=Asymmetry())
+"""The rule of `detect` and of ``scan(quick=True)``: the shifts of the latents alone."""
 FULL = Rule("full", (_QP, UniversalPerturbation(), InnerPerturbation()), given=Nearness(), pairs=Asymmetry())
+"""The rule of `tacfast.scan`."""
 
 
 def detect(solution: TacSolution, samples_per_class: Sequence[int] | Tensor | None = None) -> Verdict:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from .._shown import Shown
 from ..solver import GapMatrix, TacSolution
 
-# Below so many classes an odd one cannot be told from chance. If more of them than this share are left out, what is
-# said of the others is no verdict on the model.
-MIN_CLASSES, MAX_LEFT_OUT = 5, 1 / 3
+MIN_CLASSES = 5
+"""Below so many classes an odd one cannot be told from chance."""
+# If more of them than this share are left out, what is said of the others is no verdict on the model.
+MAX_LEFT_OUT = 1 / 3
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -10,6 +10,7 @@ from typing import Literal
 from .._shown import Shown, by_class
 
 Label = Literal["nothing_found", "borderline", "suspicious", "inconclusive"]
+"""What a verdict can come to."""
 
 
 @dataclass(frozen=True, repr=False)

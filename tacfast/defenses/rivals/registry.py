@@ -31,3 +31,4 @@ RIVALS: dict[str, type[Rival]] = {
         TwoStageDefense,
     )
 }
+"""Published defences to compare with, by name."""
