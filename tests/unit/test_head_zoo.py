@@ -362,10 +362,21 @@ class Outputs(nn.Module):
 
 
 @pytest.mark.parametrize("wrap", [lambda y: {"logits": y}, lambda y: (y, y), lambda y: [y]])
-def test_other_outputs_than_a_tensor_say_how_to_give_one(wrap):
-    model = Outputs(wrap)
-    with pytest.raises(HeadError, match=r"got (dict|tuple|list); wrap the model in a module that returns the logits"):
-        find_head(model, torch.randn(3, 6))
+def test_logits_are_found_in_other_outputs(wrap):
+    assert find_head(Outputs(wrap), torch.randn(3, 6)).name == "head"
+
+
+@pytest.mark.parametrize("wrap", [lambda y: {"out": y}, lambda y: (None, y), lambda y: [[y]], lambda y: None])
+def test_outputs_without_logits_say_how_to_give_them(wrap):
+    with pytest.raises(
+        HeadError, match=r"got (dict|tuple|list|NoneType); wrap the model in a module that returns them"
+    ):
+        find_head(Outputs(wrap), torch.randn(3, 6))
+
+
+def test_logits_in_an_output_that_are_changed_ones_are_seen():
+    with pytest.raises(HeadError, match="something changes the logits"):
+        find_head(Outputs(lambda y: {"logits": y.tanh()}), torch.randn(3, 6))
 
 
 def snapshot(model):

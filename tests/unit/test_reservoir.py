@@ -122,5 +122,5 @@ def test_gradients_are_not_kept():
 
 
 def test_what_is_no_batch_is_refused():
-    with pytest.raises(TypeError, match=r"loader: expected batches that are tensors .* got \(dict\)"):
+    with pytest.raises(TypeError, match=r"loader: expected batches that are tensors .* got \(int\)"):
         list(Reservoir([{"x": 1}], 5))
