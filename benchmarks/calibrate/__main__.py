@@ -15,8 +15,8 @@ from tacfast.detection.bank import FILE as BANK_FILE
 from tacfast.solver._files import write_atomically
 
 from ..defence.networks import Suspects
+from ..defence.page import with_summary
 from ..defence.profiles import Network
-from ..defence.readme import with_summary
 from ..defence.store import Store, try_lock
 from .bank import BANK
 from .judge import Member, bank_of, bank_of_pairs, load, summary

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .networks import Say
+from .page import rows_in_profile, update_page
 from .profiles import DEFENCES, ORACLES, PROFILES
-from .readme import rows_in_profile, update_readme
 from .running import Grid, run_local, run_ray, work
 from .store import Store
 from .tables import markdown_summary, write_tables
@@ -70,7 +70,7 @@ def main(
     written = write_tables(results, profile, rows, about)
     console.print(markdown_summary(rows), markup=False, highlight=False, soft_wrap=True)
     if results == RESULTS:
-        written += update_readme(ROOT, Store(results))
+        written += update_page(ROOT, Store(results))
     console.print(f"wrote {', '.join(map(str, written))}", markup=False, highlight=False, soft_wrap=True)
     if any(grid.missing(network) for network in grid.networks):
         raise typer.Exit(1)

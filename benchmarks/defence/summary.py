@@ -1,4 +1,4 @@
-"""From the JSON cells to rows: what every table and the README's summary are made of."""
+"""From the JSON cells to rows: what every table and the site's summary are made of."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.solver``: campaigns on whether the solver is right, and what the README says of them."""
+"""``python -m benchmarks.solver``: campaigns on whether the solver is right, and what the site says of them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from rich.progress import Progress
 
 from tacfast.solver._files import write_atomically
 
-from ..defence.readme import with_summary
+from ..defence.page import with_summary
 from .networks import keep_network
-from .report import readme_summary, write_report
+from .report import page_summary, write_report
 from .running import run_all
 from .stream import BATCH, CLASSES, DIM, SHARDS, Stream
 from .stress import Campaign
 
 ROOT = Path(__file__).parents[2]
-RESULTS, README = ROOT / "benchmarks" / "results" / "solver", ROOT / "README.md"
+RESULTS, PAGE = ROOT / "benchmarks" / "results" / "solver", ROOT / "docs" / "performance.md"
 MARKS = "<!-- campaigns: begin, made by python -m benchmarks.solver -->", "<!-- campaigns: end -->"
 SPEED = "<!-- speed: begin, made by python -m benchmarks.solver report -->", "<!-- speed: end -->"
 # Problems between two states on the disk.
@@ -72,9 +72,9 @@ def keep(
 
 @app.command()
 def report(results: Results = RESULTS) -> None:
-    """Write the report, in Markdown and HTML, and the README's tables from what is measured."""
+    """Write the report, in Markdown and HTML, and the site's tables from what is measured."""
     write_report(results)
-    _renew_readme(results)
+    _renew_page(results)
 
 
 @app.command()
@@ -98,7 +98,7 @@ def stress(
                 _write(file, asdict(campaign))
 
         campaign.run(problems, on_progress)
-    _renew_readme(results)
+    _renew_page(results)
     print(stress_sentence(asdict(campaign)))
     if campaign.wrong_count or campaign.unsolved:
         raise typer.Exit(1)
@@ -132,7 +132,7 @@ def stream(
     }
     _write(results / "stream.json", found)
     state.unlink()
-    _renew_readme(results)
+    _renew_page(results)
     print(stream_sentence(found))
     if not (found["same_gaps"] and found["same_norms"]):
         raise typer.Exit(1)
@@ -173,7 +173,7 @@ SENTENCES: dict[str, Callable[[dict[str, Any]], str]] = {"stress.json": stress_s
 
 
 def summary(results: Path) -> str:
-    """For the README: a line for each campaign that was run."""
+    """For the site: a line for each campaign that was run."""
     lines = []
     for name, sentence in SENTENCES.items():
         if (results / name).is_file():
@@ -197,11 +197,11 @@ def _write(file: Path, content: dict[str, Any]) -> None:
     write_atomically(file, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def _renew_readme(results: Path) -> None:
+def _renew_page(results: Path) -> None:
     if results == RESULTS:
-        text = README.read_text(encoding="utf-8")
+        text = PAGE.read_text(encoding="utf-8")
         text = with_summary(text, summary(results), MARKS)
-        write_atomically(README, with_summary(text, readme_summary(results), SPEED).encode())
+        write_atomically(PAGE, with_summary(text, page_summary(results), SPEED).encode())
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The report on what is measured, in Markdown and HTML, and the README's summary of it."""
+"""The report on what is measured, in Markdown and HTML, and the site's summary of it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LIMITATIONS = (
     "Where a solver fails on some classes its time still counts, marked by an asterisk; in the means it does not.",
     "Nothing was measured on a GPU: cuPIQP, CuPy and numba.cuda are not raced.",
 )
-README_SOLVERS = (OURS, "tacfast float32", *QP_RIVALS)
+PAGE_SOLVERS = (OURS, "tacfast float32", *QP_RIVALS)
 
 
 def write_report(folder: Path) -> None:
@@ -71,8 +71,8 @@ def introduce(cells: Sequence[Measured]) -> list[str]:
     ]
 
 
-def readme_summary(folder: Path) -> str:
-    """For the README: the main comparison, the gap matrix, everything from latents, and small calls."""
+def page_summary(folder: Path) -> str:
+    """For the site: the main comparison, the gap matrix, everything from latents, and small calls."""
     cells = [Measured.of(cell) for cell in read_all(folder / "cells")]
     one = [cell for cell in cells if cell.threads == 1]
     several = [cell for cell in cells if cell.threads > 1]
@@ -92,7 +92,7 @@ def _by_size(cells: Sequence[Measured]) -> Table:
     rows = [["active constraints a class, mean", *("–" if cell is None else active([cell]) for cell in ours)]] * any(
         ours
     )
-    for name in README_SOLVERS:
+    for name in PAGE_SOLVERS:
         here = [found.get((recipe.name, name)) for recipe in USUAL]
         if not any(here):
             continue

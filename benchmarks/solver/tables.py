@@ -1,4 +1,4 @@
-"""The tables of the report, and those of the README."""
+"""The tables of the report, and those of the site."""
 
 from __future__ import annotations
 

@@ -1,10 +1,14 @@
 """Small checkpoints of every kind, and tools to make hostile ones out of them."""
 
+import argparse
+import datetime
 import io
+import pathlib
 import pickle
 import random
 import struct
 import zipfile
+from collections import defaultdict
 
 import numpy as np
 import torch
@@ -117,7 +121,11 @@ def seeds():
     optimiser.step()
     training = {"net": net.state_dict(), "optimizer": optimiser.state_dict(), "epoch": 3, "best": 0.5}
     weights = net.state_dict()
+    settings = argparse.Namespace(lr=0.1, out=pathlib.PurePosixPath("/a"), at=datetime.timedelta(3))
+    lightning = {"state_dict": weights, "hyper_parameters": settings, "counts": defaultdict(int, {"a": 1})}
     return [
+        saved(lightning),
+        saved(lightning, **LEGACY),
         saved(weights),
         saved(weights, **LEGACY),
         saved(training),

@@ -33,8 +33,8 @@ from benchmarks.calibrate.judge import (
     load,
     summary,
 )
+from benchmarks.defence.page import with_summary
 from benchmarks.defence.profiles import PROFILES
-from benchmarks.defence.readme import with_summary
 from tacfast.attacks import ATTACKS
 from tacfast.data import load_dataset
 from tacfast.detection import FULL, QUICK, Asymmetry, QpNorm, Rule, UniversalPerturbation

@@ -16,7 +16,7 @@ pytest.importorskip("jinja2")
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # the benchmarks are not installed
 
-from benchmarks.defence import readme, tables  # noqa: E402
+from benchmarks.defence import page, tables  # noqa: E402
 from benchmarks.defence.__main__ import RESULTS  # noqa: E402
 from benchmarks.defence.profiles import DEFENCES, ORACLES, Network  # noqa: E402
 from benchmarks.defence.store import Store  # noqa: E402
@@ -150,9 +150,9 @@ def test_every_poison_ratio_has_a_summary_of_its_own(store):
     assert lines[1]["ft"][3] == "70.0"
 
 
-def test_the_readme_counts_verdicts_and_names_attacks_that_did_not_take(store, monkeypatch):
-    monkeypatch.setattr(readme, "rows_in_profile", lambda *_: rows(store))
-    text = readme.readme_summary(store)
+def test_the_page_counts_verdicts_and_names_attacks_that_did_not_take(store, monkeypatch):
+    monkeypatch.setattr(page, "rows_in_profile", lambda *_: rows(store))
+    text = page.page_summary(store)
     assert (
         "named the poisoned class of 2 of 3 backdoored networks, a wrong one of 0, and a class of 1 of 1 clean" in text
     )
@@ -170,17 +170,17 @@ def test_both_tables_hold_every_cell_and_escape_what_is_in_it(store, tmp_path):
 
 
 def test_the_summary_goes_between_its_marks_and_nowhere_else():
-    text = f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n"
-    marks = readme.BEGIN, readme.END
-    new = readme.with_summary(text, "new", marks)
-    assert new == f"before\n{readme.BEGIN}\n\nnew\n\n{readme.END}\nafter\n"
+    text = f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n"
+    marks = page.BEGIN, page.END
+    new = page.with_summary(text, "new", marks)
+    assert new == f"before\n{page.BEGIN}\n\nnew\n\n{page.END}\nafter\n"
     with pytest.raises(ValueError, match="expected the marks"):
-        readme.with_summary("nothing", "new", marks)
+        page.with_summary("nothing", "new", marks)
 
 
-def test_the_readme_says_what_the_committed_cells_say():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.with_summary(text, readme.readme_summary(Store(RESULTS)), (readme.BEGIN, readme.END)) == text, (
+def test_the_page_says_what_the_committed_cells_say():
+    text = (ROOT / page.PAGE).read_text(encoding="utf-8")
+    assert page.with_summary(text, page.page_summary(Store(RESULTS)), (page.BEGIN, page.END)) == text, (
         "run python -m benchmarks.defence --profile paper-small --tables"
     )
 
@@ -188,7 +188,7 @@ def test_the_readme_says_what_the_committed_cells_say():
 def test_the_committed_tables_say_what_the_committed_cells_say():
     names = tuple(DEFENCES | ORACLES)
     for path in RESULTS.glob("*.md"):
-        found = readme.rows_in_profile(Store(RESULTS), path.stem, names)
+        found = page.rows_in_profile(Store(RESULTS), path.stem, names)
         text = path.read_text(encoding="utf-8")
         about = text.split("\n\n")[1]
         assert tables.markdown(found, about) == text, f"run python -m benchmarks.defence --profile {path.stem} --tables"

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 import shutil
 import socket
 
@@ -331,3 +332,74 @@ def test_scan_and_repair_take_and_give_a_model_of_transformers(folders):
 def test_an_architecture_of_transformers_by_name():
     model = build_model("transformers:vit", 7, arch_args=KINDS["vit"])
     assert model(IMAGES).logits.shape == (6, 7)
+
+
+# ---- damaged on purpose ------------------------------------------------------------------------------------------
+
+ODD = (
+    None,
+    True,
+    -1,
+    0,
+    1,
+    3,
+    90_000,
+    10**30,
+    0.5,
+    1e308,
+    "",
+    "x",
+    "\n\x1b[2J",
+    [],
+    [1],
+    [[]],
+    {},
+    {"a": 1},
+    "a" * 5000,
+)
+KNOWN = ("image_size", "num_channels", "id2label", "hidden_act", "num_labels", "size", "image_mean", "architecture")
+
+
+def places(value, path=()):
+    """Where something could be changed in a JSON value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, item in inner for place in places(item, (*path, key)))]
+
+
+def changed_somewhere(value, draw):
+    """One to three random places in a JSON value taken out, exchanged or given something odd, or a field added."""
+    root = [json.loads(json.dumps(value))]
+    for _ in range(draw.choice([1, 1, 2, 3])):
+        where = draw.choice(places(root[0]))
+        parent, key = root, 0
+        for step in where:
+            parent, key = parent[key], step
+        kind = draw.random()
+        if kind < 0.2 and where:
+            del parent[key]
+        elif kind < 0.35 and isinstance(parent[key], dict):
+            parent[key][draw.choice([*KNOWN, *map(str, where)])] = draw.choice(ODD)
+        else:
+            parent[key] = draw.choice(ODD)
+    return root[0]
+
+
+@pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_mutated_folders_are_read_or_refused(folders, tmp_path, count):
+    draw, read = random.Random(count), 0
+    kinds = ["vit", "swin", "resnet", "convnext", "mobilenet_v2"]
+    for kind in kinds:
+        shutil.copytree(folders / kind, tmp_path / kind)
+    for _ in range(count):
+        folder = tmp_path / draw.choice(kinds)
+        file = folder / draw.choice(["config.json", "config.json", "preprocessor_config.json"])
+        original = file.read_text()
+        file.write_text(json.dumps(changed_somewhere(json.loads(original), draw)))
+        try:
+            restore_model(load_checkpoint(folder))
+            read += 1
+        except ValueError as error:  # CheckpointError is one
+            assert str(error).isprintable(), str(error)  # noqa: PT017
+        finally:
+            file.write_text(original)
+    assert 0 < read < 0.8 * count

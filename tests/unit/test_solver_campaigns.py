@@ -13,7 +13,7 @@ pytest.importorskip("quadprog")
 from problems import FAMILIES
 from typer.testing import CliRunner
 
-from benchmarks.defence.readme import with_summary
+from benchmarks.defence.page import with_summary
 from benchmarks.solver import __main__ as command
 from benchmarks.solver import stream, stress
 from benchmarks.solver.stress import Campaign, case_of, has_point
@@ -149,6 +149,6 @@ def test_the_command_tells_and_keeps_what_came_of_it(tmp_path):
     assert "0 of these proven although HiGHS finds a point" in command.summary(tmp_path)
 
 
-def test_the_readme_says_what_the_committed_results_say():
-    text = command.README.read_text(encoding="utf-8")
+def test_the_page_says_what_the_committed_results_say():
+    text = command.PAGE.read_text(encoding="utf-8")
     assert with_summary(text, command.summary(command.RESULTS), command.MARKS) == text

@@ -1,4 +1,4 @@
-"""The race of solvers: problems, rivals, what is called wrong, what is kept, and that the README tells no other."""
+"""The race of solvers: problems, rivals, what is called wrong, what is kept, and that the site tells no other."""
 
 import json
 import math
@@ -332,8 +332,8 @@ def test_the_reports_say_what_was_measured(tmp_path):
         assert line in (tmp_path / "report.md").read_text()
 
 
-def test_the_readme_says_what_was_measured():
+def test_the_page_says_what_was_measured():
     begin, end = command.SPEED
-    said = command.README.read_text(encoding="utf-8").split(begin)[1].split(end)[0].strip()
-    assert said == report.readme_summary(command.RESULTS)
+    said = command.PAGE.read_text(encoding="utf-8").split(begin)[1].split(end)[0].strip()
+    assert said == report.page_summary(command.RESULTS)
     assert "| tacfast float64 |" in said

@@ -1,4 +1,4 @@
-"""The README's summary of the grid, made from the committed cells."""
+"""The site's summary of the grid, made from the committed cells."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from .store import Store
 from .summary import MIN_ASR, NONE, Row, averages, rows_of
 from .tables import markdown_summary
 
+PAGE = Path("docs") / "comparison.md"
 BEGIN, END = "<!-- defence: begin, made by python -m benchmarks.defence --tables -->", "<!-- defence: end -->"
 PROFILE = "paper-small"
 
@@ -27,8 +28,8 @@ def rows_in_profile(store: Store, profile: str, defences: Sequence[str]) -> list
     return rows_of(store, settings.networks, defences, sound)
 
 
-def readme_summary(store: Store) -> str:
-    """What stands between the marks in the README."""
+def page_summary(store: Store) -> str:
+    """What stands between the marks on the page."""
     rows = rows_in_profile(store, PROFILE, tuple(DEFENCES))
     suspects = [row for row in rows if row.defence == NONE]
     networks = sum(len(row.networks) for row in suspects)
@@ -64,11 +65,11 @@ def _weak(suspects: Sequence[Row]) -> str:
     return f" In no mean, because their ASR was below {MIN_ASR:g} before any repair: {', '.join(weak)}." if weak else ""
 
 
-def update_readme(root: Path, store: Store) -> list[Path]:
-    """Put the summary into the README; returns its path, or nothing if it stood there already."""
-    path = root / "README.md"
+def update_page(root: Path, store: Store) -> list[Path]:
+    """Put the summary into its page of the site; returns the path, or nothing if it stood there already."""
+    path = root / PAGE
     text = path.read_text(encoding="utf-8")
-    new = with_summary(text, readme_summary(store), (BEGIN, END))
+    new = with_summary(text, page_summary(store), (BEGIN, END))
     if new == text:
         return []
     write_atomically(path, new.encode())
@@ -76,7 +77,7 @@ def update_readme(root: Path, store: Store) -> list[Path]:
 
 
 def with_summary(text: str, summary: str, marks: tuple[str, str]) -> str:
-    """The README with another summary between two marks.
+    """A page with another summary between two marks.
 
     Raises
     ------
@@ -85,6 +86,6 @@ def with_summary(text: str, summary: str, marks: tuple[str, str]) -> str:
     """
     begin, end = marks
     if text.count(begin) != 1 or text.count(end) != 1:
-        raise ValueError(f"README.md: expected the marks {begin} and {end}, each once")
+        raise ValueError(f"text: expected the marks {begin} and {end}, each once")
     before, rest = text.split(begin)
     return f"{before}{begin}\n\n{summary}\n\n{end}{rest.split(end)[1]}"
