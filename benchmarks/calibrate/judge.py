@@ -230,7 +230,12 @@ def summary(members: Sequence[Member], rules: Mapping[str, Rule]) -> str:
         f"All-to-all backdoors are found by the asymmetry, in both: {_share(pairs.found, pairs.attacked)}, AUROC "
         f"{auroc(*both):.3f}; {pairs.alarms} of the false alarms are its own."
     )
-    return f"{said}\n\n{_markdown(['', *head], lines)}\n\n{apart}"
+    seen = Counter(str(member.facts["data"]) for member in members if member.rivals is not None)
+    among = ", ".join(f"{count} on {name}" for name, count in seen.most_common())
+    rivals = (
+        f"On the {seen.total()} networks that published detectors have looked at, too ({among}), same images and clock:"
+    )
+    return "\n\n".join([said, _markdown(["", *head], lines), apart, rivals, _against_rivals(members)])
 
 
 def _census(members: Sequence[Member], data: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .. import __version__
 from .._text import printable
 from ..models.checkpoint import digest_of, find_checkpoint
 from ..report import write_index
@@ -22,6 +23,16 @@ SUMMARY, INDEX = "summary.jsonl", "index.html"
 ERROR = "error"
 # What a reader should look at first, by its label. An error comes before borderline: nothing is known of that model.
 ORDER = ("suspicious", ERROR, "borderline", "inconclusive", "nothing_found")
+# Of a row, what is read again, and of one without an error.
+FIELDS: dict[str, Any] = {
+    "name": str,
+    "path": str,
+    "settings": dict,
+    "sha256": (str, type(None)),
+    "error": (str, type(None)),
+}
+NUMBER = (int, float, type(None))
+REPORTED: dict[str, Any] = {"headline": str, "html": str, "classes": list, "surprise": NUMBER, "accuracy": NUMBER}
 
 
 def scan_many(
@@ -42,49 +53,41 @@ def scan_many(
     scan_one : scans a checkpoint, writes its reports as JSON and as HTML, and returns the facts
     """
     out.mkdir(parents=True, exist_ok=True)
-    known = {row["name"]: row for row in read_summary(out)}
-    settings = json.loads(json.dumps(finite(settings)))  # as they come back from a file
-    rows: list[dict[str, Any]] = []
-    for number, (name, path) in enumerate(zip(names_of(checkpoints), checkpoints, strict=True), 1):
+    known = {row["path"]: row for row in read_summary(out)}
+    settings = json.loads(json.dumps(finite(settings | {"tacfast": __version__})))  # as they come back from a file
+    rows: dict[str, dict[str, Any]] = {}
+    for number, path in enumerate(checkpoints, 1):
         console.print(f"{number}/{len(checkpoints)} {printable(str(path))}", markup=False, highlight=False)
-        rows.append(_scanned(path, name, out, settings, known.get(name), scan_one))
-        if message := rows[-1]["error"]:
-            console.print(f"  error: {message}", markup=False, highlight=False, soft_wrap=True)
+        whole = str(path.absolute())
+        row = rows[whole] = _scanned(path, out, settings, known.get(whole), scan_one)
+        if row["error"]:
+            console.print(f"  error: {row['error']}", markup=False, highlight=False, soft_wrap=True)
         # What an earlier run has of others is kept.
-        kept = [row for other, row in known.items() if other not in {row["name"] for row in rows}]
-        _write_summary(out, sorted([*rows, *kept], key=_place))
+        _write_summary(out, sorted((known | rows).values(), key=_place))
+    told = sorted(rows.values(), key=_place)
     console.print()
-    console.print(_table(sorted(rows, key=_place)))
+    console.print(_table(told))
     console.print(f"wrote {out / INDEX} and {out / SUMMARY}", markup=False, highlight=False, soft_wrap=True)
-    return rows
-
-
-def names_of(checkpoints: Sequence[Path]) -> list[str]:
-    """A name for the reports of each: that of the file, with so many folders before it as tell it from the others."""
-    whole = [path.resolve().with_suffix("") if path.is_file() else path.resolve() for path in checkpoints]
-    for depth in range(1, max(len(path.parts) for path in whole) + 1):
-        names = ["-".join(part.strip("/\\:") for part in path.parts[-depth:]) for path in whole]
-        if len(set(names)) == len(names):
-            return names
-    # The same one twice, or two that only their suffix tells apart.
-    return [f"{number}-{path.name}" for number, path in enumerate(checkpoints, 1)]
+    return told
 
 
 def _scanned(
     path: Path,
-    name: str,
     out: Path,
     settings: dict[str, Any],
     before: dict[str, Any] | None,
     scan_one: Callable[[Path, Path, Path], dict[str, Any]],
 ) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": name, "checkpoint": str(path), "sha256": None, "settings": settings, "error": None}
-    report, page = out / f"{name}.json", out / f"{name}.html"
+    name = _safe(path)
+    row: dict[str, Any] = {"name": name, "path": str(path.absolute()), "sha256": None, "settings": settings}
     start = time.perf_counter()
     try:
         row["sha256"] = digest_of(find_checkpoint(path))
-        same = before is not None and all(before.get(key) == row[key] for key in row)
-        if before is not None and same and report.is_file() and page.is_file():
+        # With some of the digest it is neither the name of another model's report nor that of a file beside this one.
+        row["name"] = f"{name}-{row['sha256'][:8]}"
+        report, page = out / f"{row['name']}.json", out / f"{row['name']}.html"
+        same = before is not None and all(before[key] == value for key, value in row.items())
+        if before is not None and same and before["label"] != ERROR and report.is_file() and page.is_file():
             return before
         facts = scan_one(path, report, page)
     except Exception as error:
@@ -93,6 +96,7 @@ def _scanned(
     verdict = facts["verdict"]
     return row | {
         "label": verdict["label"],
+        "error": None,
         **{key: verdict[key] for key in ("headline", "classes", "surprise", "p_value")},
         "accuracy": facts["scan"]["accuracy"],
         "images": facts["scan"]["samples"],
@@ -102,21 +106,29 @@ def _scanned(
     }
 
 
+def _safe(path: Path) -> str:
+    """The name of a file or folder with nothing in it that a file system, a page or a terminal could trip over."""
+    name = path.absolute().stem if path.is_file() else path.absolute().name
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)[:80]
+
+
 def read_summary(out: Path) -> list[dict[str, Any]]:
     """The rows of an earlier run; none where there is no such file, and without lines that are damaged."""
     path, rows = out / SUMMARY, []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else ():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and isinstance(row.get("name"), str) and row.get("label") in ORDER:
-            rows.append(row)
+        if isinstance(row, dict) and row.get("label") in ORDER:
+            fields = FIELDS if row["label"] == ERROR else FIELDS | REPORTED
+            if all(isinstance(row.get(field), kinds) for field, kinds in fields.items()):
+                rows.append(row)
     return rows
 
 
 def _write_summary(out: Path, rows: Sequence[dict[str, Any]]) -> None:
-    lines = [json.dumps(finite(row), allow_nan=False, ensure_ascii=False) for row in rows]
+    lines = [json.dumps(finite(row), allow_nan=False) for row in rows]
     write_atomically(out / SUMMARY, "".join(f"{line}\n" for line in lines).encode())
     write_index(out / INDEX, rows)
 

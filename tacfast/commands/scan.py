@@ -186,9 +186,9 @@ def show_scan(console: Console, facts: dict[str, Any], names: Mapping[int, str])
 
 def write_reports(facts: dict[str, Any], report: ScanReport | None, *, json: Path | None, html: Path | None) -> None:
     """Write the files that were asked for; without a report there is no page."""
-    if json == STDOUT:
+    if html is not None and report is not None:
+        write_html(html, facts, report.perturbations)
+    if json == STDOUT:  # last, so that nothing comes behind it
         typer.echo(as_json(facts), nl=False)
     elif json is not None:
         write_json(json, facts)
-    if html is not None and report is not None:
-        write_html(html, facts, report.perturbations)

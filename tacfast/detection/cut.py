@@ -1,9 +1,10 @@
-"""A layer in which a model can be cut in two: all that its answer depends on goes through the layer's output."""
+"""A layer in which a model can be cut in two: all gradients of its answer go through the layer's output."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,9 @@ class Cut:
         return seen[-1]
 
 
-def find_cut(model: nn.Module, classify: Callable[[Tensor], Tensor], inputs: Tensor, depth: float) -> Cut | None:
+def find_cut(
+    model: nn.Module, classify: Callable[[Tensor], Tensor], inputs: Tensor, depth: float, most: float = math.inf
+) -> Cut | None:
     """The layer nearest to that depth in which the model can be cut; None where there is none near it.
 
     Parameters
@@ -59,13 +62,14 @@ def find_cut(model: nn.Module, classify: Callable[[Tensor], Tensor], inputs: Ten
     classify : runs it, on inputs to logits
     inputs : (n, ...); a layer whose output has not n rows is none
     depth : share of the layers with weights that should have run by then
+    most : numbers that the layer may give for an input
     """
-    found = sorted(_candidates(model, classify, inputs), key=lambda cut: abs(cut.depth - depth))
+    found = sorted(_candidates(model, classify, inputs, most), key=lambda cut: abs(cut.depth - depth))
     near = (cut for cut in found if abs(cut.depth - depth) <= NEAR)
     return next((cut for cut in near if _separates(cut, classify, inputs)), None)
 
 
-def _candidates(model: nn.Module, classify: Callable[[Tensor], Tensor], inputs: Tensor) -> list[Cut]:
+def _candidates(model: nn.Module, classify: Callable[[Tensor], Tensor], inputs: Tensor, most: float) -> list[Cut]:
     """Layers that run once and give one tensor with a row per input; of those of one depth the last one first."""
     order: list[tuple[str, nn.Module, int, bool]] = []
     count = 0
@@ -74,19 +78,14 @@ def _candidates(model: nn.Module, classify: Callable[[Tensor], Tensor], inputs: 
         nonlocal count
         count += any(weight.ndim > 1 for weight in layer.parameters(recurse=False))
         fits = isinstance(output, Tensor) and output.is_floating_point() and output.shape[:1] == inputs.shape[:1]
-        order.append((name, layer, count, fits and output.ndim > 1))
+        order.append((name, layer, count, fits and output.ndim > 1 and output[0].numel() <= most))
 
-    layers = [(name, layer) for name, layer in model.named_modules() if name]
-    handles = [
-        layer.register_forward_hook(lambda layer, given, output, name=name: note(name, layer, output))
-        for name, layer in layers
-    ]
-    try:
-        with torch.no_grad():
-            classify(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for name, layer in model.named_modules():
+            if name and not isinstance(layer, torch.jit.ScriptModule):  # which takes no hooks
+                hook = layer.register_forward_hook(lambda layer, given, output, name=name: note(name, layer, output))
+                hooks.callback(hook.remove)
+        classify(inputs)
     runs: dict[str, int] = {}
     for name, *_ in order:
         runs[name] = runs.get(name, 0) + 1

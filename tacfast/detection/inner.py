@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from .cut import Cut, find_cut
@@ -15,6 +16,8 @@ from .universal import UniversalPerturbation, differ, spread_of
 
 # Inputs on which a layer is looked for: a number that the other dimensions of what layers give seldom have.
 FEW = 7
+# A shift for each class must fit into memory, twice: a gigabyte of float32.
+MAX_NUMBERS = 2**28
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +67,10 @@ class InnerPerturbation(UniversalPerturbation):
         """What grows, and the unit of its sizes."""
         inputs, classify = evidence.for_model()
         few = inputs[: min(FEW, evidence.together)]
-        cut = None if evidence.model is None else find_cut(evidence.model, classify, few, self.depth)
+        with torch.no_grad():
+            classes = classify(few).shape[1]
+        most = MAX_NUMBERS // classes
+        cut = None if evidence.model is None else find_cut(evidence.model, classify, few, self.depth, most)
         if cut is not None:
             given = cut.outputs(classify, inputs[: evidence.together])
             if bool(given.isfinite().all()) and differ(given):

@@ -7,7 +7,8 @@ import os
 import struct
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -75,8 +76,21 @@ def load_pickled(file: BinaryIO) -> Any:
     if DEFAULTDICT in contents.names:
         strangers.append((_plain_dictionary, DEFAULTDICT))
     allowed = [*(_numpy_globals() if numpy else ()), *strangers]
-    with torch.serialization.safe_globals(allowed) if allowed else nullcontext():
+    with _only(allowed):
         return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
+
+
+@contextmanager
+def _only(allowed: list[Any]) -> Iterator[None]:
+    """Let torch build these, and nothing that the user has allowed it: that may bear the name of a stranger."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        torch.serialization.add_safe_globals(allowed)
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
 
 def _renamed(name: str) -> str:
@@ -93,9 +107,7 @@ def _numpy_globals() -> list[Any]:
     renamed = [(function, f"{module}.{name}")
                for module in NUMPY_MODULES
                for function, name in ((reconstruct, "_reconstruct"), (scalar, "scalar"))]  # fmt: skip
-    needed = [*renamed, np.ndarray, np.dtype, type(np.dtype("i8")), type(np.dtype("f8"))]
-    # On leaving, torch takes back all that it was given, also what the user had allowed before.
-    return [item for item in needed if item not in torch.serialization.get_safe_globals()]
+    return [*renamed, np.ndarray, np.dtype, type(np.dtype("i8")), type(np.dtype("f8"))]
 
 
 def _scan_zip(file: BinaryIO, size: int) -> Contents:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 # So that a hostile pickle costs less than a gigabyte: an instruction makes at most one object of some hundred bytes.
 MAX_OPCODES = 2_000_000
 MAX_PICKLE_BYTES = 64 * 2**20
+MAX_NAMES = 100
 # About what an item of a container takes.
 ITEM_BYTES = 100
 
@@ -217,6 +218,8 @@ class _Machine:
         if not known and not is_stranger(name):
             raise ForeignObjectError(_UNWANTED.get(name, f"it asks for {name[:80]!r}"))
         self.contents.names.add(name)
+        if len(self.contents.names) > MAX_NAMES:  # torch looks through all of them again and again
+            raise ContentError(f"its pickle asks for more than {MAX_NAMES} kinds of objects")
         self.stack.append(Named(name))
 
     def find_storage(self, _: Any) -> None:
@@ -239,7 +242,7 @@ class _Machine:
     def call(self, _: Any) -> None:
         arguments, function = self.pop(), self.pop()
         expect(isinstance(function, Named) and type(arguments) is tuple)
-        self.charge(*arguments)
+        self.charge(arguments, *arguments)
         if is_stranger(function.name):
             self.stack.append(Opaque("stranger"))
             return
@@ -249,7 +252,7 @@ class _Machine:
     def make(self, _: Any) -> None:
         arguments, kind = self.pop(), self.pop()
         expect(isinstance(kind, Named) and is_stranger(kind.name) and type(arguments) is tuple)
-        self.charge(*arguments)
+        self.charge(arguments, *arguments)
         self.stack.append(Opaque("stranger"))
 
     def build(self, _: Any) -> None:

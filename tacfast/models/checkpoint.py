@@ -43,6 +43,7 @@ SUFFIXES = (SAFETENSORS, *PICKLES, ".bin", ".ckpt")
 MAX_CLASSES, MAX_SIDE = 100_000, 4096
 MAX_SIDECAR_BYTES = 16 * 2**20
 MAX_ARGUMENT = 100_000
+MAX_NAME = 200
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -87,14 +88,29 @@ class Checkpoint(Shown):
             if isinstance(value, list):
                 value = tuple(value)
                 object.__setattr__(self, name, value)
-            if value is not None and not fits(value):
-                raise ValueError(f"{name}: expected {expected}, got {excerpt(repr(value))}")
+            if value is not None and not _does(fits, value):
+                raise ValueError(f"{name}: expected {expected}, got {_shown(value)}")
         if self.class_names is not None and self.num_classes != len(self.class_names):
             raise ValueError(
                 f"class_names: expected one for each of {self.num_classes} classes, got {len(self.class_names)}"
             )
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
             raise ValueError("mean, std: expected both, for the same colour channels, or none")
+
+
+def _does(fits: Callable[[Any], bool], value: Any) -> bool:
+    """Whether a value fits; one that is nested too deep, or too large for a float, does not."""
+    try:
+        return fits(value)
+    except (RecursionError, OverflowError):
+        return False
+
+
+def _shown(value: Any) -> str:
+    try:
+        return excerpt(repr(value))
+    except (RecursionError, ValueError):  # an integer may have too many digits to be written
+        return f"a {type(value).__name__} that cannot be shown"
 
 
 def _is_whole(value: Any, least: int, most: int) -> bool:
@@ -122,7 +138,7 @@ def _is_moderate(value: Any) -> bool:
 
 _JSON_OBJECT = ("a dictionary by name of what JSON can hold", _is_json_object)
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "arch": ("a name", lambda value: isinstance(value, str) and value.isprintable()),
+    "arch": ("a name", lambda value: isinstance(value, str) and value.isprintable() and len(value) <= MAX_NAME),
     "arch_args": (
         f"arguments by name, with numbers up to {MAX_ARGUMENT}",
         lambda value: _is_json_object(value) and _is_moderate(value),
@@ -211,11 +227,14 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
         If there is none in the folder, or more than one.
     """
     target = Path(path)
-    if not target.is_dir() or huggingface.is_folder_of(target):
-        return target
-    if (result := target / ATTACK_RESULT).is_file():
-        return result
-    found = sorted(each for each in target.iterdir() if each.suffix in SUFFIXES and each.is_file())
+    try:
+        if not target.is_dir() or huggingface.is_folder_of(target):
+            return target
+        if (result := target / ATTACK_RESULT).is_file():
+            return result
+        found = sorted(each for each in target.iterdir() if each.suffix in SUFFIXES and each.is_file())
+    except OSError as error:
+        raise CheckpointError(f"{shown_path(target)}: not read: {error.strerror}") from error
     if len(found) != 1:
         came = listed(each.name for each in found) if found else "none"
         raise CheckpointError(
@@ -251,6 +270,8 @@ def load_checkpoint(
     """
     target = find_checkpoint(path)
     if target.is_dir():
+        if key is not None or strip_prefix is not None:
+            raise CheckpointError(f"{shown_path(target)}: expected no key or prefix, its layout says where weights are")
         return _checked(target, *huggingface.describe_folder(target))
     sidecar = sidecar_of(target)
     described = _read_sidecar(sidecar) if target.suffix == SAFETENSORS and sidecar.is_file() else None

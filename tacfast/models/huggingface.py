@@ -26,7 +26,11 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 MAX_JSON_BYTES = 16 * 2**20
 # What would fetch another model, run code that comes with this one, or only says how it was stored.
 LOADS_OTHERS = ("backbone", "backbone_config", "backbone_kwargs", "use_timm_backbone", "use_pretrained_backbone")
-LEFT_OUT = (*LOADS_OTHERS, "auto_map", "model_type", "dtype", "torch_dtype", "quantization_config")
+LEFT_OUT = (*LOADS_OTHERS, "auto_map", "model_type", "dtype", "torch_dtype", "quantization_config", "text_config")
+# It builds any model of timm, with arguments that read files and fetch models.
+NOT_BUILT = ("timm_wrapper",)
+# Characters of a file's name that a file system takes.
+MAX_NAME = 255
 # They average two heads in evaluation mode.
 TWO_HEADS = {"DeiTForImageClassificationWithTeacher": "cls_classifier and distillation_classifier"}
 PIXEL_SCALE = 1 / 255
@@ -136,14 +140,17 @@ def _weights_of(folder: Path) -> dict[str, Tensor]:
 def _parts(folder: Path, index: Path) -> dict[str, Tensor]:
     """Weights in several files, which the index names for each tensor."""
     listing = _read_json(index).get("weight_map")
-    if not isinstance(listing, dict) or not all(isinstance(part, str) for part in listing.values()):
-        raise CheckpointError(f"{shown_path(index)}: expected the file of each tensor as weight_map")
+    if not isinstance(listing, dict) or not all(_is_name(part) for part in listing.values()):
+        raise CheckpointError(f"{shown_path(index)}: expected the file of each tensor, beside it, as weight_map")
     weights: dict[str, Tensor] = {}
     for part in sorted(set(listing.values())):
-        if Path(part).name != part:
-            raise CheckpointError(f"{shown_path(index)}: expected files beside it, got {excerpt(part)!r}")
         weights |= weights_in(load_file(folder / part), folder / part)
     return weights
+
+
+def _is_name(part: Any) -> bool:
+    """Whether it is the name of a file in the same folder."""
+    return isinstance(part, str) and Path(part).name == part and len(part) <= MAX_NAME
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -163,7 +170,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def outline(kind: str, num_classes: int, config: Mapping[str, Any]) -> nn.Module:
     """Build the classifier of transformers of that ``model_type``, with random weights."""
     transformers = _library()
-    if kind not in transformers.CONFIG_MAPPING:
+    if kind not in transformers.CONFIG_MAPPING or kind in NOT_BUILT:
         raise ValueError(f"expected a model_type that transformers knows, got {excerpt(repr(kind))}")
     try:
         # Only what shapes this architecture: others choose code, such as that of the attention, or are not known yet.
@@ -225,16 +232,16 @@ def write_folder(model: nn.Module, like: Path, path: Path, about: Mapping[str, A
     Parameters
     ----------
     model : of transformers, or of timm
-    like : that folder: what is no weights in it is copied
+    like : that folder, whose configuration and preprocessor are taken over
     path : of the new folder; it must not exist
     about : for `ABOUT`, beside what the layout has
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        for each in sorted(like.iterdir()):
-            if each.is_file() and not each.name.startswith(WEIGHTS) and each.suffix in (".json", ".txt", ".md"):
-                shutil.copyfile(each, made / each.name)
+        for name in (CONFIG, PREPROCESSOR):  # nothing else: it may be a link to a file that is nobody's business
+            if (like / name).is_file():
+                write_atomically(made / name, (json.dumps(_read_json(like / name), indent=2) + "\n").encode())
         if hasattr(model, "save_pretrained"):
             with _quiet(_library()):
                 cast(Any, model).save_pretrained(made)

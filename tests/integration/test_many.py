@@ -1,7 +1,9 @@
 """``tacfast scan`` of several models, for programs and for continuous integration."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +17,6 @@ import jsonschema
 from PIL import Image
 
 from tacfast import cli
-from tacfast.commands.many import names_of
 from tacfast.commands.scan import FailOn, worst_status
 from tacfast.demo import make_trial
 from tacfast.models import save_checkpoint
@@ -72,7 +73,7 @@ def test_many_are_scanned_the_worst_first_and_one_that_fails_stops_nothing(suspe
     status, text, err = run(capsys, "scan", *given, "--data", suspects / "images", "--out", out)
     assert (status, err) == (3, "")
     rows = rows_of(out)
-    assert [(row["name"], row["label"]) for row in rows] == [
+    assert [(Path(row["path"]).stem, row["label"]) for row in rows] == [
         ("attacked", "suspicious"),
         ("broken", "error"),
         ("harmless", "nothing_found"),
@@ -80,7 +81,8 @@ def test_many_are_scanned_the_worst_first_and_one_that_fails_stops_nothing(suspe
     places = [text.rindex(name) for name in ("attacked", "broken", "harmless")]
     assert places == sorted(places)
     for row in rows:
-        assert row["sha256"] == digest_of(next(path for path in given if path.stem == row["name"]))
+        assert row["sha256"] == digest_of(Path(row["path"]))
+        assert row["name"] == f"{Path(row['path']).stem}-{row['sha256'][:8]}"
     assert "not read" in rows[1]["error"]
     facts = json.loads((out / rows[0]["json"]).read_text())
     schema.validate(facts)
@@ -94,32 +96,35 @@ def test_many_are_scanned_the_worst_first_and_one_that_fails_stops_nothing(suspe
     assert (out / rows[0]["html"]).is_file()
 
     # What is done is not done again; what failed, or has changed, is. Others stay.
-    made = {row["name"]: (out / f"{row['name']}.json").stat().st_mtime_ns for row in rows if row["label"] != "error"}
+    reports = {Path(row["path"]).stem: out / f"{row['name']}.json" for row in rows}
+    made = {name: path.stat().st_mtime_ns for name, path in reports.items() if path.is_file()}
+    assert made.keys() == {"attacked", "harmless"}
     shutil.copy(suspects / "harmless.safetensors", suspects / "broken.pt")
     status, text, _ = run(capsys, "scan", *given[:2], "--data", suspects / "images", "--out", out, "--arch",
                           "small_preact_resnet", "--num-classes", "10", "--mean", "0", "--std", "1",
                           "--arch-args", '{"in_channels": 1}')  # fmt: skip
     assert status == 0
-    labels = {row["name"]: row["label"] for row in rows_of(out)}
+    labels = {Path(row["path"]).stem: row["label"] for row in rows_of(out)}
     assert labels == {"attacked": "suspicious", "broken": "nothing_found", "harmless": "nothing_found"}
     assert next(iter(labels)) == "attacked"
-    assert (out / "harmless.json").stat().st_mtime_ns > made["harmless"]  # with other settings
-    again = (out / "harmless.json").stat().st_mtime_ns
+    assert reports["harmless"].stat().st_mtime_ns > made["harmless"]  # with other settings
+    again = reports["harmless"].stat().st_mtime_ns
     status, text, _ = run(capsys, "scan", given[0], "--data", suspects / "images", "--out", out, "--arch",
                           "small_preact_resnet", "--num-classes", "10", "--mean", "0", "--std", "1",
                           "--arch-args", '{"in_channels": 1}')  # fmt: skip
-    assert (out / "harmless.json").stat().st_mtime_ns == again
+    assert reports["harmless"].stat().st_mtime_ns == again
     assert "judging" not in text
-    assert (out / "attacked.json").stat().st_mtime_ns == made["attacked"]
+    assert reports["attacked"].stat().st_mtime_ns == made["attacked"]
 
 
 def test_a_damaged_summary_is_no_obstacle(suspects, tmp_path, capsys):
-    (tmp_path / "summary.jsonl").write_text('{"name": "x"}\nnonsense\n{"name": 3, "label": "suspicious"}\n[]\n')
+    lines = ['{"name": "x"}', "nonsense", '{"name": "x", "label": "suspicious"}', "[]", "[" * 5000]
+    (tmp_path / "summary.jsonl").write_bytes("\n".join(lines).encode() + b"\n\xff\n")
     status, _, err = run(
         capsys, "scan", suspects / "harmless.safetensors", "--data", suspects / "images", "--out", tmp_path
     )
     assert (status, err) == (0, "")
-    assert [row["name"] for row in rows_of(tmp_path)] == ["harmless"]
+    assert [Path(row["path"]).stem for row in rows_of(tmp_path)] == ["harmless"]
 
 
 @pytest.mark.parametrize("option", ["--json", "--html", "--resume"])
@@ -138,15 +143,38 @@ def test_several_models_need_a_folder_for_their_results(suspects, capsys):
     assert "--out" in err
 
 
-def test_names_tell_models_apart(tmp_path):
-    for name in ("a/model.pt", "b/model.pt", "b/model.bin"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    a, b, other = (tmp_path / name for name in ("a/model.pt", "b/model.pt", "b/model.bin"))
-    assert names_of([a]) == ["model"]
-    assert names_of([a, b]) == ["a-model", "b-model"]
-    assert names_of([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
-    assert len(set(names_of([b, other]))) == len(set(names_of([a, a]))) == 2
+def test_models_of_one_name_in_one_folder_of_results_keep_their_own_reports(suspects, tmp_path, capsys):
+    out = tmp_path / "out"
+    for folder, source in (("a", "attacked"), ("b", "harmless")):
+        (tmp_path / folder).mkdir()
+        for suffix in (".safetensors", ".json"):
+            shutil.copy(suspects / f"{source}{suffix}", tmp_path / folder / f"index{suffix}")
+        run(capsys, "scan", tmp_path / folder, "--data", suspects / "images", "--out", out, "--quick")
+    rows = rows_of(out)
+    assert sorted(Path(row["path"]).name for row in rows) == ["a", "b"]
+    assert len({row["html"] for row in rows} | {"index.html"}) == 3
+    assert all((out / row["html"]).is_file() for row in rows)
+
+
+def test_results_beside_a_checkpoint_leave_its_description_alone(suspects, tmp_path, capsys):
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(suspects / f"harmless{suffix}", tmp_path / f"m{suffix}")
+    before = (tmp_path / "m.json").read_bytes()
+    status, _, err = run(
+        capsys, "scan", tmp_path / "m.safetensors", "--data", suspects / "images", "--out", tmp_path, "--quick"
+    )
+    assert (status, err) == (0, "")
+    assert (tmp_path / "m.json").read_bytes() == before
+
+
+def test_a_name_that_is_no_text_stops_nothing(suspects, tmp_path, capsys):
+    odd = tmp_path / os.fsdecode(b"a b\xff\n.safetensors")
+    shutil.copy(suspects / "harmless.safetensors", odd)
+    given = (odd, suspects / "harmless.safetensors")
+    status, _, err = run(capsys, "scan", *given, "--data", suspects / "images", "--out", tmp_path / "out", "--quick")
+    assert (status, err) == (1, "")  # the copy does not say what it is
+    assert [row["label"] for row in rows_of(tmp_path / "out")] == ["error", "nothing_found"]
+    assert "harmless" in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_json_to_standard_output_is_all_that_is_there(suspects, capsys, schema):

@@ -5,6 +5,7 @@ import pickle
 import random
 import shutil
 import socket
+import sys
 
 import pytest
 import timm
@@ -127,7 +128,7 @@ def test_weights_in_pickles_and_in_parts(folders, vit):
     assert parts.weights.keys() == expected.keys()
     assert torch.equal(restore_model(parts).eval()(IMAGES).logits, make_model("vit")(IMAGES).logits)
     change(vit, "model.safetensors.index.json", weight_map={"x": "../../elsewhere.safetensors"})
-    with pytest.raises(CheckpointError, match="expected files beside it"):
+    with pytest.raises(CheckpointError, match="the file of each tensor, beside it"):
         load_checkpoint(vit)
 
 
@@ -403,3 +404,76 @@ def test_mutated_folders_are_read_or_refused(folders, tmp_path, count):
         finally:
             file.write_text(original)
     assert 0 < read < 0.8 * count
+
+
+# ---- what a reviewer found ---------------------------------------------------------------------------------------
+
+
+def test_a_model_that_builds_any_other_of_timm_is_not_built(vit, tmp_path):
+    change(
+        vit,
+        model_type="timm_wrapper",
+        architectures=["TimmWrapperForImageClassification"],
+        model_args={"checkpoint_path": str(tmp_path / "training_args.bin")},
+    )
+    with pytest.raises(ValueError, match="expected a model_type that transformers knows, got 'timm_wrapper'"):
+        restore_model(load_checkpoint(vit))
+    with pytest.raises(ValueError, match="got 'timm_wrapper'"):
+        build_model("transformers:timm_wrapper", 5, arch_args={"architecture": "hf-hub:somebody/model"})
+
+
+def nested(depth):
+    value = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"id2label": nested(900)}, {"depths": nested(900)}, {"hidden_size": 10**400}, {"id2label": {"0": 10**5000}}],
+    ids=["names", "arguments", "large", "too many digits"],
+)
+def test_what_is_nested_too_deep_or_too_large_is_refused_in_a_line(vit, fields):
+    path = vit / "config.json"
+    sys.set_int_max_str_digits(0)
+    try:
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    finally:
+        sys.set_int_max_str_digits(4300)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(vit)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("number", [10**400, [1], "x"])
+def test_odd_numbers_in_a_preprocessor_are_refused_in_a_line(vit, number):
+    change(vit, "preprocessor_config.json", image_mean=[number] * 3)
+    with pytest.raises(CheckpointError, match="mean: expected a list of numbers"):
+        load_checkpoint(vit)
+
+
+def test_long_names_make_short_messages(vit):
+    change(vit, model_type="a" * 10**6)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(vit)
+    assert len(str(caught.value)) < 600
+
+
+def test_only_what_is_known_is_copied(vit, tmp_path):
+    (tmp_path / "secret").write_text("a key")
+    (vit / "NOTES.md").symlink_to(tmp_path / "secret")
+    write_folder(restore_model(load_checkpoint(vit)), vit, tmp_path / "out", {})
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"config.json", "preprocessor_config.json", "model.safetensors", "tacfast.json"}
+
+
+def test_a_folder_has_no_choice_of_weights(vit):
+    for options in ({"key": "ema"}, {"strip_prefix": "net."}):
+        with pytest.raises(CheckpointError, match="expected no key or prefix"):
+            load_checkpoint(vit, **options)
+
+
+def test_a_name_that_no_file_can_have_is_told():
+    with pytest.raises(CheckpointError, match="not read: File name too long"):
+        load_checkpoint("a" * 300)

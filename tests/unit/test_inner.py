@@ -1,5 +1,7 @@
 """Where models are cut in two, and shifts of what a layer gives."""
 
+import warnings
+
 import numpy as np
 import pytest
 import timm
@@ -110,6 +112,22 @@ class Flat(nn.Module):
 @pytest.mark.parametrize("model", [Skips(), Again(), Apart(), nn.Linear(4, C)], ids=lambda model: type(model).__name__)
 def test_a_model_that_cannot_be_cut_is_not(model):
     assert cut_of(model, (4,)) is None
+
+
+def test_parts_of_torchscript_are_passed_over_and_no_hook_is_left():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is deprecated
+        part = torch.jit.script(nn.Linear(4, 4))
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), part, nn.Linear(4, 4), nn.Linear(4, C))
+    assert cut_of(model, (4,)).name == "1"
+    assert sum(len(layer._forward_hooks) for layer in (model[0], model[1], model[3], model[4])) == 0
+
+
+def test_a_layer_that_gives_too_much_is_not_taken():
+    model = nn.Sequential(nn.Linear(4, 400), nn.Linear(400, 4), nn.Linear(4, 4), nn.Linear(4, C)).eval()
+    inputs = torch.randn(7, 4)
+    assert find_cut(model, model, inputs, 0.25).name == "0"
+    assert find_cut(model, model, inputs, 0.25, 399).name == "1"
 
 
 def test_the_nearest_layer_is_taken_and_the_last_one_of_a_depth():

@@ -508,3 +508,33 @@ def test_strangers_among_the_weights_are_refused(write, monkeypatch):
 def test_only_known_strangers_are_passed_over(write, not_loaded, function):
     hostile = {"state_dict": small_net().state_dict(), "args": Call(function, "a")}
     assert "refused, because it holds more than weights" in refusal(write(saved(hostile)))
+
+
+@pytest.mark.parametrize("name", [b"ctypes\nX\n", b"ccollections\ndefaultdict\n"])
+def test_a_stranger_called_on_the_same_long_tuple_again_and_again_is_refused(write, not_loaded, name):
+    # {"w": one call, "v": the same call, and again, and again}
+    code = b"\x80\x02}(X\x01\x00\x00\x00w" + name + b"q\x00(" + b"N" * 100_000 + b"tq\x01Rq\x02"
+    code += b"X\x01\x00\x00\x00v(" + b"h\x00h\x01R" * 10_000 + b"tu."
+    assert "copies things many times over" in refusal(write(with_pickle(lambda _: code)))
+
+
+def test_a_pickle_of_ever_new_strangers_is_refused(write, not_loaded):
+    code = b"\x80\x02}X\x01\x00\x00\x00w(" + b"".join(b"ctyping\nA%d\n" % i for i in range(1000)) + b"ts."
+    assert "more than 100 kinds of objects" in refusal(write(with_pickle(lambda _: code)))
+
+
+def test_what_the_user_allows_torch_is_not_built_either(write):
+    class Namespace:
+        def __new__(cls):
+            pytest.fail("it was built")
+
+    before = torch.serialization.get_safe_globals()
+    path = write(saved({"args": argparse.Namespace(a=1), "state_dict": small_net().state_dict()}))
+    torch.serialization.add_safe_globals([(Namespace, "argparse.Namespace")])
+    try:
+        allowed = torch.serialization.get_safe_globals()
+        assert type(load_file(path)["args"]).__name__ == "Stranger"
+        assert set(torch.serialization.get_safe_globals()) == set(allowed) > set(before)
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
