@@ -385,7 +385,7 @@ def changed_somewhere(value, draw):
     return root[0]
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 def test_mutated_folders_are_read_or_refused(folders, tmp_path, count):
     draw, read = random.Random(count), 0
     kinds = ["vit", "swin", "resnet", "convnext", "mobilenet_v2"]
