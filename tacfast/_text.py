@@ -12,6 +12,11 @@ def printable(text: str) -> str:
     return "".join(c if unicodedata.category(c)[0] != "C" or c in _JOINERS else "\ufffd" for c in text)
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what an exception says, printable."""
+    return printable((str(error).splitlines() or [""])[0])
+
+
 def excerpt(text: str, limit: int = 120) -> str:
     """Printable text of at most ``limit`` characters; what is longer ends in dots."""
     return printable(text if len(text) <= limit else text[: limit - 3] + "...")

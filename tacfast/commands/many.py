@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import __version__
-from .._text import printable
+from .._text import first_line, printable
 from ..models.checkpoint import digest_of, find_checkpoint
 from ..report import write_index
 from ..report.files import finite
@@ -91,8 +91,7 @@ def _scanned(
             return before
         facts = scan_one(path, report, page)
     except Exception as error:
-        message = printable((str(error).splitlines() or [type(error).__name__])[0])
-        return row | {"label": ERROR, "error": message}
+        return row | {"label": ERROR, "error": first_line(error) or type(error).__name__}
     verdict = facts["verdict"]
     return row | {
         "label": verdict["label"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -86,9 +87,7 @@ def _candidates(model: nn.Module, classify: Callable[[Tensor], Tensor], inputs: 
                 hook = layer.register_forward_hook(lambda layer, given, output, name=name: note(name, layer, output))
                 hooks.callback(hook.remove)
         classify(inputs)
-    runs: dict[str, int] = {}
-    for name, *_ in order:
-        runs[name] = runs.get(name, 0) + 1
+    runs = Counter(name for name, *_ in order)
     found = [Cut(name, layer, seen / max(count, 1)) for name, layer, seen, fits in order if fits and runs[name] == 1]
     return found[::-1]
 

@@ -119,7 +119,7 @@ def weights_in(
     """
     found = loaded
     wanted = key_of(loaded) if key is None else key
-    for part in () if wanted is None else [wanted] if key is None else _parts_of(loaded, wanted):
+    for part in () if wanted is None else _parts_of(loaded, wanted):
         if not isinstance(found, dict) or part not in dict.keys(found):
             raise CheckpointError(f"{shown_path(path)}: expected {key!r} in it, got {_described(loaded)}")
         found = dict.get(found, part)

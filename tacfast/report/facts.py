@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .._info import installation
-from .._text import printable
+from .._text import first_line
 from ..defenses.base import RepairResult
 from ..detection import Asymmetry, Verdict
 from ..detection.bank import Bank
@@ -108,10 +108,9 @@ def error_facts(checkpoint: str | PathLike[str], error: Exception) -> dict[str, 
     """What there is to say, ready for `write_json`, of a scan that came to nothing."""
     from .. import __version__
 
-    message = printable((str(error).splitlines() or [""])[0])
     return {
         **_head(),
-        "error": {"kind": type(error).__name__, "message": message},
+        "error": {"kind": type(error).__name__, "message": first_line(error)},
         "source": {"checkpoint": str(checkpoint)},
         "installation": installation(__version__),
     }
