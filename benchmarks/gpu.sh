@@ -51,7 +51,7 @@ build() {
     { wait && return 1; } # or it would compile beside what is timed next
   wait $! || { cat "$WORK/check.log" && return 1; }
   # -P: the installed package, not the folder.
-  "$PYTHON" -P -c 'from tacfast.solver import _ext; print(_ext.build_info())'
+  "$PYTHON" -P -c 'from tacfast.solver import _compiled; print(_compiled.build_info())'
 }
 
 tests() {
@@ -59,7 +59,7 @@ tests() {
   # Files that compare with solvers which this machine may not have.
   local rivals=absent solver=() file
   "$PYTHON" -c 'import clarabel, quadprog' 2>/dev/null && rivals=present
-  for file in tests/unit/test_solver_*.py tests/unit/test_gap_matrix.py tests/unit/test_ops.py; do
+  for file in tests/unit/solver/test_solver_*.py tests/unit/solver/test_gap_matrix.py tests/unit/solver/test_operators.py; do
     if [ $rivals = absent ] && grep -qE '^(import|from) (clarabel|quadprog|independent)\b' "$file"; then
       echo "left out: $file (needs clarabel and quadprog)"
     else

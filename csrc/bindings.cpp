@@ -1,4 +1,4 @@
-// Python's view of the backends: addresses, sizes and strides in, small results out. tacfast/solver/_ext.py is the only
+// Python's view of the backends: addresses, sizes and strides in, small results out. tacfast/solver/_compiled.py is the only
 // caller; it has checked everything.
 #include <pybind11/pybind11.h>
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .solver._ext import build_info
+from .solver._compiled import build_info
 
 _SLOW = "The compiled extension is missing: everything is solved in plain torch, much more slowly."
 _WITHOUT_CUDA = (

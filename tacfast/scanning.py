@@ -25,13 +25,13 @@ from .detection import (
 )
 from .detection.universal import differ
 from .detection.verdict import said
+from .jackknife import Stability, check_blocks, leave_blocks_out, weigh
 from .models.head import Head, as_written, evaluation_mode, logits_of, unwrapped
 from .models.latents import latent_batches, resolve_head
 from .models.precision import bfloat16_autocast, native_bfloat16
 from .models.reservoir import Reservoir
 from .models.tally import ResumeFile, Tally
 from .solver import GapMatrix, TacSolution
-from .stability import Stability, check_blocks, leave_blocks_out, weigh
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

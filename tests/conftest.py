@@ -1,10 +1,14 @@
-"""Settings that every test shares; helpers live in ``independent.py`` and ``problems.py`` beside this file."""
+"""Settings that every test shares; helpers live in ``helpers/``, on the path of every test."""
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
+
+sys.path.append(str(Path(__file__).parents[1]))  # the benchmarks, behind what is installed
 
 settings.register_profile(
     "ci", derandomize=True, max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow]

@@ -73,9 +73,9 @@ MUTATIONS = [
              "self._raise_to(other._gaps)", "self._raise_to(self._gaps)", GAPS),
     Mutation("kept logits are not copied", "tacfast/solver/_gap_matrix.py", "values.to(start.dtype, copy=True,",
              "values.to(start.dtype, copy=False,", GAPS),
-    Mutation("reduced precision reaches the logits", "tacfast/solver/_ops.py", "if narrowed else dtype",
+    Mutation("reduced precision reaches the logits", "tacfast/solver/_stages.py", "if narrowed else dtype",
              "if False else dtype", "inputs"),
-    Mutation("equal rows are judged by the resolution of float64", "tacfast/solver/_ops.py", "finfo(W.dtype)",
+    Mutation("equal rows are judged by the resolution of float64", "tacfast/solver/_stages.py", "finfo(W.dtype)",
              "finfo(torch.float64)", SOLVE),
     Mutation("ties read as failures", "tacfast/solver/_results.py", "<= slack", "< 0 * slack", "results"),
 ]  # fmt: skip

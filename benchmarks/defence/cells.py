@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from tacfast import __version__
 from tacfast.data.randomness import isolated_randomness
 from tacfast.defenses import DivergedError
+from tacfast.defenses.held_out import cloned_weights, load_weights
 from tacfast.defenses.rivals import PruningRival
 from tacfast.defenses.rivals.base import PruningStep
-from tacfast.defenses.selection import cloned_weights, load_weights
 from tacfast.detection import FULL, Asymmetry
 from tacfast.detection.bank import Bank
 from tacfast.evaluation import Metrics, defense_effectiveness, relearn, run_defense

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tacfast.defenses.selection import wilson_interval
+from tacfast.defenses.held_out import wilson_interval
 
 from .cells import NETWORK_CELL, SCAN_CELL, contender
 from .profiles import CLEAN, Network

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 import tacfast
-from tacfast.solver._custom_ops import gaps_of_logits, trimmed_gaps
+from tacfast.solver._operators import gaps_of_logits, trimmed_gaps
 
 from .clock import MOST, Race
 from .problems import Head, Recipe, Source
 from .rivals import batched, direct, gaps, modelled
 from .rivals.forms import Answer, Array, Rival, span_of
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "helpers"))
 from independent import constraints, measures, ray_residuals
 
 OURS = "tacfast float64"

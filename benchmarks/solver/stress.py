@@ -15,7 +15,7 @@ import torch
 import tacfast
 from tacfast import Status, TacSolution
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))  # what the tests prove solutions with
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "helpers"))  # what the tests prove solutions with
 from independent import constraints, measures, ray_residuals
 from problems import FAMILIES, Problem, of_family
 from scipy.optimize import linprog

@@ -21,10 +21,11 @@ from ..models import save_checkpoint, write_defense_result
 from ..models.checkpoint import PICKLES, check_target, find_checkpoint
 from ..models.huggingface import check_new_folder, is_folder_of, write_folder
 from ..report import repair_facts, scan_facts
-from . import options, screen
+from . import options
 from .confirm import STATUS, confirm
+from .console import print_attack, print_confirmation, print_repair, printer, progress
+from .loading import TRAINED_BY, Suspect, check_files, open_loader, open_suspect
 from .scan import EXIT_STATUS, describe, run_scan, show_scan, write_reports
-from .suspect import TRAINED_BY, Suspect, check_files, open_loader, open_suspect
 from .triggered import Triggered
 
 REPAIR = "The repair"
@@ -217,7 +218,7 @@ def repair(
         raise typer.Exit(EXIT_STATUS[report.verdict.label] or 1)
 
     def attempt(rate: float) -> RepairResult:
-        with screen.progress(console, f"repairing, lr {rate:g}", chosen.epochs, then="scanning again") as advance:
+        with progress(console, f"repairing, lr {rate:g}", chosen.epochs, then="scanning again") as advance:
             return repair_model(
                 suspect.model,
                 open_images(trained, shuffle=True),
@@ -289,7 +290,7 @@ def _first_kept(rates: Sequence[float], attempt: Callable[[float], RepairResult]
 
 def _give_up(console: Console, facts: dict[str, Any], names: Mapping[int, str]) -> NoReturn:
     """Show a repair that came to nothing, and leave with status 1."""
-    screen.print_repair(console, facts, names)
+    print_repair(console, facts, names)
     typer.echo(
         f"tacfast: no epoch kept clean accuracy, no weights written: on {facts['samples']} held-out images it was "
         f"{100 * facts['before']['overall']:.1f} %, at least {100 * facts['asked']:.1f} % were asked for, and the best "
@@ -304,11 +305,11 @@ _SAID = {"not confirmed": "is not confirmed", "could not be tested": "could not 
 
 def _show_repair(console: Console, about: dict[str, Any], out: Path) -> None:
     """Print what came of the repair; leave with the status of its outcome."""
-    facts, say = about["repair"], screen.printer(console)
-    screen.print_confirmation(console, facts["confirmation"])
+    facts, say = about["repair"], printer(console)
+    print_confirmation(console, facts["confirmation"])
     console.print()
-    screen.print_repair(console, facts, about["names"])
-    screen.print_attack(console, about["attack"])
+    print_repair(console, facts, about["names"])
+    print_attack(console, about["attack"])
     say(f"wrote {out}, of epoch {facts['epoch']} at learning rate {facts['settings']['lr']:g}")
     if out.suffix in PICKLES:
         say(f"{out.name} has no room for a list of the images that trained it: scan it with others")

@@ -16,9 +16,10 @@ from ..report import error_facts, scan_facts, write_html, write_json
 from ..report.files import as_json
 from ..scanning import ScanReport
 from ..scanning import scan as scan_model
-from . import options, screen
+from . import options
+from .console import print_attack, print_scan, print_warnings, progress
+from .loading import Suspect, check_files, first_head, open_loader, open_suspect
 from .many import ERROR, ORDER, scan_many
-from .suspect import Suspect, check_files, first_head, open_loader, open_suspect
 from .triggered import Triggered
 
 STDOUT = Path("-")
@@ -162,7 +163,7 @@ def run_scan(
 ) -> ScanReport:
     """Scan with a progress bar."""
     found = first_head(suspect.model, loader, head)
-    with screen.progress(console, task, len(suspect.images), then="judging") as advance:
+    with progress(console, task, len(suspect.images), then="judging") as advance:
         return scan_model(suspect.model, loader, head=found, on_batch=advance, resume=resume, quick=quick)
 
 
@@ -179,9 +180,9 @@ def describe(suspect: Suspect, report: ScanReport, loader: FolderLoader, trigger
 
 def show_scan(console: Console, facts: dict[str, Any], names: Mapping[int, str]) -> None:
     """Print the verdict, and what makes it less reliable."""
-    screen.print_scan(console, facts, names)
-    screen.print_attack(console, facts["attack"])
-    screen.print_warnings(console, [*filter(None, [facts["scan"]["accuracy_warning"]]), *facts["warnings"]])
+    print_scan(console, facts, names)
+    print_attack(console, facts["attack"])
+    print_warnings(console, [*filter(None, [facts["scan"]["accuracy_warning"]]), *facts["warnings"]])
 
 
 def write_reports(facts: dict[str, Any], report: ScanReport | None, *, json: Path | None, html: Path | None) -> None:

@@ -15,9 +15,9 @@ from ..evaluation.metrics import attacked_rows
 from ..report import plot_triggers
 from ..report.words import short_name
 from ..training.trained import load_trained
+from .console import printer
 from .demo import MAX_SEED
-from .screen import printer
-from .suspect import check_outputs
+from .loading import check_outputs
 
 # More would be too small to look at.
 MAX_IMAGES = 16

@@ -22,9 +22,9 @@ from ..training import Recipe, TrainedEpoch
 from ..training.recipe import PRECISIONS, SCHEDULES
 from ..training.trained import Plan, Trained, load_trained, save_trained, train_plan
 from . import options
+from .console import printer
 from .demo import MAX_SEED
-from .screen import printer
-from .suspect import check_outputs
+from .loading import check_outputs
 
 DATA, MODEL, ATTACK, RECIPE = "The data", "The network", "The attack", "The training"
 # ACC and ASR after each epoch are measured on so many test images.

@@ -18,7 +18,7 @@ from ..models.checkpoint import PICKLES
 from ..models.head import evaluation_mode, logits_of
 from ..models.normalised import Normalised
 from ..training.trained import attack_of, splits_of
-from .suspect import Suspect, open_loader
+from .loading import Suspect, open_loader
 
 # Enough to know a share to within three points.
 MAX_IMAGES = 1000

@@ -17,7 +17,7 @@ from ..data.randomness import isolated_randomness
 from ..models.head import Head
 from ..scanning import ScanReport
 from .base import EpochRecord, RepairResult, scanned_copy
-from .selection import EpochChoice, HeldOut, fewest_correct
+from .held_out import EpochChoice, HeldOut, fewest_correct
 from .shifts import ShiftSettings, check_reachable, solve_shifts
 from .targeted import resolve_targets
 from .training import Objective, Training

@@ -15,7 +15,7 @@ from ..data.randomness import isolated_randomness
 from ..models.head import Head
 from ..scanning import ScanReport
 from .base import EpochRecord, RepairResult, scanned_copy
-from .selection import EpochChoice, HeldOut
+from .held_out import EpochChoice, HeldOut
 from .training import Objective, Training, TrainingSettings, is_finite, is_integer
 
 

@@ -21,7 +21,7 @@ from ..models.latents import split_batch
 from ..models.precision import bfloat16_autocast, native_bfloat16
 from ..models.state_file import StateFile, fingerprint, named_weights
 from .base import EpochRecord, warn_caller
-from .selection import EpochChoice, load_weights
+from .held_out import EpochChoice, load_weights
 
 _log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from .._text import first_line
 from ..defenses.base import RepairResult
 from ..detection import Asymmetry, Verdict
 from ..detection.bank import Bank
+from ..jackknife import Stability, ranks
 from ..scanning import ScanReport
 from ..solver import TacSolution
-from ..stability import Stability, ranks
 from .words import bank_sentence, headline, stability_sentence
 
 # Of the JSON: raised when a field goes, or means something else; ``schema.json`` says what there is.

@@ -7,9 +7,9 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from ..detection import Perturbation
+from ..jackknife import Stability
 from ..scanning import ScanReport
 from ..solver import TacSolution
-from ..stability import Stability
 from .facts import scan_facts, solution_facts
 from .files import finite
 from .html import data_uri

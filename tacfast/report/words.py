@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from .._text import printable
 from ..detection import Verdict
 from ..detection.bank import Bank
-from ..stability import Stability
+from ..jackknife import Stability
 
 # Longer names would push everything else out of a picture.
 MAX_NAME = 24

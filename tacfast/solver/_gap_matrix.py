@@ -12,11 +12,11 @@ import torch.distributed
 from torch import Tensor
 
 from .._shown import Shown
-from . import _checks, _custom_ops
+from . import _checks, _operators
 from ._arrays import Array, as_kind, hand_back, kind_of
-from ._ops import dress
-from ._reference import Raw
+from ._contract import Raw
 from ._results import SolverError, TacSolution, with_kind
+from ._stages import dress
 from ._state import State, check_state
 
 
@@ -48,7 +48,7 @@ class GapMatrix(Shown):
         head = _checks.check_head(W, b)
         self._W = head.W.clone()
         self._b = None if head.b is None else head.b.clone()
-        self._head = _custom_ops.prepare_head(self._W, self._b)
+        self._head = _operators.prepare_head(self._W, self._b)
         hand_back(W, b)
         self._gaps: Tensor | None = None  # transposed: [j, k] = max_i (L[i, j] − L[i, k])
         self._logits: list[Tensor] | None = [] if keep_logits else None
@@ -104,10 +104,10 @@ class GapMatrix(Shown):
         z = _checks.check_latents(latents, self._W)
         start = self._start(_checks.result_dtype(self._W, self._b, z))
         if self._logits is None:
-            gaps = _custom_ops.gaps_of_latents(start, z, self._head)
+            gaps = _operators.gaps_of_latents(start, z, self._head)
         else:
-            logits = _custom_ops.logits(z, self._head, self._W.shape[0], start.dtype)
-            gaps = _custom_ops.gaps_of_logits(start, logits)
+            logits = _operators.logits(z, self._head, self._W.shape[0], start.dtype)
+            gaps = _operators.gaps_of_logits(start, logits)
             self._logits.append(logits)
         return self._fold_in(gaps, latents, z)
 
@@ -123,7 +123,7 @@ class GapMatrix(Shown):
         start = self._start(_checks.result_dtype(self._W, self._b, values))
         if self._logits is not None:  # row-major and as wide as R, so that trimming needs no second copy
             values = values.to(start.dtype, copy=True, memory_format=torch.contiguous_format)
-        gaps = _custom_ops.gaps_of_logits(start, values)
+        gaps = _operators.gaps_of_logits(start, values)
         if self._logits is not None:
             self._logits.append(values)
         return self._fold_in(gaps, logits, values)
@@ -184,7 +184,7 @@ class GapMatrix(Shown):
             for part, rows in zip(parts, shares, strict=True):
                 if len(rows):
                     part._kept("deal").append(rows)
-                    part._fold_in(_custom_ops.gaps_of_logits(part._start(rows.dtype), rows), rows, rows)
+                    part._fold_in(_operators.gaps_of_logits(part._start(rows.dtype), rows), rows, rows)
         for part in parts:
             part._kind = self._kind
         return parts
@@ -275,7 +275,7 @@ class GapMatrix(Shown):
             _checks.check_raise(raise_on_failure, R.device),
         )
         try:
-            raw = Raw(*_custom_ops.solve_classes(self._W, self._head, R, chosen, margin, trim, *how))
+            raw = Raw(*_operators.solve_classes(self._W, self._head, R, chosen, margin, trim, *how))
         except SolverError as error:
             if self._kind != "torch":
                 raise SolverError(str(error), with_kind(error.solution, self._kind)) from None
@@ -334,7 +334,7 @@ class GapMatrix(Shown):
             raise ValueError(f"trim: expected keep_logits=True for trim > 0, got keep_logits=False, trim={trim}")
         for i, chunk in enumerate(self._logits):  # one by one, where a later batch was wider
             self._logits[i] = chunk.to(gaps.dtype)
-        trimmed: Tensor = _custom_ops.trimmed_gaps(gaps, self._logits, trim)
+        trimmed: Tensor = _operators.trimmed_gaps(gaps, self._logits, trim)
         return trimmed
 
     def _kept(self, purpose: str) -> list[Tensor]:

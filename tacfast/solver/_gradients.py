@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ._ops import chunk_rows, prepare_head_impl, product_with
 from ._reference import project
+from ._stages import chunk_rows, prepare_head_impl, product_with
 
 # Entries of the differences of logits that are looked at together: few enough for the caches, enough for a GPU.
 _BLOCK = {"cpu": 1 << 18, "cuda": 1 << 23}

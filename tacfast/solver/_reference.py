@@ -1,55 +1,24 @@
 """The solver in plain torch, in float64: what runs where the compiled extension is missing, and an oracle for tests.
 
-Same interface as `_ext`, same answers, slower. Nothing here is shared with the compiled code.
+Same interface as `_compiled`, same answers, slower. Nothing here is shared with the compiled code.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._checks import first_bad
-from ._prepared import Prepared
+from ._contract import Prepared, Problem, Raw, RawSamples
 from ._results import Status
 
 _VIOLATION = 1e-13  # relative to |rho_j| + |a_j||s|: below this a violation is rounding
 _DEPENDENT = 1e-14  # relative to the terms of a projection: below this what is left is rounding
 
 
-class Problem(NamedTuple):
-    """A head with the classes to solve for, and how.
-
-    ``dim`` is d, ``classes`` int64 (K,). Rows of W closer than ``same_share`` of the longest are equal.
-    """
-
-    head: Prepared
-    dim: int
-    same_share: float
-    classes: Tensor
-    margin: float
-    tol: float
-    max_iter: int
-
-
-class Raw(NamedTuple):
-    """Results of a solve before they are dressed as a solution; ``certificate`` is float64 (6, K)."""
-
-    perturbations: Tensor
-    norms: Tensor
-    status: Tensor
-    duals: Tensor
-    certificate: Tensor
-
-
-class RawSamples(NamedTuple):
-    """Results of a per-sample solve; ``perturbations`` is empty unless asked for."""
-
-    norms: Tensor
-    status: Tensor
-    perturbations: Tensor
-    certificate: Tensor
+def padded_dim(dim: int) -> int:
+    """Row length of `Prepared.rows` for latents of ``dim`` entries."""
+    return dim
 
 
 def prepare_head(W: Tensor, bias: Tensor | None) -> tuple[Prepared, bool]:

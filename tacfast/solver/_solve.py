@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _checks, _custom_ops, _ops
+from . import _checks, _operators, _stages
 from ._arrays import Array, hand_back, kind_of
 from ._gap_matrix import GapMatrix
 from ._results import Certificate, PerSampleSolution, TacSolution, with_kind
@@ -114,12 +114,12 @@ def _solved_at_once(
     max_iter: int | None,
     raise_on_failure: bool,
 ) -> TacSolution | None:
-    """See `_ops.solve_at_once`; the arguments are those of `solve_tac`, checked here. None also if it is too large."""
+    """See `_stages.solve_at_once`; the arguments are those of `solve_tac`, checked here. None also if too large."""
     head = _checks.check_head(W, b)
     z = _checks.check_latents(latents, head.W)
-    if not _ops.fits_one_call(z, head.W, head.b, _checks.check_method(method)):
+    if not _stages.fits_one_call(z, head.W, head.b, _checks.check_method(method)):
         return None
-    solution = _ops.solve_at_once(
+    solution = _stages.solve_at_once(
         z,
         head.W,
         head.b,
@@ -132,8 +132,8 @@ def _solved_at_once(
         return None
     hand_back(latents, W, b)
     kind = kind_of(latents)
-    if raise_on_failure and _ops.has_failed(solution.status.tolist()):
-        raise _ops.failure(solution, kind)
+    if raise_on_failure and _stages.has_failed(solution.status.tolist()):
+        raise _stages.failure(solution, kind)
     return with_kind(solution, kind)
 
 
@@ -149,7 +149,7 @@ def _with_gradients(solution: TacSolution, latents: Array, W: Array, b: Array | 
     inputs = latents, _kept("W", W), None if b is None else _kept("b", b)
     hand_back(W, b)
     found = solution.perturbations, solution.norms, solution.duals, solution.gaps, solution.classes, solution.trim
-    perturbations, norms = _custom_ops.attach_gradients(*inputs, *found)
+    perturbations, norms = _operators.attach_gradients(*inputs, *found)
     return replace(solution, perturbations=perturbations, norms=norms)
 
 
@@ -196,10 +196,10 @@ def solve_tac_per_sample(
     size = z.shape[0] * len(chosen) * width
     if size > max_bytes:
         raise ValueError(f"max_bytes: expected at least {size} for this result, got {max_bytes}")
-    norms, status, perturbations, summary = _custom_ops.solve_samples(
+    norms, status, perturbations, summary = _operators.solve_samples(
         z,
         head.W,
-        _custom_ops.prepare_head(head.W, head.b),
+        _operators.prepare_head(head.W, head.b),
         chosen,
         margin,
         _checks.check_tol(None, dtype),

@@ -18,15 +18,13 @@ pytest.importorskip("typer")
 pytest.importorskip("jinja2")
 pytest.importorskip("fcntl")
 
-sys.path.append(str(Path(__file__).parents[1] / "unit"))
-
-import _grid
-from _grid import DEFENCES, TINY, make_grid
+import small_grid
+from small_grid import DEFENCES, TINY, make_grid
 
 from benchmarks.defence.cells import NETWORK_CELL, SCAN_CELL
 from benchmarks.defence.store import Store
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(_grid.ROOT), "COLUMNS": "200"}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(small_grid.ROOT), "COLUMNS": "200"}
 # The quick version runs by default, the thorough one with -m slow.
 KILLS = [2, pytest.param(30, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
 
@@ -183,7 +181,7 @@ def test_a_grid_that_is_killed_loses_at_most_the_current_cells(tmp_path, kills, 
 def complete_with_kills(folder, workers, kills, draw):
     """Run a grid again and again until it is complete; returns how often it was killed, at most ``kills`` times."""
     folder.mkdir()
-    grid, command, killed = make_grid(folder), [sys.executable, _grid.__file__, folder, workers], 0
+    grid, command, killed = make_grid(folder), [sys.executable, small_grid.__file__, folder, workers], 0
     before, done = set(), []
     everything = {(network.name, name) for network in TINY.networks for name in grid.cells}
     while before != everything:

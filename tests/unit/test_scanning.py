@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from _planted import TARGET, C, Planted, checkerboard, make_images
+from planted import TARGET, C, Planted, checkerboard, make_images
 from torch import nn
 
 from tacfast import find_head, scan

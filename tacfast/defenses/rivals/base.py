@@ -18,7 +18,7 @@ from ...data.randomness import isolated_randomness
 from ...models.head import Head
 from ...scanning import ScanReport
 from ..base import EpochRecord, RepairResult, scanned_copy
-from ..selection import HeldOut, cloned_weights, fewest_correct, load_weights
+from ..held_out import HeldOut, cloned_weights, fewest_correct, load_weights
 from ..training import DivergedError, Settings, is_finite, is_integer, not_finite, trainable, trainable_batches, widened
 
 _log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ...models.head import Head, unwrapped
-from ..selection import cloned_weights
+from ..held_out import cloned_weights
 from .base import Tell, train_epochs
 
 # How many steps pruning takes at most; each takes a fixed factor more channels, so that the first ones are single.

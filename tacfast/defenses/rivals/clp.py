@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...models.head import Head
-from ..selection import HeldOut
+from ..held_out import HeldOut
 from ..training import is_finite
 from .base import Rival, Tell
 from .channels import batch_norms

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ...models.head import Head, logits_of
-from ..selection import HeldOut
+from ..held_out import HeldOut
 from ..training import is_finite, widened
 from .base import Tell, train_epochs
 from .fine_tuning import FineTuning

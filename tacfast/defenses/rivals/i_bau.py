@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...models.head import Head, evaluation_mode, logits_of
-from ..selection import HeldOut
+from ..held_out import HeldOut
 from ..training import is_finite, is_integer, trainable_batches, widened
 from .base import Rival, Tell, train_epochs
 

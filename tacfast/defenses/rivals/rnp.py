@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...models.head import Head
-from ..selection import cloned_weights, load_weights
+from ..held_out import cloned_weights, load_weights
 from ..training import is_finite, is_integer, widened
 from .base import PruningRival, Tell
 from .channels import MaskedChannels, batch_norms, prune_by_masks

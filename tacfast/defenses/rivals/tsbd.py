@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ...models.head import Head, logits_of, unwrapped
-from ..selection import HeldOut, cloned_weights, load_weights
+from ..held_out import HeldOut, cloned_weights, load_weights
 from ..training import is_finite, is_integer, widened
 from .base import Rival, Tell, train_epochs
 from .unlearning import unlearn
