@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 
+from ._processes import Processes
 from ._shown import Tabled
 from .detection import (
     FULL,
@@ -110,6 +112,7 @@ def scan(
     resume: str | os.PathLike[str] | None = None,
     blocks: int | None = None,
     quick: bool = False,
+    group: torch.distributed.ProcessGroup | None = None,
 ) -> ScanReport:
     """Look for a backdoor in a classifier, given clean samples that it was not trained on.
 
@@ -132,6 +135,11 @@ def scan(
     blocks : how many blocks of samples to leave out in turn for ``stability``, at the cost of as many solves; 0 for
         none, None for 10 where they cost seconds at most (n·C + 20·C² up to 10⁸: 80 000 samples of 1000 classes)
     quick : only the shifts of the latents: no gradients, no second look at inputs, and fewer backdoors found
+    group : processes that share the samples, such as ``torch.distributed.group.WORLD``. Each calls this with the same
+        model and the part of the samples that is its own, all of them together what one process would be given. Where
+        these are whole batches, in order of rank, all get the report of that process, to the bit, given the same
+        logits. A process may have no samples, if ``head`` is given. Its file is ``resume`` with ``.RANK-of-SIZE``
+        behind the name, and ``on_batch`` and the timings are about its own part. None: this process alone
 
     Returns
     -------
@@ -149,15 +157,24 @@ def scan(
         If the folder of ``resume`` does not exist, or ``resume`` is one.
     ImportError
         If safetensors, which ``resume`` needs, is not installed.
+    OSError
+        If another process of the ``group`` failed, is gone, or did not answer in time.
     """
     check_blocks(blocks)
     start = time.perf_counter()
+    processes = Processes(group)
     reading = _Waiting(loader)
     kept = Reservoir(reading, 0 if quick else KEPT_INPUTS)
-    found, batches = resolve_head(model, kept, head)
-    tally = Tally(found)
-    file = None if resume is None else ResumeFile(resume, tally)
-    folding = _stream(model, batches, found, tally, file, on_batch)
+    with processes.together():
+        found, batches = resolve_head(model, kept, head)
+        tally = Tally(found)
+        file = None if resume is None else ResumeFile(_own(resume, processes), tally)
+        folding = _stream(model, batches, found, tally, file, on_batch)
+    if processes.size > 1:
+        tally.gather(processes)
+        kept.gather(processes)
+    if tally.gaps.n_samples == 0:
+        raise ValueError("loader: expected at least one batch, got none")
     streamed = time.perf_counter()
     _log.info("%d samples seen in %.1f s", tally.gaps.n_samples, streamed - start)
     evidence, missing = evidence_of(model, found, tally.gaps, kept.inputs, together=kept.largest)
@@ -171,7 +188,7 @@ def scan(
         verdict = replace(verdict, reasons=(*verdict.reasons, missing))
     compared = time.perf_counter()
     stability = leave_blocks_out(tally.gaps, rule, values, blocks)
-    verdict = weigh(verdict, stability)
+    verdict = processes.first(weigh(verdict, stability))  # where machines differ, so may last bits, but nothing else
     weighed = time.perf_counter()
     with evaluation_mode(model):
         perturbations = _perturbations(evidence, verdict)
@@ -220,9 +237,12 @@ def _stream(
             folding += time.perf_counter() - came
             if on_batch is not None:
                 on_batch(tally.gaps.n_samples)
-    if tally.gaps.n_samples == 0:
-        raise ValueError("loader: expected at least one batch, got none")
     return folding
+
+
+def _own(path: str | os.PathLike[str], processes: Processes) -> str:
+    """The file of this process."""
+    return os.fspath(path) + ("" if processes.size == 1 else f".{processes.rank}-of-{processes.size}")
 
 
 def _perturbations(evidence: Evidence, verdict: Verdict) -> tuple[Perturbation, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._processes import Processes
 from ..solver import GapMatrix
 from ..solver._files import write_atomically
 from .head import Head
@@ -50,6 +51,28 @@ class Tally:
         if batch.labels is not None:
             self.labelled += torch.bincount(batch.labels, minlength=classes)
             self.correct += torch.bincount(answers[answers == batch.labels], minlength=classes)
+
+    def gather(self, processes: Processes) -> None:
+        """Take up, in every process, what one would have that is given the samples of all in order of rank.
+
+        Raises
+        ------
+        ValueError
+            In every process alike, if their heads are not the same.
+        """
+        together = self.gaps.empty()
+        for state in processes.gather(_on(torch.device("cpu"), self.gaps.state_dict())):
+            part = self.gaps.empty()
+            part.load_state_dict(_on(self.counts.device, state))
+            together.merge(part)
+        self.gaps = together
+        processes.add(self.counts)
+
+
+def _on(device: torch.device, state: dict[str, Any]) -> dict[str, Any]:
+    """What `GapMatrix.state_dict` gave, its tensors on a device."""
+    gaps, logits = state["gaps"], [chunk.to(device) for chunk in state["logits"]]
+    return state | {"gaps": None if gaps is None else gaps.to(device), "logits": logits}
 
 
 class ResumeFile:

@@ -28,11 +28,10 @@ def kept(loader, count):
 def test_every_input_is_as_likely_as_every_other(size):
     n, count, times = 30, 6, 2000
     found = np.zeros(n)
-    for seed in range(times):
-        some, seen = Reservoir([], count), 0
-        generator = torch.Generator().manual_seed(seed)
+    for trial in range(times):
+        some = Reservoir([], count)
         for inputs, _ in numbered(n, size):
-            seen += some._take(inputs, seen, generator)
+            some._take(torch.cat([inputs, torch.full((len(inputs), 1), float(trial))], dim=1))
         numbers = some.inputs[:, 0].int().tolist()
         assert len(set(numbers)) == count
         found[numbers] += 1
@@ -40,6 +39,23 @@ def test_every_input_is_as_likely_as_every_other(size):
     # Each is a coin of probability 1/5, and they are all but independent.
     statistic = ((found - times / 5) ** 2).sum() / (times / 5 * (1 - 1 / 5))
     assert 0.001 < stats.chi2.sf(statistic, n) < 0.999
+
+
+def test_the_same_are_kept_in_any_order():
+    given = torch.cat([inputs for inputs, _ in numbered(300, 300)])
+    shuffled = given[torch.randperm(300, generator=torch.Generator().manual_seed(0))]
+    expected, found = kept([given], 20), kept(shuffled.split(7), 20)
+    assert sorted(found) == expected
+    assert found == [i for i in shuffled[:, 0].int().tolist() if i in expected]  # in the order in which they came
+
+
+def test_large_inputs_are_told_apart():
+    """Whatever the place in which they differ, unless that is but a few of very many numbers."""
+    inputs = torch.zeros(64, 3, 100, 100)
+    for i, image in enumerate(inputs):
+        image[i % 3, i : i + 8, i : i + 8] = 1.0
+    assert len(set(reservoir._keys(inputs))) == 64
+    assert len(set(reservoir._keys(inputs.to(torch.bfloat16)))) == 64
 
 
 def test_a_long_pass_is_covered_evenly():

@@ -1,0 +1,165 @@
+"""Several processes that share one piece of work."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ._text import first_line
+
+# One that does not answer for so long is given up: another may be busy with what it alone has to do.
+TIMEOUT = timedelta(minutes=30)
+# Exit status of wrong usage.
+USAGE = 2
+
+T = TypeVar("T")
+
+
+class ProcessError(OSError):
+    """Another process failed, or does not answer."""
+
+
+class Processes:
+    """The processes of a group, as one of them sees them.
+
+    Every method but `share` is to be called in all of them.
+
+    Parameters
+    ----------
+    group : of torch.distributed; None for this process alone
+
+    Attributes
+    ----------
+    rank : number of this process, 0 … ``size`` − 1
+    size : how many there are
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self._group = group
+        self.rank = 0 if group is None else dist.get_rank(group)
+        self.size = 1 if group is None else dist.get_world_size(group)
+
+    def share(self, count: int) -> slice:
+        """Which of ``count`` things are this one's: those in a row, so that in order of rank they are in order."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def gather(self, value: T) -> list[T]:
+        """What each process gave, in order of rank; tensors should be on the CPU."""
+        if self._group is None:
+            return [value]
+        values: list[T] = [value] * self.size
+        with _lost():
+            dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def first(self, value: T) -> T:
+        """What process 0 gave; tensors should be on the CPU."""
+        if self._group is None:
+            return value
+        values = [value]
+        with _lost():
+            dist.broadcast_object_list(values, group=self._group, group_src=0)
+        return values[0]
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over the processes, which are given the same bits; in place, where there are several."""
+        if self._group is not None:
+            with _lost():
+                dist.all_reduce(tensor, group=self._group)
+        return tensor
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Raise in every process if the block raises in one, which itself raises no other than its own error.
+
+        Nobody is left waiting for one that failed. The block must not wait for others.
+        """
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            if self.size == 1:
+                raise
+            failure = error
+        told = self.gather(None if failure is None else f"{type(failure).__name__}: {first_line(failure)}")
+        if failure is not None:
+            raise failure
+        for number, error_elsewhere in enumerate(told):
+            if error_elsewhere is not None:
+                raise ProcessError(f"process {number} failed: {error_elsewhere}")
+
+
+@contextmanager
+def _lost() -> Iterator[None]:
+    """Say in plain words what a backend says of its sockets."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ProcessError(
+            f"another process is gone, or did not answer in time; if it said why, that is above ({first_line(error)})"
+        ) from error
+
+
+def all_processes() -> Processes:
+    """Those that `joined` joined, else this one alone."""
+    return Processes(dist.group.WORLD if dist.is_available() and dist.is_initialized() else None)
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Join the other processes, where torchrun started several; the block is a command that leaves by SystemExit.
+
+    Each has the GPU of its number on its machine, where there are GPUs. But for number 0, none prints anything, unless
+    it is used wrongly. They leave together, with the exit status of number 0: torchrun kills all when one has another
+    status than 0.
+    """
+    if not dist.is_available() or not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
+        yield
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        here, number = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
+        if number >= here:
+            raise ValueError(
+                f"--nproc-per-node: expected a GPU for each process, got {here} GPUs and at least {number + 1} "
+                "processes; with CUDA_VISIBLE_DEVICES= they run without"
+            )
+        torch.cuda.set_device(number)
+        backend = "cpu:gloo,cuda:nccl"
+    with _lost():
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    processes = all_processes()
+    try:
+        if processes.rank == 0:
+            yield
+        else:
+            with _unless_used_wrongly_quiet():
+                yield
+    except SystemExit as stop:
+        if stop.code == USAGE:
+            raise
+        sys.stdout.flush()
+        status = processes.first(stop.code)
+        dist.destroy_process_group()
+        raise SystemExit(status) from None
+
+
+@contextmanager
+def _unless_used_wrongly_quiet() -> Iterator[None]:
+    said = io.StringIO()
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(said):
+            yield
+    except SystemExit as stop:
+        if stop.code == USAGE:
+            sys.stderr.write(said.getvalue())
+        raise
