@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._text import first_line
 
@@ -31,7 +31,7 @@ class ProcessError(OSError):
 class Processes:
     """The processes of a group, as one of them sees them.
 
-    Every method but `share` is to be called in all of them.
+    Every method is to be called in all of them.
 
     Parameters
     ----------
@@ -39,43 +39,64 @@ class Processes:
 
     Attributes
     ----------
+    group : the same
     rank : number of this process, 0 … ``size`` − 1
     size : how many there are
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
-        self._group = group
+        self.group = group
         self.rank = 0 if group is None else dist.get_rank(group)
         self.size = 1 if group is None else dist.get_world_size(group)
 
     def share(self, count: int) -> slice:
-        """Which of ``count`` things are this one's: those in a row, so that in order of rank they are in order."""
+        """Which of ``count`` things in a row are this one's; in order of rank they are in order."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def gather(self, value: T) -> list[T]:
         """What each process gave, in order of rank; tensors should be on the CPU."""
-        if self._group is None:
+        if self.group is None:
             return [value]
         values: list[T] = [value] * self.size
         with _lost():
-            dist.all_gather_object(values, value, group=self._group)
+            dist.all_gather_object(values, value, group=self.group)
         return values
 
     def first(self, value: T) -> T:
         """What process 0 gave; tensors should be on the CPU."""
-        if self._group is None:
+        if self.group is None:
             return value
         values = [value]
         with _lost():
-            dist.broadcast_object_list(values, group=self._group, group_src=0)
+            dist.broadcast_object_list(values, group=self.group, group_src=0)
         return values[0]
 
     def add(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over the processes, which are given the same bits; in place, where there are several."""
-        if self._group is not None:
+        if self.group is not None:
             with _lost():
-                dist.all_reduce(tensor, group=self._group)
+                dist.all_reduce(tensor, group=self.group)
         return tensor
+
+    def totals(self, *numbers: float) -> list[float]:
+        """The sum of each number over the processes."""
+        return [sum(column) for column in zip(*self.gather(numbers), strict=True)]
+
+    @torch.no_grad()
+    def add_gradients(self, model: nn.Module) -> None:
+        """Add the gradients up, and take the buffers of process 0, as `DistributedDataParallel` does; in place."""
+        if self.group is None:
+            return
+        buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        if self.rank > 0:
+            buffers = [buffer.zero_() for buffer in buffers]
+        tensors = [*(each.grad for each in model.parameters() if each.grad is not None), *buffers]
+        for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+            alike = [tensor for tensor in tensors if tensor.dtype == dtype]
+            flat = self.add(torch.cat([tensor.reshape(-1) for tensor in alike]))
+            parts = torch.split(flat, [tensor.numel() for tensor in alike])
+            for tensor, part in zip(alike, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
 
     @contextmanager
     def together(self) -> Iterator[None]:

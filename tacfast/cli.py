@@ -56,8 +56,10 @@ def _run(arguments: Sequence[str] | None) -> int:
             raise
         print("tacfast: the command line needs an extra: pip install 'tacfast[all]'", file=sys.stderr)
         return 1
+    from ._processes import joined
+
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), joined():
             warnings.showwarning = _show_warning  # type: ignore[assignment]
             app(args=None if arguments is None else list(arguments), prog_name="tacfast")
     except Exception as error:

@@ -170,6 +170,8 @@ def scan(
         tally = Tally(found)
         file = None if resume is None else ResumeFile(_own(resume, processes), tally)
         folding = _stream(model, batches, found, tally, file, on_batch)
+        if file is not None and processes.size > 1:
+            file.write()  # others may fail yet
     if processes.size > 1:
         tally.gather(processes)
         kept.gather(processes)

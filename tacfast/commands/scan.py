@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from .._processes import all_processes
 from ..data import FolderLoader
 from ..report import error_facts, scan_facts, write_html, write_json
 from ..report.files import as_json
@@ -116,6 +117,7 @@ def scan(
         suspect = open_suspect(path, data, device=device, **given)
         loader = open_loader(suspect.images, batch_size, workers=workers, skip_unreadable=skip_unreadable)
         report = run_scan(console, suspect, loader, head, resume=resume, quick=quick)
+        leave_unless_first()
         about = describe(suspect, report, loader, Triggered(suspect, batch_size, workers=workers))
         facts = scan_facts(report, **about)
         # First what may be lost: printing fails where nobody reads on.
@@ -126,6 +128,8 @@ def scan(
         for option, value in (("--json", json), ("--html", html), ("--resume", resume)):
             if value is not None:
                 raise typer.BadParameter("expected none with --out, which keeps everything", param_hint=option)
+        if (size := all_processes().size) > 1:
+            raise typer.BadParameter(f"expected one process, got {size}: they share one model", param_hint="--out")
         settings = {"data": data, "head": head, "quick": quick, "skip_unreadable": skip_unreadable}
         settings |= {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
         rows = scan_many(console, checkpoints, out, settings, lambda path, json, html: scan_one(path, json, html)[0])
@@ -161,10 +165,28 @@ def run_scan(
     quick: bool = False,
     task: str = "scanning",
 ) -> ScanReport:
-    """Scan with a progress bar."""
-    found = first_head(suspect.model, loader, head)
-    with progress(console, task, len(suspect.images), then="judging") as advance:
-        return scan_model(suspect.model, loader, head=found, on_batch=advance, resume=resume, quick=quick)
+    """Scan with a progress bar; of several processes each reads its share of the images."""
+    found, processes = first_head(suspect.model, loader, head), all_processes()
+    own = loader if processes.size == 1 else loader.share(processes.rank, processes.size)
+    with progress(console, task, len(own.images), then="judging") as advance:
+        report = scan_model(
+            suspect.model,
+            own,
+            head=found,
+            on_batch=advance,
+            resume=resume,
+            quick=quick,
+            group=processes.group,
+        )
+    for unreadable in processes.gather(own.unreadable):
+        loader.unreadable.update(unreadable)
+    return report
+
+
+def leave_unless_first() -> None:
+    """Nothing is left to do but for the first of several processes, whose exit status is that of all."""
+    if all_processes().rank > 0:
+        raise SystemExit  # no typer.Exit, which is an Exception and would be reported as one
 
 
 def describe(suspect: Suspect, report: ScanReport, loader: FolderLoader, triggered: Triggered) -> dict[str, Any]:
@@ -186,7 +208,9 @@ def show_scan(console: Console, facts: dict[str, Any], names: Mapping[int, str])
 
 
 def write_reports(facts: dict[str, Any], report: ScanReport | None, *, json: Path | None, html: Path | None) -> None:
-    """Write the files that were asked for; without a report there is no page."""
+    """Write the files that were asked for; without a report there is no page. Of several processes the first does."""
+    if all_processes().rank > 0:
+        return
     if html is not None and report is not None:
         write_html(html, facts, report.perturbations)
     if json == STDOUT:  # last, so that nothing comes behind it

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 
+from .._processes import all_processes
 from ..attacks import ATTACKS, Attack
 from ..data.datasets import DATASETS, ROOT_VARIABLE, ImageDataset, load_dataset
 from ..evaluation import Metrics, evaluate
@@ -25,6 +26,7 @@ from . import options
 from .console import printer
 from .demo import MAX_SEED
 from .loading import check_outputs
+from .scan import leave_unless_first
 
 DATA, MODEL, ATTACK, RECIPE = "The data", "The network", "The attack", "The training"
 # ACC and ASR after each epoch are measured on so many test images.
@@ -134,6 +136,7 @@ def train(
         return _run(console, first, dataset, path, where, provide_clean_model).model
 
     trained = _run(console, plan, dataset, out, where, provide_clean_model)
+    leave_unless_first()
     metrics = _measure(trained.model, dataset, trained.splits.test, trained.attack)
     facts = {"acc": metrics.acc} if trained.attack is None else asdict(metrics)
     save_trained(replace(trained, checkpoint=replace(trained.checkpoint, metrics=facts)), out, half=half)
@@ -156,10 +159,12 @@ def _run(
     clean_model: Callable[[], nn.Module],
 ) -> Trained:
     """Train with a progress bar, and a line with ACC and ASR after each epoch."""
-    glance = plan.split(dataset).some_test(GLANCE)
+    glance, processes = plan.split(dataset).some_test(GLANCE), all_processes()
     with _bar(console, "training" if plan.attack is None else f"training, {plan.attack}") as (advance, show):
 
         def look(epoch: TrainedEpoch, model: nn.Module, attack: Attack | None) -> None:
+            if processes.rank > 0:
+                return
             show(
                 f"epoch {epoch.epoch}: loss {epoch.loss:.3f}, "
                 + _in_words(_measure(model, dataset, glance, attack), attack)
@@ -174,6 +179,7 @@ def _run(
                 state_file=_state_of(path),
                 on_epoch=look,
                 on_step=advance,
+                group=processes.group,
             )
 
 

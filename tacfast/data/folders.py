@@ -328,6 +328,21 @@ class FolderLoader(DataLoader[Any]):
             collate_fn=_collate,
         )
 
+    def share(self, rank: int, size: int) -> FolderLoader:
+        """A loader of the batches, in the order of the images, that fall to process ``rank`` of ``size``.
+
+        They are batches of this loader, and in order of rank in its order; a process may have none.
+        """
+        assert self.batch_size is not None
+        batches = -(-len(self.images) // self.batch_size)
+        first, end = (batches * i // size * self.batch_size for i in (rank, rank + 1))
+        return FolderLoader(
+            self.images.subset(range(len(self.images))[first:end]),
+            self.batch_size,
+            skip_unreadable=self.skip_unreadable,
+            workers=self.num_workers,
+        )
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Read the images once.
 

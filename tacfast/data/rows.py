@@ -59,7 +59,8 @@ class ImageRows(Dataset[tuple[Tensor, int, str]]):
 
     def subset(self, numbers: Sequence[int]) -> ImageRows:
         """Only the images of these numbers."""
-        return ImageRows(self.dataset, torch.tensor([self._rows[i] for i in numbers]), self.preprocessing)
+        rows = torch.tensor([self._rows[i] for i in numbers], dtype=torch.int64)
+        return ImageRows(self.dataset, rows, self.preprocessing)
 
     def digests(self) -> list[str]:
         """The beginning of the SHA-256 of the pixels of each image."""

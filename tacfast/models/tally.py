@@ -140,20 +140,21 @@ class ResumeFile:
                 yield batch
                 start = time.monotonic()
                 if start >= due:
-                    self._write()
+                    self.write()
                     end = time.monotonic()
                     due = end + max(SAVE_SECONDS, SAVE_FACTOR * (end - start))
         except GeneratorExit:  # the loop was left while it added a batch, which may be half added
             raise
         except BaseException:
-            self._write()
+            self.write()
             raise
 
     def remove(self) -> None:
         """Delete the file, if it was ever written: the scan is complete."""
         self._path.unlink(missing_ok=True)
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Replace the file by what has been seen so far."""
         from safetensors.torch import save
 
         if self._tally.first_logits is None:

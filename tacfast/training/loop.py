@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._processes import Processes
 from ..attacks.base import Attack, PoisonedRows, Victim, poison_batch
 from ..data.images import LabelledImages
 from ..data.randomness import isolated_randomness
@@ -102,6 +104,7 @@ def train(
     state_file: str | os.PathLike[str] | None = None,
     on_epoch: Callable[[TrainedEpoch], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    group: torch.distributed.ProcessGroup | None = None,
 ) -> list[TrainedEpoch]:
     """Train a classifier in place, and the trigger of its attack along with it.
 
@@ -116,6 +119,11 @@ def train(
         a warning. It is left where it is at the end: delete it when the result is safe
     on_epoch : called after each epoch; may run the model in evaluation mode
     on_step : called with the number of steps that are done, of all epochs together, and their total
+    group : processes that share the work, such as ``torch.distributed.group.WORLD``; None: this one alone. Each calls
+        this with the same arguments, takes its part of every batch, and ends with the same weights: but for rounding
+        those that one process comes to, if the model has no dropout, and no BatchNorm, which sees a part of the batch
+        at a time; its running statistics are those of the first. A trigger is trained by each of them, on
+        whole batches. The first alone reads and writes ``state_file``
 
     Returns
     -------
@@ -124,11 +132,14 @@ def train(
     Raises
     ------
     ValueError
-        If there are fewer images than in a batch, or the state file is of another training.
+        If there are fewer images than in a batch, or in a batch than two for each process, or the state file is of
+        another training.
+    OSError
+        If another process of the ``group`` failed, is gone, or did not answer in time.
     TrainingDivergedError
         If the loss is no longer finite.
     """
-    return _Training(model, data, recipe, clean_model, state_file).run(on_epoch, on_step)
+    return _Training(model, data, recipe, clean_model, state_file, Processes(group)).run(on_epoch, on_step)
 
 
 class _Training:
@@ -139,13 +150,20 @@ class _Training:
         recipe: Recipe,
         clean_model: Callable[[], nn.Module] | None,
         state_file: str | os.PathLike[str] | None,
+        processes: Processes,
     ) -> None:
         self._model, self._data, self._recipe, self._clean_model = model, data, recipe, clean_model
+        self._processes = processes
         self._device = next(model.parameters()).device
         self._batches = len(data.rows) // recipe.batch_size
         if self._batches == 0:
             raise ValueError(
                 f"data: expected at least {recipe.batch_size} images, a batch, to train on, got {len(data.rows)}"
+            )
+        if processes.size > 1 and recipe.batch_size < 2 * processes.size:
+            raise ValueError(
+                f"batch_size: expected at least {2 * processes.size}, two images for each process, "
+                f"got {recipe.batch_size}"
             )
         wanted = recipe.precision == "bfloat16" or (recipe.precision == "auto" and native_bfloat16(self._device))
         self._bfloat16 = wanted
@@ -154,7 +172,8 @@ class _Training:
         )
         self._schedule = self._make_schedule(recipe.epochs * self._batches + 1)
         self._history: list[TrainedEpoch] = []
-        self._store = None if state_file is None else StateFile(state_file, self._identity(), "train")
+        path = state_file if processes.rank == 0 else None
+        self._store = None if path is None else StateFile(path, self._identity(), "train")
 
     def _make_schedule(self, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
         if self._recipe.schedule == "cosine":
@@ -207,23 +226,28 @@ class _Training:
         done = len(self._history) * self._batches
         self._model.train()
         for chosen in self._order():
+            # The whole batch is made by every process, so that all draw the same random numbers.
             images, labels = self._next_batch(chosen, done / (self._recipe.epochs * self._batches))
+            own = self._processes.share(len(labels))
+            images, labels = images[own], labels[own]
             with bfloat16_autocast(self._device, enabled=self._bfloat16):
                 logits = self._model(images).float()
-            loss = F.cross_entropy(logits, labels)
+            loss = F.cross_entropy(logits, labels) * (len(labels) / len(chosen))
             self._optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            self._processes.add_gradients(self._model)
             self._optimizer.step()
             self._schedule.step()
-            loss_sum += float(loss.detach()) * len(labels)
+            loss_sum += float(loss.detach()) * len(chosen)
             correct += int((logits.detach().argmax(1) == labels).sum())
             total += len(labels)
             done += 1
             if on_step is not None:
                 on_step(done, self._recipe.epochs * self._batches)
-        if not math.isfinite(loss_sum):
-            raise TrainingDivergedError(f"training diverged: loss {loss_sum}; lower lr (it is {self._recipe.lr:g})")
-        return TrainedEpoch(len(self._history) + 1, loss_sum / total, correct / total, time.perf_counter() - start)
+        loss, right, images = self._processes.totals(loss_sum, correct, total)
+        if not math.isfinite(loss):
+            raise TrainingDivergedError(f"training diverged: loss {loss}; lower lr (it is {self._recipe.lr:g})")
+        return TrainedEpoch(len(self._history) + 1, loss / images, right / images, time.perf_counter() - start)
 
     def _order(self) -> Iterator[Tensor]:
         size = self._recipe.batch_size
@@ -263,11 +287,13 @@ class _Training:
 
     def _resume(self) -> bool:
         """Take up the state of an interrupted training; False if there is none that can be used."""
-        try:
-            state = None if self._store is None else self._store.read()
-        except DamagedStateError as error:
-            warnings.warn(f"{error}; trained from the beginning", stacklevel=4)
-            return False  # it is overwritten after the next epoch
+        state = None
+        with self._processes.together():
+            try:
+                state = None if self._store is None else self._store.read()
+            except DamagedStateError as error:  # it is overwritten after the next epoch
+                warnings.warn(f"{error}; trained from the beginning", stacklevel=4)
+        state = self._processes.first(state)
         if state is None:
             return False
         self._load(state)

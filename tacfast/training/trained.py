@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import nn
 
 from .. import __version__
@@ -114,6 +115,7 @@ def train_plan(
     state_file: Path | None = None,
     on_epoch: Callable[[TrainedEpoch, nn.Module, Attack | None], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    group: torch.distributed.ProcessGroup | None = None,
 ) -> Trained:
     """Train a network as planned; see `train` for the other arguments and for what is raised.
 
@@ -136,7 +138,14 @@ def train_plan(
             on_epoch(epoch, model, attack)
 
     history = train(
-        model, data, plan.recipe, clean_model=clean_model, state_file=state_file, on_epoch=tell, on_step=on_step
+        model,
+        data,
+        plan.recipe,
+        clean_model=clean_model,
+        state_file=state_file,
+        on_epoch=tell,
+        on_step=on_step,
+        group=group,
     )
     poisoned = 0 if data.poisoned is None else int(data.poisoned.poisoned.sum())
     checkpoint = Checkpoint(
