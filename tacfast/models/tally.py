@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._files import write_atomically
 from ..solver import GapMatrix
-from ..solver._files import write_atomically
 from .head import Head
 from .latents import LatentBatch, first_batch, latent_batches
 

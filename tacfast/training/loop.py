@@ -99,7 +99,7 @@ def train(
     recipe: Recipe,
     *,
     clean_model: Callable[[], nn.Module] | None = None,
-    state_file: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
     on_epoch: Callable[[TrainedEpoch], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> list[TrainedEpoch]:
@@ -111,7 +111,7 @@ def train(
     data : the training images, and how they are poisoned
     recipe : of the training
     clean_model : for attacks that need a clean model of this kind first, see `Victim`
-    state_file : path of a file that holds the state after every epoch. If it exists the training goes on from there,
+    resume : path of a file that holds the state after every epoch. If it exists the training goes on from there,
         on the CPU to the very weights that it would have had without the interruption. A damaged one is not used, with
         a warning. It is left where it is at the end: delete it when the result is safe
     on_epoch : called after each epoch; may run the model in evaluation mode
@@ -128,7 +128,7 @@ def train(
     TrainingDivergedError
         If the loss is no longer finite.
     """
-    return _Training(model, data, recipe, clean_model, state_file).run(on_epoch, on_step)
+    return _Training(model, data, recipe, clean_model, resume).run(on_epoch, on_step)
 
 
 class _Training:
@@ -138,7 +138,7 @@ class _Training:
         data: TrainingData,
         recipe: Recipe,
         clean_model: Callable[[], nn.Module] | None,
-        state_file: str | os.PathLike[str] | None,
+        resume: str | os.PathLike[str] | None,
     ) -> None:
         self._model, self._data, self._recipe, self._clean_model = model, data, recipe, clean_model
         self._device = next(model.parameters()).device
@@ -154,7 +154,7 @@ class _Training:
         )
         self._schedule = self._make_schedule(recipe.epochs * self._batches + 1)
         self._history: list[TrainedEpoch] = []
-        self._store = None if state_file is None else StateFile(state_file, self._identity(), "train")
+        self._store = None if resume is None else StateFile(resume, self._identity(), "train")
 
     def _make_schedule(self, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
         if self._recipe.schedule == "cosine":

@@ -17,7 +17,8 @@ import jsonschema
 from PIL import Image
 
 from tacfast import cli
-from tacfast.commands.scan import FailOn, worst_status
+from tacfast.commands.scan import FailOn
+from tacfast.commands.work.scan import worst_status
 from tacfast.demo import make_trial
 from tacfast.models import save_checkpoint
 from tacfast.models.checkpoint import Checkpoint, digest_of

@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .. import __version__
-from .._text import first_line, printable
-from ..models.checkpoint import digest_of, find_checkpoint
-from ..report import write_index
-from ..report.files import finite
-from ..solver._files import write_atomically
+from ... import __version__
+from ..._files import write_atomically
+from ..._text import first_line, printable
+from ...models.checkpoint import digest_of, find_checkpoint
+from ...report import write_index
+from ...report.files import finite
 
 SUMMARY, INDEX = "summary.jsonl", "index.html"
 ERROR = "error"
