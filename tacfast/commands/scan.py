@@ -46,6 +46,22 @@ def scan(
             rich_help_panel=options.RESULT,
         ),
     ] = FailOn.inconclusive,
+    junit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the verdicts as a test case each, as Jenkins and GitLab read them (JUnit's XML).",
+            rich_help_panel=options.RESULT,
+        ),
+    ] = None,
+    sarif: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the verdicts that are not clean as code scanning reads them (SARIF 2.1.0).",
+            rich_help_panel=options.RESULT,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -71,7 +87,16 @@ def scan(
         options.check_there(checkpoints[0], data)
     from .work import scan as work
 
-    scans = work.Scans(data, given, batch_size=batch_size, quick=quick, quiet=quiet, fail_on=fail_on.value)
+    scans = work.Scans(
+        data,
+        given,
+        batch_size=batch_size,
+        quick=quick,
+        quiet=quiet,
+        fail_on=fail_on.value,
+        junit=junit,
+        sarif=sarif,
+    )
     if out is None:
         scans.one(checkpoints[0], json=json, html=html, resume=resume)
     else:

@@ -13,13 +13,14 @@ from rich.console import Console
 
 from ...data import FolderLoader
 from ...report import error_facts, scan_facts, write_html, write_json
+from ...report.ci import write_junit, write_sarif
 from ...report.files import as_json
 from ...scanning import ScanReport
 from ...scanning import scan as scan_model
 from ..options import SuspectOptions
 from .console import print_attack, print_scan, print_warnings, progress
-from .loading import Suspect, check_files, first_head, open_loader, open_suspect
-from .many import ERROR, ORDER, scan_many
+from .loading import Suspect, check_files, check_outputs, first_head, open_loader, open_suspect
+from .many import ERROR, ORDER, error_row, row_of, scan_many
 from .triggered import Triggered
 
 STDOUT = Path("-")
@@ -37,15 +38,23 @@ class Scans:
     quick: bool
     quiet: bool
     fail_on: str
+    junit: Path | None
+    sarif: Path | None
 
     def one(self, checkpoint: Path, *, json: Path | None, html: Path | None, resume: Path | None) -> NoReturn:
         """Scan one, print and write what is found, and leave with the status of the verdict."""
         to_stdout = json == STDOUT
         console = Console(stderr=to_stdout, quiet=self.quiet)  # where JSON goes, nothing else may
         files = {"json": None if to_stdout else json, "html": html, "resume": resume}
-        check_files(checkpoint, self.given.class_names, **files)
-        with errors_told(checkpoint, json):
-            facts, names = self._scanned(console, checkpoint, json, html, resume)
+        check_files(checkpoint, self.given.class_names, **files, junit=self.junit, sarif=self.sarif)
+        row: dict[str, Any] = {"path": str(checkpoint)}
+        try:
+            with errors_told(checkpoint, json):
+                facts, names = self._scanned(console, checkpoint, json, html, resume)
+        except Exception as error:
+            self._tell([row | error_row(error)])
+            raise
+        self._tell([row | row_of(facts) | {"seconds": facts["timings"]["total"]}])
         show_scan(console, facts, names)
         raise typer.Exit(worst_status([facts["verdict"]["label"]], self.fail_on))
 
@@ -59,8 +68,17 @@ class Scans:
         def scan_one(path: Path, json: Path, html: Path) -> dict[str, Any]:
             return self._scanned(console, path, json, html)[0]
 
+        check_outputs(junit=self.junit, sarif=self.sarif)
         rows = scan_many(console, checkpoints, out, settings, scan_one)
+        self._tell(rows)
         raise typer.Exit(worst_status([row["label"] for row in rows], self.fail_on))
+
+    def _tell(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write what continuous integration reads, where that is asked for."""
+        if self.junit is not None:
+            write_junit(self.junit, rows, failing(self.fail_on))
+        if self.sarif is not None:
+            write_sarif(self.sarif, rows)
 
     def _scanned(
         self, console: Console, path: Path, json: Path | None, html: Path | None, resume: Path | None = None
@@ -95,9 +113,14 @@ def errors_told(checkpoint: Path, json: Path | None) -> Iterator[None]:
 
 def worst_status(labels: Sequence[str], fail_on: str) -> int:
     """Exit status of several verdicts, or errors, of which those below ``fail_on`` count as nothing."""
-    graver = ("never", "suspicious", "borderline", "inconclusive")
-    counted = graver[: graver.index(fail_on) + 1]
-    return next((EXIT_STATUS[label] for label in ORDER if label in (*counted, ERROR) and label in labels), 0)
+    counted = {*failing(fail_on), ERROR}
+    return next((EXIT_STATUS[label] for label in ORDER if label in counted and label in labels), 0)
+
+
+def failing(fail_on: str) -> Sequence[str]:
+    """The verdicts that count if ``fail_on`` is the least that does."""
+    graver = ("suspicious", "borderline", "inconclusive")
+    return () if fail_on == "never" else graver[: graver.index(fail_on) + 1]
 
 
 def run_scan(
