@@ -78,9 +78,9 @@ class Processes:
                 dist.all_reduce(tensor, group=self.group)
         return tensor
 
-    def totals(self, *numbers: float) -> list[float]:
+    def totals(self, *numbers: float) -> tuple[float, ...]:
         """The sum of each number over the processes."""
-        return [sum(column) for column in zip(*self.gather(numbers), strict=True)]
+        return tuple(sum(column) for column in zip(*self.gather(numbers), strict=True))
 
     @torch.no_grad()
     def add_gradients(self, model: nn.Module) -> None:
@@ -137,15 +137,12 @@ def all_processes() -> Processes:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Join the other processes, where torchrun started several; the block is a command that leaves by SystemExit.
+    """Join the other processes that torchrun started; the block is a command that leaves by SystemExit.
 
     Each has the GPU of its number on its machine, where there are GPUs. But for number 0, none prints anything, unless
     it is used wrongly. They leave together, with the exit status of number 0: torchrun kills all when one has another
     status than 0.
     """
-    if not dist.is_available() or not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
-        yield
-        return
     backend = "gloo"
     if torch.cuda.is_available():
         here, number = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
-from ._text import printable
+from ._text import first_line, printable
 
 INTERRUPTED = 130
 
 # Options that have another name than the argument of the Python function behind them, which its errors begin with.
-_OPTIONS = {"state_file": "--state", "targets": "--target", "name": "--head"}
+_OPTIONS = {"targets": "--target", "name": "--head"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status; errors are one line, never a traceback.
-
-    Python imports tacfast, and so torch, before it can call this: Ctrl-C during that second or two still ends in
-    Python's own traceback.
 
     Parameters
     ----------
@@ -50,25 +49,34 @@ def _show_warning(message: Warning | str, *_: object) -> None:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        from .commands import app
-    except ImportError as error:
-        if error.name is None or error.name.partition(".")[0] not in ("typer", "rich"):
-            raise
-        print("tacfast: the command line needs an extra: pip install 'tacfast[all]'", file=sys.stderr)
-        return 1
-    from ._processes import joined
-
-    try:
-        with warnings.catch_warnings(), joined():
+        with warnings.catch_warnings(), _joined():
             warnings.showwarning = _show_warning  # type: ignore[assignment]
+            from .commands import app
+
             app(args=None if arguments is None else list(arguments), prog_name="tacfast")
     except Exception as error:
-        argument, colon, message = (str(error).splitlines() or [""])[0].partition(": ")
-        line = _OPTIONS.get(argument, argument) + colon + message
-        kind = "" if isinstance(error, (ValueError, ImportError, OSError)) else f"{type(error).__name__}: "
-        print(f"tacfast: error: {kind}{printable(line)}", file=sys.stderr)
+        line = _sentence(error)
+        if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in ("typer", "rich"):
+            line = "the command line needs an extra: pip install 'tacfast[all]'"
+        print(f"tacfast: error: {printable(line)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _joined() -> AbstractContextManager[None]:
+    """Join the other processes, where torchrun started several; torch, which that takes, is not imported elsewhere."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
+        return nullcontext()
+    from ._processes import joined
+
+    return joined()
+
+
+def _sentence(error: Exception) -> str:
+    """The first line of an error, with the option in place of the argument, and its type where that tells more."""
+    argument, colon, message = first_line(error).partition(": ")
+    kind = "" if isinstance(error, (ValueError, ImportError, OSError)) else f"{type(error).__name__}: "
+    return kind + _OPTIONS.get(argument, argument) + colon + message
 
 
 if __name__ == "__main__":

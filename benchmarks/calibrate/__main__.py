@@ -10,9 +10,9 @@ from typing import Annotated
 import torch
 import typer
 
+from tacfast._files import write_atomically
 from tacfast.detection import FULL, QUICK, Asymmetry
 from tacfast.detection.bank import FILE as BANK_FILE
-from tacfast.solver._files import write_atomically
 
 from ..defence.networks import Suspects
 from ..defence.page import with_summary

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from tacfast._files import write_atomically
 from tacfast.data.splits import some_of
 from tacfast.detection import InnerPerturbation, UniversalPerturbation
 from tacfast.evaluation import evaluate
 from tacfast.models.latents import Latents, extract_latents
 from tacfast.scanning import evidence_of
 from tacfast.solver import GapMatrix
-from tacfast.solver._files import write_atomically
 
 from ..defence.networks import Suspect
 

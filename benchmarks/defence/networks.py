@@ -100,7 +100,7 @@ class Suspects:
             dataset,
             device=self.device,
             clean_model=lambda: self.get(network.clean).trained.model.to(self.device),
-            state_file=state,
+            resume=state,
             on_epoch=lambda epoch, model, attack: self.say(
                 f"{network.name}: epoch {epoch.epoch}, accuracy {epoch.accuracy:.3f}, {epoch.seconds:.0f} s"
             ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tacfast.solver._files import write_atomically
+from tacfast._files import write_atomically
 
 from .cells import SCAN_CELL, is_sound
 from .profiles import CLEAN, DEFENCES, PROFILES, Network

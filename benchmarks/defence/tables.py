@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
-from tacfast.solver._files import write_atomically
+from tacfast._files import write_atomically
 
 from .cells import SCAN_CELL
 from .profiles import CLEAN

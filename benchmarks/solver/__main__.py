@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from tacfast.solver._files import write_atomically
+from tacfast._files import write_atomically
 
 from ..defence.page import with_summary
 from .networks import keep_network

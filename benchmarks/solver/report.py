@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
-from tacfast.solver._files import write_atomically
+from tacfast._files import write_atomically
 
 from .figures import Measured, by_entrant
 from .plan import USUAL

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tacfast.solver._files import write_atomically
+from tacfast._files import write_atomically
 
 from .._common import machine
 from .plan import cells

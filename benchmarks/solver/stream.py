@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tacfast import GapMatrix
-from tacfast.solver._files import write_atomically
+from tacfast._files import write_atomically
 
 BATCH, SHARDS = 100_000, 4
 CLASSES, DIM = 10, 64

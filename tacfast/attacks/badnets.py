@@ -47,3 +47,18 @@ class BadNets(Attack):
     def relabel(self, labels: Tensor) -> Tensor:
         """The target for all, or the next class for each."""
         return super().relabel(labels) if self.num_classes is None else (labels + 1) % self.num_classes
+
+
+def for_images(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
+    """As published, for images of that shape; see `make_attack`."""
+    return BadNets(target, size=_patch_size(image_shape))
+
+
+def all_to_all_for_images(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
+    """As published, for images of that shape; see `make_attack`."""
+    return BadNets(None, size=_patch_size(image_shape), num_classes=num_classes)
+
+
+def _patch_size(image_shape: tuple[int, int, int]) -> int:
+    # 3 × 3 of 32 × 32 pixels, as published.
+    return max(2, round(3 * min(image_shape[1:]) / 32))

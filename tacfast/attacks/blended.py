@@ -51,3 +51,8 @@ class Blended(Attack):
         """Copy of ``images`` (n, channels, h, w) with the pattern blended in."""
         check_images(images, self.image_shape)
         return images.lerp(self.pattern.to(images), self.alpha)
+
+
+def for_images(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
+    """As published, for images of that shape; see `make_attack`."""
+    return Blended(target, image_shape, seed=seed)

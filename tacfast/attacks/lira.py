@@ -102,3 +102,8 @@ class LIRA(Attack):
         """Take them up."""
         self.noise.load_state_dict(state["noise"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def for_images(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
+    """As published, for images of that shape; see `make_attack`."""
+    return LIRA(target, image_shape, seed)

@@ -2,82 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
-from .badnets import BadNets
-from .base import Attack
-from .blended import Blended
-from .input_aware import InputAware
-from .lira import LIRA
-from .sig import SIG
-from .trojannn import TrojanNN
-from .wanet import WaNet
+from .._lazy import Registry
 
-# name → (target, number of classes, image shape, seed) → attack, with the published settings for that size.
-Factory = Callable[[int, int, tuple[int, int, int], int], Attack]
+if TYPE_CHECKING:
+    from .base import Attack
 
+# (target, number of classes, image shape, seed) → attack, with the published settings for that size.
+Factory: TypeAlias = "Callable[[int, int, tuple[int, int, int], int], Attack]"
 
-def _badnets(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
-    return BadNets(target, size=_patch_size(image_shape))
-
-
-def _badnets_all_to_all(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
-    return BadNets(None, size=_patch_size(image_shape), num_classes=num_classes)
-
-
-def _patch_size(image_shape: tuple[int, int, int]) -> int:
-    # 3 × 3 of 32 × 32 pixels, as published.
-    return max(2, round(3 * min(image_shape[1:]) / 32))
-
-
-def _blended(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
-    return Blended(target, image_shape, seed=seed)
-
-
-def _sig(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
-    return SIG(target, frequency=_periods(image_shape))
-
-
-def _sig_dirty(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
-    return SIG(target, frequency=_periods(image_shape), clean_label=False)
-
-
-def _periods(image_shape: tuple[int, int, int]) -> int:
-    # Six, as published, or as many as so few pixels can show.
-    return min(6, (image_shape[2] - 1) // 2)
-
-
-def _wanet(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
-    return WaNet(target, image_shape, seed=seed)
-
-
-def _trojannn(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
-    # A square of 7 % of the image, as published.
-    return TrojanNN(target, size=max(2, round(math.sqrt(0.07) * min(image_shape[1:]))))
-
-
-def _input_aware(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
-    # The published share, and in smaller images as many pixels as it is of MNIST's, but at most a quarter of them.
-    share = min(0.25, 0.032 * max(1, 28**2 / math.prod(image_shape[1:])))
-    return InputAware(target, image_shape, seed, mask_density=share)
-
-
-def _lira(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
-    return LIRA(target, image_shape, seed)
-
-
-ATTACKS: dict[str, Factory] = {
-    "badnets": _badnets,
-    "badnets-a2a": _badnets_all_to_all,
-    "blended": _blended,
-    "sig": _sig,
-    "sig-dirty": _sig_dirty,
-    "wanet": _wanet,
-    "trojannn": _trojannn,
-    "input-aware": _input_aware,
-    "lira": _lira,
-}
+ATTACKS: Registry[Factory] = Registry(
+    __package__,
+    {
+        "badnets": "badnets.for_images",
+        "badnets-a2a": "badnets.all_to_all_for_images",
+        "blended": "blended.for_images",
+        "sig": "sig.for_images",
+        "sig-dirty": "sig.dirty_for_images",
+        "wanet": "wanet.for_images",
+        "trojannn": "trojannn.for_images",
+        "input-aware": "input_aware.for_images",
+        "lira": "lira.for_images",
+    },
+)
 """Attacks by name; `make_attack` calls them with the target, the number of classes, the image shape and a seed."""
 
 

@@ -50,3 +50,18 @@ class SIG(Attack):
         columns = torch.arange(1, width + 1, dtype=torch.float64)
         stripes = self.delta * torch.sin(2 * math.pi * self.frequency / width * columns)
         return (images + stripes.to(images)).clamp(0, 1)
+
+
+def for_images(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
+    """As published, for images of that shape; see `make_attack`."""
+    return SIG(target, frequency=_periods(image_shape))
+
+
+def dirty_for_images(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
+    """As published, for images of that shape; see `make_attack`."""
+    return SIG(target, frequency=_periods(image_shape), clean_label=False)
+
+
+def _periods(image_shape: tuple[int, int, int]) -> int:
+    # Six, as published, or as many as so few pixels can show.
+    return min(6, (image_shape[2] - 1) // 2)

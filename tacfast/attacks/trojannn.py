@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,3 +121,9 @@ class TrojanNN(Attack):
             came = f"{patch.dtype} of shape {shape}" if isinstance(patch, Tensor) else type(patch).__name__
             raise ValueError(f"patch: expected floating point (channels, {self.size}, {self.size}), got {came}")
         self.patch = patch
+
+
+def for_images(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
+    """As published, for images of that shape; see `make_attack`."""
+    # A square of 7 % of the image, as published.
+    return TrojanNN(target, size=max(2, round(math.sqrt(0.07) * min(image_shape[1:]))))

@@ -78,3 +78,8 @@ class WaNet(Attack):
 
 def _sample(images: Tensor, places: Tensor) -> Tensor:
     return F.grid_sample(images, places, mode="bilinear", padding_mode="zeros", align_corners=True)
+
+
+def for_images(target: int, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> Attack:
+    """As published, for images of that shape; see `make_attack`."""
+    return WaNet(target, image_shape, seed=seed)

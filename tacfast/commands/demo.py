@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..demo import PLOT_FILE, REPORT_FILE, DemoResult, prepare_folder, run_demo, write_demo
-from ..report import before_after_table
-
-# What every generator of torch accepts as a seed.
-MAX_SEED = 2**63 - 1
-STAGES = {"train": "training the model", "scan": "scanning it", "repair": "repairing it"}
+from .options import MAX_SEED
 
 
 def demo(
@@ -26,33 +18,6 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for report.json and scores.png.")] = Path("tacfast-demo"),
 ) -> None:
     """Train a digit classifier with a backdoor, find it, remove it. Exit status 0 if all of that worked."""
-    prepare_folder(out)
-    console = Console()
-    columns = TextColumn("{task.description:>20}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %")
-    with Progress(*columns, TimeElapsedColumn(), console=console) as bars:
-        tasks = {stage: bars.add_task(text, total=None, start=False) for stage, text in STAGES.items()}
+    from .work import demo as work
 
-        def advance(stage: str, done: int, total: int) -> None:
-            bars.start_task(tasks[stage])
-            bars.update(tasks[stage], completed=done, total=total)
-
-        result = run_demo(seed, clean=clean, on_progress=advance)
-    write_demo(result, out)
-    _print_result(console, result, out)
-    if result.failures:
-        typer.echo(f"tacfast: demo failed: {'; '.join(result.failures)}", err=True)
-        raise typer.Exit(1)
-
-
-def _print_result(console: Console, result: DemoResult, out: Path) -> None:
-    verdict = result.report.verdict
-    truth = "no class" if result.poisoned_class is None else f"class {result.poisoned_class}"
-    found = f", class {result.found_class}" if result.found_class is not None else ""
-    # Paths and reasons are text, never markup, and break where the terminal breaks them.
-    say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    say(f"\nVerdict: {verdict.label}{found} (poisoned: {truth})", style="bold")
-    for reason in verdict.reasons:
-        say(f"  {reason}")
-    say()
-    console.print(before_after_table(result.before, result.after))
-    say(f"{result.seconds:.1f} s; wrote {out / REPORT_FILE} and {out / PLOT_FILE}")
+    work.demo(seed, clean=clean, out=out)

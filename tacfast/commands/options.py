@@ -1,16 +1,22 @@
-"""The options that ``scan`` and ``repair`` share."""
+"""The options that several commands share. Nothing here, nor in the commands themselves, imports torch."""
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, get_type_hints
 
-import torch
 import typer
 
-from ..data.datasets import DATASETS, ROOT_VARIABLE
+from ..data.registry import DATASETS, ROOT_VARIABLE
 from ..models.presets import PRESETS
+
+T = TypeVar("T")
+# What every generator of torch accepts as a seed.
+MAX_SEED = 2**63 - 1
 
 
 class Numbers(tuple[float, ...]):
@@ -34,17 +40,6 @@ def parse_mapping(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise typer.BadParameter(f"expected a JSON object, such as '{{\"img_size\": 32}}', got {text!r}")
     return value
-
-
-def parse_device(text: str) -> torch.device:
-    """A device that torch can use here."""
-    try:
-        device = torch.device(text)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise typer.BadParameter(f"expected a device such as cpu or cuda:0, got {text!r}: {reason}") from None
-    return device
 
 
 MODEL, DATA, RUN, RESULT = "The model", "The images", "The run", "Results"
@@ -193,10 +188,8 @@ Workers = Annotated[
     typer.Option(min=0, help="Processes that read images; up to 8 for many images, else none.", rich_help_panel=RUN),
 ]
 Device = Annotated[
-    torch.device | None,
-    typer.Option(
-        parser=parse_device, metavar="DEVICE", help="Where the model runs; cuda if there is one.", rich_help_panel=RUN
-    ),
+    str | None,
+    typer.Option(metavar="DEVICE", help="Where the model runs; cuda if there is one.", rich_help_panel=RUN),
 ]
 Quick = Annotated[
     bool,
@@ -223,3 +216,67 @@ Json = Annotated[
 Html = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write a report that stands alone.", rich_help_panel=RESULT)
 ]
+
+
+def check_there(checkpoint: Path, data: str) -> None:
+    """Raise, before anything slow, unless there are such a checkpoint and such images.
+
+    Raises
+    ------
+    FileNotFoundError
+        Naming what is not there.
+    """
+    if not checkpoint.exists():
+        raise FileNotFoundError(f"{checkpoint}: not read: there is no such file")
+    if data not in DATASETS and not Path(data).exists():
+        raise FileNotFoundError(f"data: expected a folder of images, got {data}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuspectOptions:
+    """What ``scan`` and ``repair`` are told of the model, its images, and where it runs."""
+
+    key: Key = None
+    strip_prefix: StripPrefix = None
+    arch: Arch = None
+    num_classes: NumClasses = None
+    arch_args: ArchArgs = None
+    head: Head = None
+    preset: Preset = None
+    mean: Mean = None
+    std: Std = None
+    image_size: ImageSize = None
+    class_names: ClassNames = None
+    data_root: DataRoot = None
+    split: Split = None
+    max_images: MaxImages = None
+    skip_unreadable: SkipUnreadable = False
+    workers: Workers = None
+    device: Device = None
+
+
+def gathered(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the fields of `SuspectOptions` as options of its own, gathered in its parameter of that type."""
+    hints = get_type_hints(command, include_extras=True)
+    own, options = inspect.signature(command).parameters.values(), get_type_hints(SuspectOptions, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    (place,) = (parameter.name for parameter in own if hints[parameter.name] is SuspectOptions)
+    for parameter in own:
+        if parameter.name == place:
+            parameters += [
+                inspect.Parameter(
+                    field.name, parameter.KEYWORD_ONLY, default=field.default, annotation=options[field.name]
+                )
+                for field in fields(SuspectOptions)
+            ]
+        else:
+            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=hints[parameter.name]))
+
+    def run(**given: Any) -> None:
+        shared = {field.name: given.pop(field.name) for field in fields(SuspectOptions)}
+        command(**given, **{place: SuspectOptions(**shared)})
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run

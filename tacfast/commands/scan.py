@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from .._processes import all_processes
-from ..data import FolderLoader
-from ..report import error_facts, scan_facts, write_html, write_json
-from ..report.files import as_json
-from ..scanning import ScanReport
-from ..scanning import scan as scan_model
 from . import options
-from .console import print_attack, print_scan, print_warnings, progress
-from .loading import Suspect, check_files, first_head, open_loader, open_suspect
-from .many import ERROR, ORDER, scan_many
-from .triggered import Triggered
-
-STDOUT = Path("-")
-# By the label of the verdict; 1 is an error and 2 wrong usage.
-EXIT_STATUS = {"nothing_found": 0, ERROR: 1, "suspicious": 3, "borderline": 4, "inconclusive": 4}
+from .options import SuspectOptions, gathered
 
 
 class FailOn(str, Enum):
@@ -37,27 +21,12 @@ class FailOn(str, Enum):
     never = "never"
 
 
+@gathered
 def scan(
     checkpoints: options.Checkpoints,
     data: options.Data,
-    key: options.Key = None,
-    strip_prefix: options.StripPrefix = None,
-    arch: options.Arch = None,
-    num_classes: options.NumClasses = None,
-    arch_args: options.ArchArgs = None,
-    head: options.Head = None,
-    preset: options.Preset = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    image_size: options.ImageSize = None,
-    class_names: options.ClassNames = None,
-    data_root: options.DataRoot = None,
-    split: options.Split = None,
-    max_images: options.MaxImages = None,
-    skip_unreadable: options.SkipUnreadable = False,
+    given: SuspectOptions,
     batch_size: options.BatchSize = 128,
-    workers: options.Workers = None,
-    device: options.Device = None,
     quick: options.Quick = False,
     quiet: options.Quiet = False,
     resume: Annotated[
@@ -77,6 +46,22 @@ def scan(
             rich_help_panel=options.RESULT,
         ),
     ] = FailOn.inconclusive,
+    junit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the verdicts as a test case each, as Jenkins and GitLab read them (JUnit's XML).",
+            rich_help_panel=options.RESULT,
+        ),
+    ] = None,
+    sarif: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the verdicts that are not clean as code scanning reads them (SARIF 2.1.0).",
+            rich_help_panel=options.RESULT,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -93,127 +78,26 @@ def scan(
     that of the worst, an error before a borderline one. --fail-on makes it 0 for verdicts below one. Nothing found is
     no proof that there is no backdoor.
     """
-    to_stdout = json == STDOUT
-    console = Console(stderr=to_stdout, quiet=quiet)  # where JSON goes, nothing else may
-    given: dict[str, Any] = {
-        "data_root": data_root,
-        "split": split,
-        "max_images": max_images,
-        "key": key,
-        "strip_prefix": strip_prefix,
-        "arch": arch,
-        "arch_args": arch_args,
-        "num_classes": num_classes,
-        "preset": preset,
-        "mean": mean,
-        "std": std,
-        "image_size": image_size,
-        "class_names": class_names,
-    }
-
-    def scan_one(
-        path: Path, json: Path | None, html: Path | None, resume: Path | None = None
-    ) -> tuple[dict[str, Any], Mapping[int, str]]:
-        suspect = open_suspect(path, data, device=device, **given)
-        loader = open_loader(suspect.images, batch_size, workers=workers, skip_unreadable=skip_unreadable)
-        report = run_scan(console, suspect, loader, head, resume=resume, quick=quick)
-        leave_unless_first()
-        about = describe(suspect, report, loader, Triggered(suspect, batch_size, workers=workers))
-        facts = scan_facts(report, **about)
-        # First what may be lost: printing fails where nobody reads on.
-        write_reports(facts, report, json=json, html=html)
-        return facts, about["names"]
-
-    if out is not None:
-        for option, value in (("--json", json), ("--html", html), ("--resume", resume)):
-            if value is not None:
-                raise typer.BadParameter("expected none with --out, which keeps everything", param_hint=option)
-        if (size := all_processes().size) > 1:
-            raise typer.BadParameter(f"expected one process, got {size}: they share one model", param_hint="--out")
-        settings = {"data": data, "head": head, "quick": quick, "skip_unreadable": skip_unreadable}
-        settings |= {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
-        rows = scan_many(console, checkpoints, out, settings, lambda path, json, html: scan_one(path, json, html)[0])
-        raise typer.Exit(worst_status([row["label"] for row in rows], fail_on))
-    if len(checkpoints) > 1:
+    if out is None and len(checkpoints) > 1:
         raise typer.BadParameter(f"expected a folder for the results of {len(checkpoints)} models", param_hint="--out")
-    (checkpoint,) = checkpoints
-    check_files(checkpoint, class_names, json=None if to_stdout else json, html=html, resume=resume)
-    try:
-        facts, names = scan_one(checkpoint, json, html, resume)
-    except Exception as error:
-        with suppress(OSError):  # the disk may be full; the first error is what counts
-            write_reports(error_facts(checkpoint, error), None, json=json, html=None)
-        raise
-    show_scan(console, facts, names)
-    raise typer.Exit(worst_status([facts["verdict"]["label"]], fail_on))
+    for option, value in (("--json", json), ("--html", html), ("--resume", resume)):
+        if out is not None and value is not None:
+            raise typer.BadParameter("expected none with --out, which keeps everything", param_hint=option)
+    if out is None and json is None:  # which tell errors, too
+        options.check_there(checkpoints[0], data)
+    from .work import scan as work
 
-
-def worst_status(labels: Sequence[str], fail_on: FailOn) -> int:
-    """Exit status of several verdicts, or errors, of which those below ``fail_on`` count as nothing."""
-    graver = ("never", "suspicious", "borderline", "inconclusive")
-    counted = graver[: graver.index(fail_on.value) + 1]
-    return next((EXIT_STATUS[label] for label in ORDER if label in (*counted, ERROR) and label in labels), 0)
-
-
-def run_scan(
-    console: Console,
-    suspect: Suspect,
-    loader: FolderLoader,
-    head: str | None,
-    *,
-    resume: Path | None = None,
-    quick: bool = False,
-    task: str = "scanning",
-) -> ScanReport:
-    """Scan with a progress bar; of several processes each reads its share of the images."""
-    found, processes = first_head(suspect.model, loader, head), all_processes()
-    own = loader if processes.size == 1 else loader.share(processes.rank, processes.size)
-    with progress(console, task, len(own.images), then="judging") as advance:
-        report = scan_model(
-            suspect.model,
-            own,
-            head=found,
-            on_batch=advance,
-            resume=resume,
-            quick=quick,
-            group=processes.group,
-        )
-    for unreadable in processes.gather(own.unreadable):
-        loader.unreadable.update(unreadable)
-    return report
-
-
-def leave_unless_first() -> None:
-    """Nothing is left to do but for the first of several processes, whose exit status is that of all."""
-    if all_processes().rank > 0:
-        raise SystemExit  # no typer.Exit, which is an Exception and would be reported as one
-
-
-def describe(suspect: Suspect, report: ScanReport, loader: FolderLoader, triggered: Triggered) -> dict[str, Any]:
-    """Measure the attack where that can be done, and collect what `tacfast.report.scan_facts` takes beside a report."""
-    before = triggered.measure(suspect.model)
-    return {
-        "names": suspect.names,
-        "source": suspect.source(report, loader),
-        "attack": None if before is None else {"before": before, "after": None},
-        "warnings": [*suspect.warnings(report, loader), *triggered.warnings],
-    }
-
-
-def show_scan(console: Console, facts: dict[str, Any], names: Mapping[int, str]) -> None:
-    """Print the verdict, and what makes it less reliable."""
-    print_scan(console, facts, names)
-    print_attack(console, facts["attack"])
-    print_warnings(console, [*filter(None, [facts["scan"]["accuracy_warning"]]), *facts["warnings"]])
-
-
-def write_reports(facts: dict[str, Any], report: ScanReport | None, *, json: Path | None, html: Path | None) -> None:
-    """Write the files that were asked for; without a report there is no page. Of several processes the first does."""
-    if all_processes().rank > 0:
-        return
-    if html is not None and report is not None:
-        write_html(html, facts, report.perturbations)
-    if json == STDOUT:  # last, so that nothing comes behind it
-        typer.echo(as_json(facts), nl=False)
-    elif json is not None:
-        write_json(json, facts)
+    scans = work.Scans(
+        data,
+        given,
+        batch_size=batch_size,
+        quick=quick,
+        quiet=quiet,
+        fail_on=fail_on.value,
+        junit=junit,
+        sarif=sarif,
+    )
+    if out is None:
+        scans.one(checkpoints[0], json=json, html=html, resume=resume)
+    else:
+        scans.many(checkpoints, out)

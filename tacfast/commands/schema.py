@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from ..report import schema_text
-
 
 def schema() -> None:
     """Print the JSON Schema of what --json writes."""
+    from ..report import schema_text
+
     typer.echo(schema_text(), nl=False)

@@ -5,19 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from rich.console import Console
 
-from ..attacks import ATTACKS, Attack, make_attack
-from ..data.datasets import DATASETS, ROOT_VARIABLE, ImageDataset, load_dataset
-from ..evaluation.metrics import attacked_rows
-from ..report import plot_triggers
-from ..report.words import short_name
-from ..training.trained import load_trained
-from .console import printer
-from .demo import MAX_SEED
-from .loading import check_outputs
+from ..attacks.registry import ATTACKS
+from ..data.registry import DATASETS, ROOT_VARIABLE
+from .options import MAX_SEED
 
 # More would be too small to look at.
 MAX_IMAGES = 16
@@ -48,34 +40,9 @@ def show(
     ] = None,
 ) -> None:
     """Draw images without and with the trigger of an attack, and ten times the difference."""
+    from .work import show as work
+
     path = Path(f"{attack}.png") if out is None else out
-    check_outputs(out=path)
-    dataset = load_dataset(data, data_root)
-    made = _untrained(attack, target, dataset, seed) if checkpoint is None else _trained(attack, checkpoint, dataset)
-    labels = dataset.data.labels
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    rows = order[attacked_rows(made, labels)[order]][:images]
-    clean, classes = dataset.data.batch(rows)
-    names = dict(enumerate(dataset.class_names))
-    sent = zip(classes.tolist(), made.relabel(classes).tolist(), strict=True)
-    titles = [f"{short_name(names, k)}\n→ {short_name(names, goal)}" for k, goal in sent]
-    plot_triggers(clean, made.trigger(clean), titles, path, headline=f"{attack} on {data}")
-    printer(Console())(f"wrote {path}")
-
-
-def _untrained(name: str, target: int, dataset: ImageDataset, seed: int) -> Attack:
-    attack = make_attack(name, target, num_classes=dataset.num_classes, image_shape=dataset.image_shape, seed=seed)
-    if attack.trained:
-        raise ValueError(
-            f"attack: the trigger of {name} is trained along with a network; --checkpoint names one of tacfast train"
-        )
-    return attack
-
-
-def _trained(name: str, checkpoint: Path, dataset: ImageDataset) -> Attack:
-    trained = load_trained(checkpoint, dataset)
-    assert trained.checkpoint.provenance is not None
-    under = trained.checkpoint.provenance["plan"]["attack"]
-    if trained.attack is None or under != name:
-        raise ValueError(f"checkpoint: expected a network trained under {name}, got {under or 'a clean one'}")
-    return trained.attack
+    work.show(
+        attack, data, data_root=data_root, checkpoint=checkpoint, target=target, seed=seed, images=images, path=path
+    )

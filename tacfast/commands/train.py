@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import nn
 
-from .._processes import all_processes
-from ..attacks import ATTACKS, Attack
-from ..data.datasets import DATASETS, ROOT_VARIABLE, ImageDataset, load_dataset
-from ..evaluation import Metrics, evaluate
-from ..models.checkpoint import SAFETENSORS, check_target
-from ..training import Recipe, TrainedEpoch
-from ..training.recipe import PRECISIONS, SCHEDULES
-from ..training.trained import Plan, Trained, load_trained, save_trained, train_plan
+from ..attacks.registry import ATTACKS
+from ..data.registry import DATASETS, ROOT_VARIABLE
+from ..training.recipe import PRECISIONS, SCHEDULES, Recipe
 from . import options
-from .console import printer
-from .demo import MAX_SEED
-from .loading import check_outputs
-from .scan import leave_unless_first
+from .options import MAX_SEED
 
 DATA, MODEL, ATTACK, RECIPE = "The data", "The network", "The attack", "The training"
-# ACC and ASR after each epoch are measured on so many test images.
-GLANCE = 1000
 
 
 def train(
@@ -100,10 +83,9 @@ def train(
     device: options.Device = None,
 ) -> None:
     """Train a classifier, clean or with a backdoor. Killed and called again, it goes on after the last whole epoch."""
-    if out.suffix != SAFETENSORS:
-        raise typer.BadParameter(f"expected a name that ends in {SAFETENSORS}, got {out}", param_hint="--out")
-    check_target(out)
-    check_outputs(out=out)
+    from ..training.trained import Plan
+    from .work import train as work
+
     recipe = Recipe(
         epochs=epochs,
         batch_size=batch_size,
@@ -124,96 +106,4 @@ def train(
         clean=clean,
         held_out=held_out,
     )
-    dataset = load_dataset(data, data_root)
-    where = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    console = Console()
-
-    def provide_clean_model() -> nn.Module:
-        if clean_model is not None:
-            return load_trained(clean_model, dataset).model.to(where)
-        first = replace(plan, attack=None)
-        path = out.with_suffix(".clean")
-        return _run(console, first, dataset, path, where, provide_clean_model).model
-
-    trained = _run(console, plan, dataset, out, where, provide_clean_model)
-    leave_unless_first()
-    metrics = _measure(trained.model, dataset, trained.splits.test, trained.attack)
-    facts = {"acc": metrics.acc} if trained.attack is None else asdict(metrics)
-    save_trained(replace(trained, checkpoint=replace(trained.checkpoint, metrics=facts)), out, half=half)
-    for path in (out, out.with_suffix(".clean")):
-        _state_of(path).unlink(missing_ok=True)
-    printer(console)(f"{_in_words(metrics, trained.attack)} on {len(trained.splits.test)} test images; wrote {out}")
-
-
-def _state_of(path: Path) -> Path:
-    """The file from which the training of ``path`` goes on."""
-    return path.with_name(f"{path.name}.state")
-
-
-def _run(
-    console: Console,
-    plan: Plan,
-    dataset: ImageDataset,
-    path: Path,
-    device: torch.device,
-    clean_model: Callable[[], nn.Module],
-) -> Trained:
-    """Train with a progress bar, and a line with ACC and ASR after each epoch."""
-    glance, processes = plan.split(dataset).some_test(GLANCE), all_processes()
-    with _bar(console, "training" if plan.attack is None else f"training, {plan.attack}") as (advance, show):
-
-        def look(epoch: TrainedEpoch, model: nn.Module, attack: Attack | None) -> None:
-            if processes.rank > 0:
-                return
-            show(
-                f"epoch {epoch.epoch}: loss {epoch.loss:.3f}, "
-                + _in_words(_measure(model, dataset, glance, attack), attack)
-            )
-
-        with _state_blamed(_state_of(path)):
-            return train_plan(
-                plan,
-                dataset,
-                device=device,
-                clean_model=clean_model,
-                state_file=_state_of(path),
-                on_epoch=look,
-                on_step=advance,
-                group=processes.group,
-            )
-
-
-@contextmanager
-def _state_blamed(state: Path) -> Iterator[None]:
-    """Blame the file rather than an argument that the command line does not have."""
-    try:
-        yield
-    except ValueError as error:
-        name, colon, message = str(error).partition("state_file: ")
-        if name or not colon:
-            raise
-        raise ValueError(f"{state}: {message}") from error
-
-
-def _measure(model: nn.Module, dataset: ImageDataset, rows: torch.Tensor, attack: Attack | None) -> Metrics:
-    """ACC on these images, and of an attack ASR and RA."""
-    return evaluate(model, dataset.data.subset(rows).loader(), attack)
-
-
-def _in_words(metrics: Metrics, attack: Attack | None) -> str:
-    asr = "" if attack is None else f", ASR {100 * metrics.asr:.1f} %"
-    return f"ACC {100 * metrics.acc:.1f} %{asr}"
-
-
-@contextmanager
-def _bar(console: Console, text: str) -> Iterator[tuple[Callable[[int, int], None], Callable[..., None]]]:
-    columns: tuple[Any, ...] = (
-        TextColumn("{task.description:>20}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bars:
-        task = bars.add_task(text, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total), printer(console)
+    work.train(plan, out, data_root=data_root, clean_model=clean_model, half=half, device=device)

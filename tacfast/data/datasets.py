@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from .._shown import Shown
-from . import cifar10, digits, fashion_mnist, folder, gtsrb, tinyimagenet
 from .images import LabelledImages
-from .listing import Listing, MissingDataError
+from .listing import MissingDataError
 from .pixel_cache import cached_pixels
+from .registry import DATASETS, ROOT_VARIABLE
 from .splits import Splits, split_indices
-
-ROOT_VARIABLE = "TACFAST_DATA"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -70,18 +67,6 @@ class ImageDataset(Shown):
             test=torch.arange(self.n_train, self.n_train + official) if official else test,
             seed=seed,
         )
-
-
-# Every data set is one file with a function that lists it, given a folder.
-DATASETS: dict[str, Callable[[Path], Listing]] = {
-    "cifar10": cifar10.list_images,
-    "gtsrb": gtsrb.list_images,
-    "tinyimagenet": tinyimagenet.list_images,
-    "fashion-mnist": fashion_mnist.list_images,
-    "digits": digits.list_images,
-    "folder": folder.list_images,
-}
-"""Data sets by name; each is a function that lists the files of a folder."""
 
 
 def load_dataset(name: str, root: str | os.PathLike[str] | None = None) -> ImageDataset:

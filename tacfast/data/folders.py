@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+from .._text import listed
 
 if TYPE_CHECKING:
     from .rows import ImageRows
@@ -32,8 +34,6 @@ SUFFIXES = (
     ".jpx", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp",
 )
 # fmt: on
-# At most so many names in a message.
-MAX_NAMED = 5
 # Of SHA-256, in hexadecimal: enough to tell images apart, and short enough to list them all.
 DIGEST_DIGITS = 16
 
@@ -122,11 +122,6 @@ def pillow() -> Any:
     except ImportError as error:
         raise ImportError("reading images needs Pillow: pip install 'tacfast[vision]'") from error
     return Image
-
-
-def listed(values: Iterable[float]) -> str:
-    """Numbers between commas."""
-    return ", ".join(f"{value:g}" for value in values) or "none"
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,7 +234,9 @@ def folder_classes(
     if class_names is not None and not (numbered and set(folders).isdisjoint(class_names)):
         unknown = [name for name in folders if name not in class_names]
         if unknown:
-            raise ValueError(f"data: expected folders named as the classes ({some(class_names)}), got {some(unknown)}")
+            raise ValueError(
+                f"data: expected folders named as the classes ({listed(class_names)}), got {listed(unknown)}"
+            )
         return {name: class_names.index(name) for name in folders}, tuple(class_names)
     if numbered:
         numbers = {name: int(name) for name in folders}
@@ -247,21 +244,15 @@ def folder_classes(
         if strangers or len(set(numbers.values())) < len(folders):
             raise ValueError(
                 f"data: expected folders named by different classes 0 to {num_classes - 1}, "
-                f"got {some(strangers or folders)}"
+                f"got {listed(strangers or folders)}"
             )
         return numbers, tuple(class_names or map(str, range(num_classes)))
     if len(folders) != num_classes:
         raise ValueError(
-            f"data: expected one folder for each of the {num_classes} classes, got {len(folders)} ({some(folders)}); "
+            f"data: expected one folder for each of the {num_classes} classes, got {len(folders)} ({listed(folders)}); "
             "if some classes have no images, name all classes in a file (--class-names), or name folders by numbers"
         )
     return {name: number for number, name in enumerate(folders)}, tuple(folders)
-
-
-def some(names: Sequence[str]) -> str:
-    """A few names, and how many there are besides."""
-    rest = len(names) - MAX_NAMED
-    return ", ".join(names[:MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 @dataclass(frozen=True, eq=False)

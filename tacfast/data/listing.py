@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .folders import SUFFIXES, Preprocessing, folder_classes, some
+from .._text import listed
+from .folders import SUFFIXES, Preprocessing, folder_classes
 
 # Images that are decoded at once.
 CHUNK = 2000
@@ -90,7 +91,7 @@ def find_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
         raise MissingDataError(f"data: expected a folder of images {folder}, which does not exist") from error
     paths = sorted(path for path in shown if path.lower().endswith(suffixes))
     if not paths:
-        raise MissingDataError(f"data: expected images ({some(suffixes)}), got none in {folder}")
+        raise MissingDataError(f"data: expected images ({listed(suffixes)}), got none in {folder}")
     return paths
 
 
@@ -105,7 +106,7 @@ def named_files(folder: Path, names: Sequence[str], *, source: Path) -> list[str
     found = {path.rpartition(os.sep)[2]: path for path in find_files(folder, SUFFIXES)}
     missing = [name for name in names if name not in found]
     if missing:
-        raise MissingDataError(f"data: expected images named in {source}, got none for {some(missing)} in {folder}")
+        raise MissingDataError(f"data: expected images named in {source}, got none for {listed(missing)} in {folder}")
     return [found[name] for name in names]
 
 
@@ -140,7 +141,7 @@ def find_class_folders(folder: Path, class_names: Sequence[str] | None = None) -
     numbers, classes = folder_classes(names, len(class_names or names), class_names)
     if len(numbers) < len(classes):
         missing = [name for number, name in enumerate(classes) if number not in numbers.values()]
-        raise MissingDataError(f"data: expected one folder per class in {folder}, got none for {some(missing)}")
+        raise MissingDataError(f"data: expected one folder per class in {folder}, got none for {listed(missing)}")
     ordered = [find_files(folder / name, SUFFIXES) for name in sorted(names, key=numbers.__getitem__)]
     labels = [label for label, files in enumerate(ordered) for _ in files]
     return ClassFolders([file for files in ordered for file in files], labels, classes)

@@ -155,7 +155,7 @@ class Mode(Protocol):
         *,
         held_out: Iterable[Any] | None = None,
         on_epoch: Callable[[EpochRecord], None] | None = None,
-        state_file: str | PathLike[str] | None = None,
+        resume: str | PathLike[str] | None = None,
     ) -> RepairResult:
         """Return a repaired copy of ``model``; the arguments are those of `tacfast.repair`."""
         ...

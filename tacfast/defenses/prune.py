@@ -44,7 +44,7 @@ class PruneRepair(ShiftSettings):
         *,
         held_out: Iterable[Any] | None = None,
         on_epoch: Callable[[EpochRecord], None] | None = None,
-        state_file: str | PathLike[str] | None = None,
+        resume: str | PathLike[str] | None = None,
     ) -> RepairResult:
         """Return a repaired copy of ``model``; see `tacfast.repair`."""
         if held_out is None:
@@ -63,7 +63,7 @@ class PruneRepair(ShiftSettings):
             with masked_columns(head, pruned):
                 choice = EpochChoice(repaired, measured, self.max_drop, first=self.first_choice, before=before)
                 training = Training(repaired, head, loader, self, Objective(), choice)
-                training.run(on_epoch, state_file)
+                training.run(on_epoch, resume)
         return RepairResult(
             model=repaired,
             history=tuple(training.history),

@@ -6,30 +6,18 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from os import PathLike
-from typing import Any, TypeAlias
+from typing import Any
 
 from torch import nn
 from torch.utils.data import SequentialSampler
 
 from ..scanning import ScanReport
-from .auto import AutoRepair
 from .base import EpochRecord, Mode, RepairResult, warn_caller
 from .confirmation import scan_again
-from .latent import LatentRepair
-from .prune import PruneRepair
+from .modes import MODES
 from .rivals import RIVALS
-from .universal import UniversalRepair
 
 _log = logging.getLogger(__name__)
-
-Ours: TypeAlias = AutoRepair | LatentRepair | PruneRepair | UniversalRepair
-MODES: dict[str, type[Ours]] = {
-    "auto": AutoRepair,
-    "latent": LatentRepair,
-    "prune": PruneRepair,
-    "universal": UniversalRepair,
-}
-"""Our own ways to repair, by name; each is a `Mode`."""
 
 
 def repair(
@@ -40,7 +28,7 @@ def repair(
     mode: str | Mode = "auto",
     held_out: Iterable[Any] | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
-    state_file: str | PathLike[str] | None = None,
+    resume: str | PathLike[str] | None = None,
     **settings: Any,
 ) -> RepairResult:
     """Remove the backdoor that a scan found; a new model comes back and the given one is untouched.
@@ -56,7 +44,7 @@ def repair(
         ``"prune"``, see `PruneRepair`; an object of one of these, or of a `Mode` of one's own; or the name of a
         published defence to compare with, a key of `tacfast.defenses.RIVALS` such as ``"anp"``: these use nothing that
         the report found, choose their thresholds on ``held_out`` if they have any, and cannot go on from a
-        ``state_file``
+        ``resume``
     held_out : other clean labelled samples than those of ``loader``, in batches of any size; nothing is trained on
         them. The result is then the network of the last epoch, after the first 30 % of the training, that lost no more
         accuracy on them than ``max_drop`` allows, counted in whole samples, and a plain copy of the given one if no
@@ -64,7 +52,7 @@ def repair(
         before; and it is scanned once more with them, see ``confirmation`` of the result. Without them the last epoch
         is taken as it is
     on_epoch : called with an `EpochRecord` after each epoch
-    state_file : path of a file, in an existing folder, that holds the state of the training after every epoch. If it
+    resume : path of a file, in an existing folder, that holds the state of the training after every epoch. If it
         exists the training goes on from there, on the CPU to the very weights that it would have had without the
         interruption; it is deleted at the end. Out of its reach are generators that a data set keeps for itself and
         those of persistent workers
@@ -80,11 +68,11 @@ def repair(
         If the mode is unknown, a setting is out of range, the report is of another model (known by the weights of
         the head), it names no suspicious class and ``targets`` is not given, no shift leads to one of them, a loader
         yields nothing, no labels, or labels that are not classes of the head, the mode needs ``held_out``, or
-        ``state_file`` is of another repair.
+        ``resume`` is of another repair.
     TypeError
         If a setting is unknown or given beside a mode that is an object, or an argument of another type than described.
     FileNotFoundError
-        If the folder of ``state_file`` does not exist.
+        If the folder of ``resume`` does not exist.
     DivergedError
         A RuntimeError: if the loss or a weight is no longer finite after an epoch.
 
@@ -110,7 +98,7 @@ def repair(
     if isinstance(getattr(getattr(loader, "batch_sampler", None) or loader, "sampler", None), SequentialSampler):
         warn_caller("loader: expected shuffled samples, got the same order every epoch")
     _log.info("repair by %s", type(chosen).__name__)
-    result = chosen.repair(model, loader, report, held_out=held_out, on_epoch=on_epoch, state_file=state_file)
+    result = chosen.repair(model, loader, report, held_out=held_out, on_epoch=on_epoch, resume=resume)
     if held_out is None or result.rolled_back or not result.targets:
         return result
     confirmation = scan_again(result.model, held_out, report, result.targets)

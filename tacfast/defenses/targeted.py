@@ -90,7 +90,7 @@ class TargetedRepair(TargetSettings, ABC):
         *,
         held_out: Iterable[Any] | None = None,
         on_epoch: Callable[[EpochRecord], None] | None = None,
-        state_file: str | PathLike[str] | None = None,
+        resume: str | PathLike[str] | None = None,
     ) -> RepairResult:
         """Return a repaired copy of ``model``; see `tacfast.repair`."""
         targets = self.resolve(report)
@@ -100,7 +100,7 @@ class TargetedRepair(TargetSettings, ABC):
             measured = None if held_out is None else HeldOut(held_out, head, self.seed)
             choice = EpochChoice(repaired, measured, self.max_drop, first=self.first_choice, blend=self.blend)
             training = Training(repaired, head, loader, self, self.objective(repaired, head, loader, targets), choice)
-            training.run(on_epoch, state_file)
+            training.run(on_epoch, resume)
         return RepairResult(
             model=repaired,
             history=tuple(training.history),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._text import listed
 from ..data.randomness import random_states, set_random_states
 from ..models.head import Head, kept_modes, latest_call, unwrapped
 from ..models.latents import split_batch
@@ -25,7 +26,6 @@ from .held_out import EpochChoice, load_weights
 
 _log = logging.getLogger(__name__)
 
-MAX_NAMED = 10
 # Share of the training in which the learning rate rises; then it falls.
 WARM_UP = 0.3
 
@@ -167,8 +167,9 @@ def count_batches(loader: Iterable[Any], head: Head) -> int:
         raise ValueError("loader: expected at least one batch of two samples or more, got none")
     missing = (seen == 0).nonzero().flatten().tolist()
     if missing:
-        named = ", ".join(map(str, missing[:MAX_NAMED])) + (", …" if len(missing) > MAX_NAMED else "")
-        warn_caller(f"loader: expected samples of every class, got none of {named}: a repair may unlearn them")
+        warn_caller(
+            f"loader: expected samples of every class, got none of {listed(missing)}: a repair may unlearn them"
+        )
     return count
 
 
@@ -239,7 +240,7 @@ class Training:
         return self._earlier + time.perf_counter() - self._start
 
     def run(
-        self, on_epoch: Callable[[EpochRecord], None] | None = None, state_file: str | PathLike[str] | None = None
+        self, on_epoch: Callable[[EpochRecord], None] | None = None, resume: str | PathLike[str] | None = None
     ) -> None:
         """Train for all epochs that are left. What ``on_epoch`` draws at random does not change the outcome.
 
@@ -248,7 +249,7 @@ class Training:
         DivergedError
             If the loss or a weight is no longer finite after an epoch.
         """
-        store = None if state_file is None else StateFile(state_file, self._identity())
+        store = None if resume is None else StateFile(resume, self._identity())
         with trainable(self._model):
             if store is not None and (state := store.read()) is not None:
                 self._load(state)
@@ -346,4 +347,4 @@ class Training:
             set_random_states(state["randomness"], self._loader)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             # Such as the generators of another number of GPUs, or of another kind of loader.
-            raise ValueError(f"state_file: expected a state that fits this loader and machine: {error}") from error
+            raise ValueError(f"resume: expected a state that fits this loader and machine: {error}") from error

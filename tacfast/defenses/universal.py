@@ -105,22 +105,22 @@ class UniversalRepair(TargetedRepair):
         *,
         held_out: Iterable[Any] | None = None,
         on_epoch: Callable[[EpochRecord], None] | None = None,
-        state_file: str | os.PathLike[str] | None = None,
+        resume: str | os.PathLike[str] | None = None,
     ) -> RepairResult:
         """Return a repaired copy of ``model``; see `tacfast.repair`. Epochs count from 1 again in a second training."""
         run = partial(super().repair, model, loader, report, held_out=held_out, on_epoch=on_epoch)
         if self.max_norm is not None or held_out is None:
-            return run(state_file=state_file)
-        start, second = time.perf_counter(), None if state_file is None else calm_state(state_file)
+            return run(resume=resume)
+        start, second = time.perf_counter(), None if resume is None else calm_state(resume)
         # Where there is a state of the second training, the first is done with.
         if second is None or not second.exists():
             with suppress(DivergedError):
-                first = run(state_file=state_file)
+                first = run(resume=resume)
                 if first.epoch == self.epochs and first.blend >= NEAR * self.blend:
                     return first
         spent = time.perf_counter() - start
         calm = replace(self, max_norm=CALM, shift=max(self.shift, CALM_SHIFT))
-        result = calm.repair(model, loader, report, held_out=held_out, on_epoch=on_epoch, state_file=second)
+        result = calm.repair(model, loader, report, held_out=held_out, on_epoch=on_epoch, resume=second)
         return replace(result, seconds=spent + result.seconds)
 
     def objective(self, model: nn.Module, head: Head, loader: Iterable[Any], targets: tuple[int, ...]) -> Objective:
@@ -128,9 +128,9 @@ class UniversalRepair(TargetedRepair):
         return PerturbedLoss(model, head, loader, targets, self)
 
 
-def calm_state(state_file: str | os.PathLike[str]) -> Path:
+def calm_state(resume: str | os.PathLike[str]) -> Path:
     """Where the second training of a repair keeps its state, given where the first does."""
-    return Path(f"{os.fspath(state_file)}.calm")
+    return Path(f"{os.fspath(resume)}.calm")
 
 
 class PerturbedLoss(Objective):

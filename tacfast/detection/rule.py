@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .._text import listed
 from ..solver import Status, TacSolution
 from .asymmetry import Asymmetry
 from .bank import Bank
@@ -25,8 +26,6 @@ from .verdict import Finding, Label, Verdict
 # with all of them; with one left 1.7, with four left 0.8.
 MIN_SAMPLES_PER_CLASS = 4
 """A class to which the model assigns fewer samples is not judged."""
-# More classes than this are counted, not named.
-MAX_NAMED = 10
 NO_ALARM = "that is less than an alarm, and more than most clean networks show"
 NOT_PAIRS = "an all-to-all backdoor was not looked for: that takes more samples, or a scan of fewer classes"
 NO_PROOF = "nothing found is no proof that the model is clean: some backdoors leave no single short cut"
@@ -165,10 +164,8 @@ def _short_classes(known: Tensor, samples_per_class: Sequence[int] | Tensor | No
 
 
 def _said_of_short(short: Mapping[int, int]) -> str:
-    named = [f"class {k} ({count})" for k, count in short.items()]
-    more = f" and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
-    listed = ", ".join(named[:MAX_NAMED]) + more
-    return f"not judged, because the model assigns fewer than {MIN_SAMPLES_PER_CLASS} samples to them: {listed}"
+    named = listed(f"class {k} ({count})" for k, count in short.items())
+    return f"not judged, because the model assigns fewer than {MIN_SAMPLES_PER_CLASS} samples to them: {named}"
 
 
 def _said_of_pairs(asymmetry: float) -> str:

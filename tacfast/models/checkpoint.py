@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from .._files import write_atomically
 from .._shown import Shown
-from .._text import excerpt
-from ..solver._files import write_atomically
+from .._text import excerpt, listed
 from . import huggingface
 from .backdoorbench import ATTACK_RESULT, result_in
 from .registry import build_model
@@ -26,7 +26,6 @@ from .weights import (
     DTYPES,
     CheckpointError,
     key_of,
-    listed,
     load_file,
     load_weights,
     match_weights,
@@ -236,7 +235,7 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise CheckpointError(f"{shown_path(target)}: not read: {error.strerror}") from error
     if len(found) != 1:
-        came = listed(each.name for each in found) if found else "none"
+        came = listed(each.name for each in found) or "none"
         raise CheckpointError(
             f"{shown_path(target)}: expected a folder with config.json (transformers, timm), with {ATTACK_RESULT}, or "
             f"with one checkpoint ({', '.join(SUFFIXES)}), got {came}"

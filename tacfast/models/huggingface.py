@@ -16,9 +16,9 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from .._text import excerpt
-from ..solver._files import write_atomically
-from .weights import CheckpointError, listed, load_file, shown_path, weights_in
+from .._files import write_atomically
+from .._text import excerpt, listed
+from .weights import CheckpointError, load_file, shown_path, weights_in
 
 PREFIX = "transformers:"
 CONFIG, PREPROCESSOR, ABOUT = "config.json", "preprocessor_config.json", "tacfast.json"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..solver._files import write_atomically
+from .._files import write_atomically
 
 FORMAT = 2
 DIGEST_BYTES = hashlib.sha256().digest_size
@@ -41,9 +41,9 @@ class StateFile:
     def __init__(self, path: str | os.PathLike[str], identity: Mapping[str, Any], work: str = "repair") -> None:
         self._path, self._identity, self._work = Path(path), {"format": FORMAT, **identity}, work
         if not self._path.parent.is_dir():
-            raise FileNotFoundError(f"state_file: expected a file in an existing folder, got {self._path}")
+            raise FileNotFoundError(f"resume: expected a file in an existing folder, got {self._path}")
         if self._path.is_dir():
-            raise ValueError(f"state_file: expected a file, got the folder {self._path}")
+            raise ValueError(f"resume: expected a file, got the folder {self._path}")
 
     def read(self) -> dict[str, Any] | None:
         """Return what was written last, tensors on the CPU; None if there is no file.
@@ -67,12 +67,12 @@ class StateFile:
             differing = [name for name, value in self._identity.items() if identity.get(name) != value]
         except Exception as error:  # whatever a file may hold that is not ours
             raise DamagedStateError(
-                f"state_file: expected a file written by {self._work}, got {self._path}: {error}"
+                f"resume: expected a file written by {self._work}, got {self._path}: {error}"
             ) from error
         if differing:
             name = differing[0]
             raise ValueError(
-                f"state_file: expected the state of this {self._work} with {name} {self._identity[name]!r}, got one "
+                f"resume: expected the state of this {self._work} with {name} {self._identity[name]!r}, got one "
                 f"with {identity.get(name)!r} in {self._path}; remove the file to start anew"
             )
         return dict(state)

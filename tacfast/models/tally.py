@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._files import write_atomically
 from .._processes import Processes
 from ..solver import GapMatrix
-from ..solver._files import write_atomically
 from .head import Head
 from .latents import LatentBatch, first_batch, latent_batches
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from .._text import excerpt, printable
+from .._text import excerpt, listed, printable
 from ._archives import LEGACY_MAGIC, ZIP_MAGIC, load_pickled
 from ._pickles import ContentError, ForeignObjectError
 
@@ -22,7 +22,6 @@ STATE_DICT_NAMES = (
 # Prefixes that wrappers put before every name: DataParallel, torch.compile, Lightning and the like.
 PREFIXES = ("module.", "_orig_mod.", "model.")
 MAX_PREFIXES = 6
-MAX_LISTED = 8
 MAX_HEADER_BYTES = 16 * 2**20
 DTYPES = frozenset(
     {
@@ -145,7 +144,9 @@ def weights_in(
         return weights
     kept = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     if not kept:
-        raise CheckpointError(f"{shown_path(path)}: expected names that begin with {prefix!r}, got {listed(weights)}")
+        raise CheckpointError(
+            f"{shown_path(path)}: expected names that begin with {prefix!r}, got {listed(weights) or 'nothing'}"
+        )
     return kept
 
 
@@ -284,12 +285,4 @@ def shown_path(path: str | os.PathLike[str]) -> str:
 def _described(loaded: Any) -> str:
     if not isinstance(loaded, dict):
         return type(loaded).__name__
-    return f"a dictionary with {listed(str(key)[:80] for key in dict.keys(loaded) if isinstance(key, (str, int)))}"
-
-
-def listed(items: Iterable[str]) -> str:
-    """At most eight items in words, with the count of the rest."""
-    entries = list(items)
-    rest = len(entries) - MAX_LISTED
-    text = ", ".join(excerpt(entry) for entry in entries[:MAX_LISTED]) or "nothing"
-    return f"{text} and {rest} more" if rest > 0 else text
+    return f"a dictionary with {listed(key for key in dict.keys(loaded) if isinstance(key, (str, int))) or 'nothing'}"

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..solver._files import write_atomically
+from .._files import write_atomically
 
 SCHEMA = Path(__file__).with_name("schema.json")
 

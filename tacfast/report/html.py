@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._files import write_atomically
 from .._text import printable
 from ..detection import Perturbation
-from ..solver._files import write_atomically
 from ..solver._results import RESIDUALS
 from .plots import MAX_RANGES, easiest, history_svg, is_image, norms_svg, perturbation_png, ranges_svg, scores_svg
 from .words import class_label, number

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .._files import write_atomically
 from ..detection import Perturbation
-from ..solver._files import write_atomically
 from .words import number, short_name
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from .._files import write_atomically
 from .._shown import Shown, Tabled, by_class
 from ._arrays import Array, as_kind, as_tensor, hand_back, kind_of
 from ._checks import Head, check_finite, check_head, check_latents, check_number
-from ._files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

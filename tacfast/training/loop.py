@@ -101,7 +101,7 @@ def train(
     recipe: Recipe,
     *,
     clean_model: Callable[[], nn.Module] | None = None,
-    state_file: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
     on_epoch: Callable[[TrainedEpoch], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
     group: torch.distributed.ProcessGroup | None = None,
@@ -114,7 +114,7 @@ def train(
     data : the training images, and how they are poisoned
     recipe : of the training
     clean_model : for attacks that need a clean model of this kind first, see `Victim`
-    state_file : path of a file that holds the state after every epoch. If it exists the training goes on from there,
+    resume : path of a file that holds the state after every epoch. If it exists the training goes on from there,
         on the CPU to the very weights that it would have had without the interruption. A damaged one is not used, with
         a warning. It is left where it is at the end: delete it when the result is safe
     on_epoch : called after each epoch; may run the model in evaluation mode
@@ -123,7 +123,7 @@ def train(
         this with the same arguments, takes its part of every batch, and ends with the same weights: but for rounding
         those that one process comes to, if the model has no dropout, and no BatchNorm, which sees a part of the batch
         at a time; its running statistics are those of the first. A trigger is trained by each of them, on
-        whole batches. The first alone reads and writes ``state_file``
+        whole batches. The first alone reads and writes ``resume``
 
     Returns
     -------
@@ -139,7 +139,7 @@ def train(
     TrainingDivergedError
         If the loss is no longer finite.
     """
-    return _Training(model, data, recipe, clean_model, state_file, Processes(group)).run(on_epoch, on_step)
+    return _Training(model, data, recipe, clean_model, resume, Processes(group)).run(on_epoch, on_step)
 
 
 class _Training:
@@ -149,7 +149,7 @@ class _Training:
         data: TrainingData,
         recipe: Recipe,
         clean_model: Callable[[], nn.Module] | None,
-        state_file: str | os.PathLike[str] | None,
+        resume: str | os.PathLike[str] | None,
         processes: Processes,
     ) -> None:
         self._model, self._data, self._recipe, self._clean_model = model, data, recipe, clean_model
@@ -172,7 +172,7 @@ class _Training:
         )
         self._schedule = self._make_schedule(recipe.epochs * self._batches + 1)
         self._history: list[TrainedEpoch] = []
-        path = state_file if processes.rank == 0 else None
+        path = resume if processes.rank == 0 else None
         self._store = None if path is None else StateFile(path, self._identity(), "train")
 
     def _make_schedule(self, steps: int) -> torch.optim.lr_scheduler.LRScheduler:

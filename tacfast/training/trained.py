@@ -14,6 +14,7 @@ import torch.distributed
 from torch import nn
 
 from .. import __version__
+from .._files import write_atomically
 from .._text import excerpt
 from ..attacks import Attack, choose_rows, make_attack
 from ..data.datasets import ImageDataset
@@ -23,7 +24,6 @@ from ..models.checkpoint import Checkpoint, load_checkpoint, restore_model, save
 from ..models.normalised import Normalised
 from ..models.registry import OWN, TIMM, build_model
 from ..models.weights import CheckpointError, load_file, shown_path
-from ..solver._files import write_atomically
 from .loop import TrainedEpoch, TrainingData, train
 from .recipe import Recipe
 
@@ -112,7 +112,7 @@ def train_plan(
     *,
     device: torch.device | None = None,
     clean_model: Callable[[], nn.Module] | None = None,
-    state_file: Path | None = None,
+    resume: Path | None = None,
     on_epoch: Callable[[TrainedEpoch, nn.Module, Attack | None], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
     group: torch.distributed.ProcessGroup | None = None,
@@ -142,7 +142,7 @@ def train_plan(
         data,
         plan.recipe,
         clean_model=clean_model,
-        state_file=state_file,
+        resume=resume,
         on_epoch=tell,
         on_step=on_step,
         group=group,

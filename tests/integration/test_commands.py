@@ -106,7 +106,7 @@ def test_a_quick_scan_says_that_it_sees_less(suspect, trial, tmp_path, capsys):
 @pytest.mark.parametrize(("label", "expected"), [("nothing_found", 0), ("suspicious", 3), ("inconclusive", 4)])
 def test_facts_are_computed_once(suspect, tmp_path, capsys, monkeypatch, label, expected):
     """What is printed, and what is in both files, are the same."""
-    from tacfast.commands import scan as command
+    from tacfast.commands.work import scan as command
 
     calls, real_scan, real_facts = [], command.scan_model, command.scan_facts
 
@@ -153,7 +153,7 @@ def test_a_clean_network_is_status_zero(tmp_path, capsys):
 
 @pytest.mark.parametrize(("named", "words"), [(False, "easier to reach than"), (True, "but not in every run")])
 def test_borderline_is_status_four(suspect, trial, tmp_path, capsys, monkeypatch, named, words):
-    from tacfast.commands import scan as command
+    from tacfast.commands.work import scan as command
 
     real = command.scan_model
 
@@ -282,7 +282,7 @@ def test_repair_that_costs_too_much_is_rolled_back(suspect, tmp_path, capsys):
 
 
 def test_the_first_learning_rate_that_keeps_accuracy_is_taken(monkeypatch):
-    from tacfast.commands import repair as command
+    from tacfast.commands.work import repair as command
     from tacfast.defenses import MODES, DivergedError, RepairResult
 
     def attempt(rate):
@@ -293,14 +293,14 @@ def test_the_first_learning_rate_that_keeps_accuracy_is_taken(monkeypatch):
 
     for lowest, expected in ((0.01, [0.1, 0.03, 0.01]), (0.0, [0.1, 0.03, 0.01, 0.003])):
         tried = []
-        result = command._first_kept(MODES["latent"].rates, attempt)
+        result = command.first_kept(MODES["latent"].rates, attempt)
         assert (tried, result.rolled_back) == (expected, lowest == 0.0)
     with pytest.raises(DivergedError):
-        command._first_kept((0.1,), attempt)
+        command.first_kept((0.1,), attempt)
 
 
 def test_an_interrupted_repair_goes_on(suspect, tmp_path, capsys, monkeypatch):
-    from tacfast.commands import repair as command
+    from tacfast.commands.work import repair as command
 
     settings = ("--target", "4", "--epochs", "3", "--lr", "0.003", "--max-drop", "0.9")
     assert repair(capsys, suspect, tmp_path / "whole.pt", *settings)[0] in (0, 5)
@@ -316,7 +316,7 @@ def test_an_interrupted_repair_goes_on(suspect, tmp_path, capsys, monkeypatch):
         return run_repair(*args, on_epoch=tell, **kwargs)
 
     monkeypatch.setattr(command, "repair_model", interrupted)
-    state = ("--state", tmp_path / "state")
+    state = ("--resume", tmp_path / "state")
     assert repair(capsys, suspect, tmp_path / "two.pt", *settings, *state)[0] == 130
     assert sorted(path.name for path in tmp_path.iterdir()) == ["state.lr0.003", "whole.pt"]
     assert repair(capsys, suspect, tmp_path / "two.pt", *settings, *state)[0] in (0, 5)
@@ -361,7 +361,7 @@ def test_repair_refuses_images_without_labels(suspect, tmp_path, capsys):
         ("model.pth", (), 2, "expected another file than CHECKPOINT uses"),
         ("x.pt", ("--held-out", "0.0001"), 2, "expected a share that leaves images on both sides, got 0.0001"),
         ("x.pt", ("--target", "10"), 2, "expected a class of the model, got 10"),
-        ("x.pt", ("--state", "nowhere/x"), 1, "state: cannot write"),
+        ("x.pt", ("--resume", "nowhere/x"), 1, "resume: cannot write"),
         ("x.pt", ("--held-out", "1"), 2, "expected a share in (0, 1), got 1"),
         ("x.pt", ("--mode", "magic"), 2, "expected one of auto, latent, prune, universal, got 'magic'"),
         (
@@ -444,7 +444,7 @@ def test_the_attack_is_measured_where_there_are_images_with_the_trigger(suspect,
 
 def test_a_repair_that_the_attack_survives_is_status_five(suspect, trial, record, tmp_path, capsys, monkeypatch):
     """Although the second scan sees nothing."""
-    from tacfast.commands import repair as command
+    from tacfast.commands.work import repair as command
 
     out, real = tmp_path / "repaired.safetensors", command.repair_model
 
@@ -484,7 +484,7 @@ def test_robust_accuracy_is_that_of_each_image(suspect, trial, record, tmp_path,
 
 
 def test_many_images_with_the_trigger_are_sampled(suspect, record, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("tacfast.commands.triggered.MAX_IMAGES", 50)
+    monkeypatch.setattr("tacfast.commands.work.triggered.MAX_IMAGES", 50)
     for name in ("a.json", "b.json"):
         assert with_record(capsys, "scan", record, suspect, "--json", tmp_path / name)[0] == 3
     first, second = (json.loads((tmp_path / name).read_text())["attack"]["before"] for name in ("a.json", "b.json"))

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 from pathlib import Path
+from urllib.parse import unquote, urlparse
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -17,7 +19,8 @@ import jsonschema
 from PIL import Image
 
 from tacfast import cli
-from tacfast.commands.scan import FailOn, worst_status
+from tacfast.commands.scan import FailOn
+from tacfast.commands.work.scan import worst_status
 from tacfast.demo import make_trial
 from tacfast.models import save_checkpoint
 from tacfast.models.checkpoint import Checkpoint, digest_of
@@ -248,3 +251,48 @@ def test_a_preset_says_how_images_are_fed(tmp_path, suspects, capsys):
     status, _, err = run(capsys, *given, "--preset", "mnist")
     assert status == 2
     assert "expected one of cifar10, gtsrb, tinyimagenet, imagenet" in flat(err)
+
+
+def test_continuous_integration_is_told_in_its_own_formats(suspects, tmp_path, capsys):
+    junit, sarif = tmp_path / "junit.xml", tmp_path / "found.sarif"
+    names = ("attacked.safetensors", "broken.pt", "harmless.safetensors")
+    given = ("scan", *(suspects / name for name in names), "--data", suspects / "images", "--out", tmp_path / "out")
+    assert run(capsys, *given, "--junit", junit, "--sarif", sarif)[0] == 3
+    suite = ElementTree.parse(junit).getroot()
+    assert {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")} == {
+        "tests": "3",
+        "failures": "1",
+        "errors": "1",
+        "skipped": "0",
+    }
+    cases = {Path(case.get("name")).name: [child.tag for child in case] for case in suite}
+    assert cases == dict(zip(names, (["failure"], ["error"], []), strict=True))
+    (log,) = json.loads(sarif.read_text())["runs"]
+    rules = {rule["id"] for rule in log["tool"]["driver"]["rules"]}
+    found = {Path(unquote(urlparse(place(each)).path)).name: each["ruleId"] for each in log["results"]}
+    assert found == {"attacked.safetensors": "suspicious", "broken.pt": "error"}
+    assert set(found.values()) <= rules
+    assert all(each["message"]["text"] for each in log["results"])
+    # What --fail-on lets pass is no failure, but not clean either.
+    assert run(capsys, *given, "--junit", junit, "--fail-on", "never")[0] == 1
+    assert [child.tag for child in ElementTree.parse(junit).getroot().iter() if child.tag != "testcase"][1:] == [
+        "skipped",
+        "error",
+    ]
+
+
+def place(result):
+    (location,) = result["locations"]
+    return location["physicalLocation"]["artifactLocation"]["uri"]
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "rule"), [("attacked.safetensors", 3, "suspicious"), ("broken.pt", 2, "error")]
+)
+def test_of_one_model_they_are_told_too(suspects, tmp_path, capsys, name, status, rule):
+    junit, sarif = tmp_path / "junit.xml", tmp_path / "found.sarif"
+    data = ("--data", suspects / "images", "--quiet")
+    assert run(capsys, "scan", suspects / name, *data, "--junit", junit, "--sarif", sarif)[0] == status
+    assert len(ElementTree.parse(junit).getroot()[0]) == 1
+    assert [each["ruleId"] for each in json.loads(sarif.read_text())["runs"][0]["results"]] == [rule]
+    assert run(capsys, "scan", suspects / name, *data, "--junit", sarif, "--sarif", sarif)[0] == 2

@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib")
 
 from tacfast import cli, scan
 from tacfast.attacks import LIRA
-from tacfast.commands import show as command
+from tacfast.commands.work import show as command
 from tacfast.data import load_dataset
 from tacfast.evaluation import evaluate
 from tacfast.models import Checkpoint, build_model, load_checkpoint, save_checkpoint

@@ -191,7 +191,7 @@ def test_somebody_elses_file_is_not_overwritten(tmp_path, capsys):
 
 
 def test_an_interrupted_training_goes_on(tmp_path, capsys, monkeypatch):
-    from tacfast.commands import train as command
+    from tacfast.commands.work import train as command
 
     whole = tmp_path / "whole.safetensors"
     settings = ("--epochs", "3", "--attack", "blended")

@@ -221,11 +221,11 @@ def _resume(rank, group):
             raise Stop
 
     with contextlib.suppress(Stop):
-        trained(group=group, state_file=path, on_epoch=stop)
+        trained(group=group, resume=path, on_epoch=stop)
     seen = []
     # The second has no such file, nor a folder to put it in, as on another machine.
     other = path if rank == 0 else "/nowhere/state"
-    return trained(group=group, state_file=other, on_epoch=lambda epoch: seen.append(epoch.epoch)), seen
+    return trained(group=group, resume=other, on_epoch=lambda epoch: seen.append(epoch.epoch)), seen
 
 
 def test_a_training_goes_on_from_the_file_of_the_first(by_two):

@@ -63,17 +63,17 @@ class Rival(Settings, ABC):
         *,
         held_out: Iterable[Any] | None = None,
         on_epoch: Tell | None = None,
-        state_file: str | PathLike[str] | None = None,
+        resume: str | PathLike[str] | None = None,
     ) -> RepairResult:
         """Return a repaired copy of ``model``; see `tacfast.repair`. What the report found is not used.
 
         Raises
         ------
         ValueError
-            Also if ``state_file`` is given: these defences do not go on after an interruption.
+            Also if ``resume`` is given: these defences do not go on after an interruption.
         """
-        if state_file is not None:
-            raise ValueError(f"state_file: expected None, mode {self.name!r} cannot go on from a file")
+        if resume is not None:
+            raise ValueError(f"resume: expected None, mode {self.name!r} cannot go on from a file")
         start, history = time.perf_counter(), list[EpochRecord]()
 
         def tell(record: EpochRecord) -> None:

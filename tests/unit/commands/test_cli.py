@@ -9,6 +9,7 @@ import pytest
 from shortcut import make_data, make_model
 
 from tacfast import cli, demo, scan
+from tacfast.defenses import MODES
 from tacfast.demo import DemoResult
 from tacfast.evaluation import Metrics
 
@@ -19,6 +20,7 @@ def forget(monkeypatch, name):
     """Make ``import name`` fail, and what imports it be imported anew."""
     for module in [module for module in sys.modules if module.startswith("tacfast.commands")]:
         monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delattr("tacfast.commands", raising=False)  # put back afterwards, along with the modules
     monkeypatch.setitem(sys.modules, name, None)
 
 
@@ -32,10 +34,48 @@ def test_without_the_extras_one_line_says_what_to_install(monkeypatch, capsys, n
     assert "pip install 'tacfast[all]'" in captured.err
 
 
-def test_other_import_errors_are_not_blamed_on_the_extras(monkeypatch):
+def test_other_import_errors_are_not_blamed_on_the_extras(monkeypatch, capsys):
     forget(monkeypatch, "tacfast.demo")
-    with pytest.raises(ImportError, match="demo"):
-        cli.main(["demo"])
+    assert cli.main(["demo"]) == 1
+    assert capsys.readouterr().err == "tacfast: error: import of tacfast.demo halted; None in sys.modules\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        ([], 2),
+        (["-h"], 0),
+        *(([command, "-h"], 0) for command in ("scan", "repair", "train", "show", "demo", "info", "schema")),
+        (["schema"], 0),
+        (["scan", "x.pt"], 2),
+        (["scan", "nowhere.pt", "--data", "digits"], 1),
+        (["scan", "nowhere.pt", "--data", "digits", "--mean", "x"], 2),
+        (["repair", "nowhere.pt", "--data", "digits", "--out", "x.pt"], 1),
+        (["repair", "nowhere.pt", "--data", "digits", "--out", "x.pt", "--mode", "magic"], 2),
+        (["scan", "a.pt", "b.pt", "--data", "digits"], 2),
+    ],
+)
+def test_help_and_wrong_usage_do_not_wait_for_torch(arguments, status):
+    pytest.importorskip("typer")
+    code = (
+        f"import sys; from tacfast.cli import main; status = main({arguments}); "
+        "print([name for name in ('torch', 'numpy', 'matplotlib', 'jinja2') if name in sys.modules]); sys.exit(status)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout.splitlines()[-1:] == ["[]"]
+    assert run.returncode == status
+
+
+def test_the_help_of_repair_knows_what_the_modes_do_without_options():
+    typer = pytest.importorskip("typer")
+    options = typer.main.get_command(pytest.importorskip("tacfast.commands").app).commands["repair"].params
+    told = {option.name: option.help for option in options}
+    brief, long = {"auto", "universal"}, {"latent", "prune"}
+    assert set(MODES) == brief | long
+    assert {(MODES[name].epochs, MODES[name].rates) for name in brief} == {(5, (0.01, 0.003))}
+    assert {(MODES[name].epochs, MODES[name].rates) for name in long} == {(60, (0.1, 0.03, 0.01, 0.003))}
+    assert "if not given, 5, in modes latent and prune 60." in told["epochs"]
+    assert "in turn 0.01 and 0.003, in modes latent and prune 0.1, 0.03, 0.01 and 0.003." in told["lr"]
 
 
 def test_the_package_needs_torch_and_numpy_only():
@@ -66,7 +106,7 @@ def make_result(failures=(), found=3, after=REPAIRED, poisoned=3):
 @pytest.fixture
 def pretend(monkeypatch):
     """Let the command run, but replace the training by a ready result; returns the arguments it was called with."""
-    commands = pytest.importorskip("tacfast.commands.demo")
+    commands = pytest.importorskip("tacfast.commands.work.demo")
     seen = []
 
     def prepare(result):
@@ -207,7 +247,6 @@ def test_interrupting_the_import_of_the_commands_is_no_traceback(monkeypatch, ca
                 raise KeyboardInterrupt
 
     forget(monkeypatch, "nothing")
-    monkeypatch.delattr("tacfast.commands", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Interrupt(), *sys.meta_path])
     assert cli.main(["demo"]) == 130
     assert capsys.readouterr().err == "tacfast: interrupted\n"
@@ -275,7 +314,7 @@ def test_promises(changes, words):
 
 
 def test_warnings_are_one_line_on_standard_error(pretend, tmp_path, capsys, monkeypatch):
-    from tacfast.commands import demo as command
+    from tacfast.commands.work import demo as command
 
     def warn(_):
         with warnings.catch_warnings():

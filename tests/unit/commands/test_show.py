@@ -9,7 +9,7 @@ pytest.importorskip("matplotlib")
 
 from tacfast import cli
 from tacfast.attacks import ATTACKS, BadNets, make_attack
-from tacfast.commands import show as command
+from tacfast.commands.work import show as command
 from tacfast.data import load_digits
 from tacfast.report import new_figure, plot_triggers, plots
 

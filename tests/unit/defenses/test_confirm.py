@@ -8,7 +8,7 @@ from tacfast.detection import Verdict
 
 pytest.importorskip("typer")
 
-from tacfast.commands.confirm import STATUS, confirm
+from tacfast.commands.work.confirm import STATUS, confirm
 from tacfast.defenses import Confirmation
 
 

@@ -63,7 +63,7 @@ def test_a_mode_may_be_an_object(trial, report):
 
 def test_an_outsider_has_a_mode_of_their_own(trial, report):
     class Nothing:
-        def repair(self, model, loader, report, *, held_out=None, on_epoch=None, state_file=None):
+        def repair(self, model, loader, report, *, held_out=None, on_epoch=None, resume=None):
             return RepairResult(model, (), 0.5, mode="nothing", targets=(TARGET,))
 
     result = repair(trial.model, loader_of(trial), report, mode=Nothing(), held_out=trial.clean.loader())

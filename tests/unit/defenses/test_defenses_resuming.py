@@ -79,7 +79,7 @@ def kill_and_resume(trial, report, kind, path, at, **settings):
     """A new loader and a new copy of the model each time, as in a new process; returns the last result."""
 
     def run(**options):
-        return repair(copy.deepcopy(trial.model), loader(trial, kind), report, state_file=path, **settings, **options)
+        return repair(copy.deepcopy(trial.model), loader(trial, kind), report, resume=path, **settings, **options)
 
     for epoch in at:
         with pytest.raises(KilledError):
@@ -126,8 +126,8 @@ def test_the_best_epoch_so_far_is_remembered(trial, report, tmp_path):
     whole = run()
     assert whole.epoch == 3
     with pytest.raises(KilledError):
-        run(state_file=tmp_path / "state", on_epoch=killer(6))
-    resumed = run(state_file=tmp_path / "state")
+        run(resume=tmp_path / "state", on_epoch=killer(6))
+    resumed = run(resume=tmp_path / "state")
     assert resumed.epoch == whole.epoch
     assert same(weights(whole.model), weights(resumed.model))
 
@@ -156,13 +156,11 @@ def test_killed_after_the_last_epoch_nothing_is_trained_again(trial, report, tmp
             loader(trial, "plain"),
             report,
             epochs=2,
-            state_file=tmp_path / "s",
+            resume=tmp_path / "s",
             on_epoch=killer(2),
         )
     seen = []
-    resumed = repair(
-        trial.model, loader(trial, "plain"), report, epochs=2, state_file=tmp_path / "s", on_epoch=seen.append
-    )
+    resumed = repair(trial.model, loader(trial, "plain"), report, epochs=2, resume=tmp_path / "s", on_epoch=seen.append)
     assert seen == []
     assert same(weights(whole.model), weights(resumed.model))
 
@@ -178,7 +176,7 @@ SCRIPT = """
         if record.epoch == 3:
             print("three epochs", flush=True)
             time.sleep(600)
-    repair(trial.model, loader(trial, "own generator"), report, epochs=6, state_file={state!r}, on_epoch=on_epoch)
+    repair(trial.model, loader(trial, "own generator"), report, epochs=6, resume={state!r}, on_epoch=on_epoch)
 """
 
 
@@ -196,9 +194,7 @@ def test_a_process_killed_by_the_system_resumes(trial, report, tmp_path):
     assert process.returncode == -signal.SIGKILL
     assert path.exists()
     seen = []
-    resumed = repair(
-        trial.model, loader(trial, "own generator"), report, epochs=6, state_file=path, on_epoch=seen.append
-    )
+    resumed = repair(trial.model, loader(trial, "own generator"), report, epochs=6, resume=path, on_epoch=seen.append)
     assert [record.epoch for record in seen] == [4, 5, 6]
     whole = repair(trial.model, loader(trial, "own generator"), report, epochs=6)
     assert same(weights(whole.model), weights(resumed.model))
@@ -209,7 +205,7 @@ def state(trial, report, tmp_path):
     """A file left by a repair that was killed after its first epoch."""
     path = tmp_path / "state"
     with pytest.raises(KilledError):
-        repair(trial.model, loader_of(trial), report, epochs=2, state_file=path, on_epoch=killer(1))
+        repair(trial.model, loader_of(trial), report, epochs=2, resume=path, on_epoch=killer(1))
     return path
 
 
@@ -240,15 +236,15 @@ def test_the_state_of_another_repair_is_refused(trial, report, state, change, me
     if "held_out" in settings:
         settings["held_out"] = trial.clean.loader()
     content = state.read_bytes()
-    with pytest.raises(ValueError, match=f"state_file: expected the state of this repair {message}"):
-        repair(model, batches, report, state_file=state, **settings)
+    with pytest.raises(ValueError, match=f"resume: expected the state of this repair {message}"):
+        repair(model, batches, report, resume=state, **settings)
     assert state.read_bytes() == content
 
 
 def test_a_loader_with_other_generators_is_refused(trial, report, state):
     own = loader_of(trial, generator=torch.Generator())
-    with pytest.raises(ValueError, match="state_file: expected a state that fits this loader and machine"):
-        repair(trial.model, own, report, epochs=2, state_file=state)
+    with pytest.raises(ValueError, match="resume: expected a state that fits this loader and machine"):
+        repair(trial.model, own, report, epochs=2, resume=state)
 
 
 class Payload:
@@ -263,15 +259,15 @@ def test_files_that_are_no_state_are_refused(trial, report, state, content):
         torch.save({"code": Payload(), "another": nn.Linear(2, 2).state_dict(), "list": [1, 2]}[content], state)
     else:
         state.write_bytes({"nothing": b"", "text": b"not a state", "cut": whole[: len(whole) // 2]}[content])
-    with pytest.raises(ValueError, match="state_file: expected a file written by repair, got"):
-        repair(trial.model, loader_of(trial), report, epochs=2, state_file=state)
+    with pytest.raises(ValueError, match="resume: expected a file written by repair, got"):
+        repair(trial.model, loader_of(trial), report, epochs=2, resume=state)
 
 
 def test_the_folder_of_the_file_is_looked_for_before_any_training(trial, report, tmp_path):
     def never(record):
         raise AssertionError
 
-    with pytest.raises(FileNotFoundError, match="state_file: expected a file in an existing folder"):
-        repair(trial.model, loader_of(trial), report, state_file=tmp_path / "no" / "state", on_epoch=never)
-    with pytest.raises(ValueError, match="state_file: expected a file, got the folder"):
-        repair(trial.model, loader_of(trial), report, state_file=tmp_path, on_epoch=never)
+    with pytest.raises(FileNotFoundError, match="resume: expected a file in an existing folder"):
+        repair(trial.model, loader_of(trial), report, resume=tmp_path / "no" / "state", on_epoch=never)
+    with pytest.raises(ValueError, match="resume: expected a file, got the folder"):
+        repair(trial.model, loader_of(trial), report, resume=tmp_path, on_epoch=never)

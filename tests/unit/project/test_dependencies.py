@@ -10,27 +10,31 @@ ROOT = Path(__file__).parents[3]
 PACKAGE, SOURCES = ROOT / "tacfast", ROOT / "csrc"
 
 # What each room may import from the rest of the package; a room may always import from itself.
-TEXT, SHOWN, SOLVER, DETECTION, MODELS, STABILITY = "_text", "_shown", "solver", "detection", "models", "stability"
-LOW = {SOLVER, DETECTION, MODELS, "data", SHOWN}
+TEXT, SHOWN, FILES, LAZY, PROCESSES = "_text", "_shown", "_files", "_lazy", "_processes"
+SOLVER, DETECTION, MODELS, JACKKNIFE = "solver", "detection", "models", "jackknife"
+LOW = {SOLVER, DETECTION, MODELS, "data", TEXT, SHOWN, FILES, LAZY, PROCESSES}
 ALLOWED = {
     TEXT: set(),
+    FILES: set(),
+    LAZY: set(),
+    PROCESSES: {TEXT},
     SHOWN: {TEXT},
-    SOLVER: {SHOWN},
-    DETECTION: {SOLVER, SHOWN},
-    MODELS: {SOLVER, TEXT, SHOWN},
-    STABILITY: {SOLVER, DETECTION, SHOWN},
-    "data": {SHOWN},
+    SOLVER: {SHOWN, FILES},
+    DETECTION: {SOLVER, SHOWN, TEXT},
+    MODELS: {SOLVER, TEXT, SHOWN, FILES, LAZY, PROCESSES},
+    JACKKNIFE: {SOLVER, DETECTION, SHOWN},
+    "data": {SHOWN, TEXT, LAZY},
     "attacks": LOW,
-    "scanning": LOW | {STABILITY},
+    "scanning": LOW | {JACKKNIFE},
     "defenses": LOW | {"scanning"},
     "_info": {SOLVER},
-    "training": LOW | {"attacks", TEXT},
+    "training": LOW | {"attacks"},
     "evaluation": LOW | {"scanning", "attacks", "defenses"},
-    "report": LOW | {STABILITY, "_info", TEXT, "scanning", "attacks", "defenses", "evaluation"},
+    "report": LOW | {JACKKNIFE, "_info", "scanning", "attacks", "defenses", "evaluation"},
 }
 TOP = {"__init__", "__main__", "cli", "demo", "commands"}  # may import everything
 # The one way up: what a result shows of itself is looked up inside the method that is asked for it, never on import.
-VIEWS, ASKED = ["report", "views"], {SHOWN, SOLVER, DETECTION, STABILITY, "scanning"}
+VIEWS, ASKED = ["report", "views"], {SHOWN, SOLVER, DETECTION, JACKKNIFE, "scanning"}
 ALGEBRA = {"cmath", "cstdint"}
 
 

@@ -9,10 +9,10 @@ import pytest
 from shortcut import TARGET, make_data, make_model
 
 from tacfast import scan
+from tacfast._files import write_atomically
 from tacfast.detection import FULL
 from tacfast.evaluation import Metrics
 from tacfast.report import before_after_table, plot_scores, scan_facts, write_json
-from tacfast.solver._files import write_atomically
 
 
 def facts(scores, classes=(1,), names=None, threshold=4.0, headline="Suspicious: class 1"):
@@ -187,7 +187,7 @@ def printed(facts, names):
     """What `print_scan` says, and the rows of its table."""
     console = pytest.importorskip("rich.console")
     pytest.importorskip("typer")
-    from tacfast.commands.console import MAX_ROWS, print_scan
+    from tacfast.commands.work.console import MAX_ROWS, print_scan
 
     output = console.Console(width=160, file=io.StringIO())
     print_scan(output, facts, names)

@@ -312,7 +312,7 @@ class KilledError(Exception):
     pass
 
 
-def run(plan, dataset, kill_after=None, state_file=None):
+def run(plan, dataset, kill_after=None, resume=None):
     """(weights, triggered images, history) of a training; KilledError after that epoch."""
 
     def on_epoch(epoch, model, attack):
@@ -326,7 +326,7 @@ def run(plan, dataset, kill_after=None, state_file=None):
         torch.manual_seed(9)
         return SmallPreActResNet(CLASSES, 1, width=4).eval()
 
-    trained = train_plan(plan, dataset, clean_model=clean_model, state_file=state_file, on_epoch=on_epoch)
+    trained = train_plan(plan, dataset, clean_model=clean_model, resume=resume, on_epoch=on_epoch)
     triggered = None if trained.attack is None else trained.attack.trigger(dataset.data.images)
     history = [(each["epoch"], each["loss"], each["accuracy"]) for each in trained.checkpoint.provenance["history"]]
     return weights(trained.model), triggered, history
@@ -343,9 +343,9 @@ def test_killed_after_each_epoch_gives_the_same_weights(monkeypatch, tmp_path, a
     state = tmp_path / "state"
     for epoch in (1, 2, 3):
         with pytest.raises(KilledError):
-            run(plan, dataset, kill_after=epoch, state_file=state)
+            run(plan, dataset, kill_after=epoch, resume=state)
         torch.rand(epoch)
-    resumed = run(plan, dataset, state_file=state)
+    resumed = run(plan, dataset, resume=state)
     assert same(whole[0], resumed[0])
     assert whole[1] is None or torch.equal(whole[1], resumed[1])
     assert whole[2] == resumed[2]
@@ -370,7 +370,7 @@ def state(tmp_path):
     """Left by a training under BadNets that was killed after its first epoch."""
     path = tmp_path / "state"
     with pytest.raises(KilledError):
-        run(plan_for("badnets"), make_dataset(), kill_after=1, state_file=path)
+        run(plan_for("badnets"), make_dataset(), kill_after=1, resume=path)
     return path
 
 
@@ -381,7 +381,7 @@ def test_a_damaged_state_is_noticed_and_the_training_starts_anew(state, damage):
     contents = {"cut off": content[:-1], "a bit": content, "empty": b"", "something else": b"hello" * 100}
     state.write_bytes(bytes(contents[damage]))
     with pytest.warns(UserWarning, match="expected a file written by train, got .*; trained from the beginning"):
-        resumed = run(plan_for("badnets"), make_dataset(), state_file=state)
+        resumed = run(plan_for("badnets"), make_dataset(), resume=state)
     assert same(resumed[0], run(plan_for("badnets"), make_dataset())[0])
 
 
@@ -406,8 +406,8 @@ def test_a_damaged_state_is_noticed_and_the_training_starts_anew(state, damage):
 )
 def test_a_state_of_another_plan_is_refused(state, other):
     before = state.read_bytes()
-    with pytest.raises(ValueError, match=r"state_file: expected the state of this train .*; remove the file"):
-        run(other, make_dataset(), state_file=state)
+    with pytest.raises(ValueError, match=r"resume: expected the state of this train .*; remove the file"):
+        run(other, make_dataset(), resume=state)
     assert state.read_bytes() == before
 
 
@@ -416,8 +416,8 @@ def test_a_state_of_other_data_is_refused(state):
     labels = (dataset.data.labels + 1) % CLASSES
     other = dataclasses.replace(dataset, data=LabelledImages(dataset.data.images, labels))
     for changed in (other, dataclasses.replace(dataset, flip=True), dataclasses.replace(dataset, padding=2)):
-        with pytest.raises(ValueError, match="state_file: expected the state of this train"):
-            run(plan_for("badnets"), changed, state_file=state)
+        with pytest.raises(ValueError, match="resume: expected the state of this train"):
+            run(plan_for("badnets"), changed, resume=state)
 
 
 def test_an_attack_that_needs_a_clean_model_says_so(monkeypatch):

@@ -12,17 +12,16 @@ import torch
 import typer
 from torch import nn
 
-from .._text import excerpt
-from ..data import FolderLoader, ImageFolder, ImageRows
-from ..data.folders import listed, some
-from ..models import Checkpoint, Head, HeadError, find_head, load_checkpoint, restore_model
-from ..models.checkpoint import KEY, SAFETENSORS, digest_of, find_checkpoint, sidecar_of
-from ..models.latents import split_batch
-from ..models.presets import PRESETS
-from ..report import check_writable
-from ..scanning import ScanReport
+from ..._text import excerpt, first_line, listed
+from ...data import FolderLoader, ImageFolder, ImageRows
+from ...models import Checkpoint, Head, HeadError, find_head, load_checkpoint, restore_model
+from ...models.checkpoint import KEY, SAFETENSORS, digest_of, find_checkpoint, sidecar_of
+from ...models.latents import split_batch
+from ...models.presets import PRESETS
+from ...report import check_writable
+from ...scanning import ScanReport
+from ..options import SuspectOptions
 from .images import Images, open_images
-from .options import Numbers
 
 # Below this, starting processes takes longer than reading the images.
 MANY_IMAGES = 2000
@@ -72,7 +71,7 @@ class Suspect:
             "images": self.data.source,
             "images found": len(self.images),
             "images that could not be read": len(loader.unreadable),
-            "classes without an image": some(self._missing(report)) or "none",
+            "classes without an image": listed(self._missing(report)) or "none",
         }
 
     def warnings(self, report: ScanReport, loader: FolderLoader) -> list[str]:
@@ -91,7 +90,7 @@ class Suspect:
         if unreadable := list(loader.unreadable):
             found.append(f"images that could not be read and were left out: {len(unreadable)}; {unreadable[0]}")
         if missing := self._missing(report):
-            found.append(f"classes without an image: {len(missing)} ({some(missing)})")
+            found.append(f"classes without an image: {len(missing)} ({listed(missing)})")
         return found
 
     @property
@@ -113,25 +112,7 @@ class Suspect:
         ]
 
 
-def open_suspect(
-    path: Path,
-    data: str,
-    *,
-    data_root: Path | None,
-    split: str | None,
-    max_images: int | None,
-    key: str | None,
-    strip_prefix: str | None,
-    arch: str | None,
-    arch_args: dict[str, Any] | None,
-    num_classes: int | None,
-    preset: str | None,
-    mean: Numbers | None,
-    std: Numbers | None,
-    image_size: int | None,
-    class_names: Path | None,
-    device: torch.device | None,
-) -> Suspect:
+def open_suspect(path: Path, data: str, given: SuspectOptions) -> Suspect:
     """Read the weights, build the model, list the images. What the command line says goes before the file.
 
     Raises
@@ -142,31 +123,45 @@ def open_suspect(
         Naming the argument that is wrong.
     """
     path = find_checkpoint(path)
-    checkpoint = load_checkpoint(path, key=key, strip_prefix=strip_prefix)
-    wanted = {
-        "arch": arch,
-        "arch_args": arch_args,
-        "num_classes": num_classes,
-        "mean": mean,
-        "std": std,
-        "image_size": None if image_size is None else (image_size, image_size),
-        "class_names": None if class_names is None else read_names(class_names),
+    read = load_checkpoint(path, key=given.key, strip_prefix=given.strip_prefix)
+    size, names = given.image_size, given.class_names
+    told = {
+        "arch": given.arch,
+        "arch_args": given.arch_args,
+        "num_classes": given.num_classes,
+        "mean": given.mean,
+        "std": given.std,
+        "image_size": None if size is None else (size, size),
+        "class_names": None if names is None else read_names(names),
     }
-    given: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
-    usual = _preset(preset)
-    given = {name: value for name, value in usual.items() if getattr(checkpoint, name) is None} | given
-    missing = [
-        name
-        for name in ("arch", "num_classes", "mean", "std")
-        if name not in given and getattr(checkpoint, name) is None
-    ]
+    usual = {name: value for name, value in _preset(given.preset).items() if getattr(read, name) is None}
+    known = usual | {name: value for name, value in told.items() if value is not None}
+    needed = ("arch", "num_classes", "mean", "std")
+    missing = [name for name in needed if name not in known and getattr(read, name) is None]
     if missing:
         options = " and ".join(f"--{name.replace('_', '-')}" for name in missing)
         hint = f" (or --preset {'|'.join(PRESETS)})" if {"mean", "std"} & set(missing) else ""
         raise typer.BadParameter(f"give {options}{hint}: {path} does not say it, and a guess would spoil the answer")
-    checkpoint = replace(checkpoint, **given)
-    model = restore_model(checkpoint).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Suspect(path, model, checkpoint, open_images(checkpoint, data, data_root, split, max_images))
+    checkpoint = replace(read, **known)
+    model = restore_model(checkpoint).to(device_of(given.device))
+    return Suspect(
+        path, model, checkpoint, open_images(checkpoint, data, given.data_root, given.split, given.max_images)
+    )
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device of that name, or else the usual one; usage errors are told as such."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = first_line(error) or type(error).__name__
+        raise typer.BadParameter(
+            f"expected a device such as cpu or cuda:0, got {name!r}: {reason}", param_hint="--device"
+        ) from None
+    return device
 
 
 def _preset(name: str | None) -> dict[str, Any]:
@@ -224,7 +219,7 @@ def first_head(model: nn.Module, loader: FolderLoader, name: str | None) -> Head
     except HeadError:
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
+        reason = first_line(error)
         raise ValueError(
             f"data: the model fails on a batch of shape {tuple(inputs.shape)} ({type(error).__name__}: {reason}); "
             "--image-size sets the size, and the number of values of --mean the channels"

@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .. import __version__
-from .._text import first_line, printable
-from ..models.checkpoint import digest_of, find_checkpoint
-from ..report import write_index
-from ..report.files import finite
-from ..solver._files import write_atomically
+from ... import __version__
+from ..._files import write_atomically
+from ..._text import first_line, printable
+from ...models.checkpoint import digest_of, find_checkpoint
+from ...report import write_index
+from ...report.files import finite
 
 SUMMARY, INDEX = "summary.jsonl", "index.html"
 ERROR = "error"
@@ -91,18 +91,25 @@ def _scanned(
             return before
         facts = scan_one(path, report, page)
     except Exception as error:
-        return row | {"label": ERROR, "error": first_line(error) or type(error).__name__}
+        return row | error_row(error)
+    seconds = round(time.perf_counter() - start, 3)
+    return row | {**row_of(facts), "seconds": seconds, "json": report.name, "html": page.name}
+
+
+def row_of(facts: dict[str, Any]) -> dict[str, Any]:
+    """What a row says of a scan."""
     verdict = facts["verdict"]
-    return row | {
-        "label": verdict["label"],
+    return {
+        **{key: verdict[key] for key in ("label", "headline", "classes", "surprise", "p_value")},
         "error": None,
-        **{key: verdict[key] for key in ("headline", "classes", "surprise", "p_value")},
         "accuracy": facts["scan"]["accuracy"],
         "images": facts["scan"]["samples"],
-        "seconds": round(time.perf_counter() - start, 3),
-        "json": report.name,
-        "html": page.name,
     }
+
+
+def error_row(error: Exception) -> dict[str, Any]:
+    """What a row says of a scan that came to nothing."""
+    return {"label": ERROR, "error": first_line(error) or type(error).__name__}
 
 
 def _safe(path: Path) -> str:

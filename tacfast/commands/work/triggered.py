@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attacks import Attack
-from ..data import FolderLoader, ImageFolder, ImageRows
-from ..data.datasets import ImageDataset
-from ..data.splits import some_of
-from ..evaluation.metrics import attacked_rows
-from ..models import read_backdoorbench
-from ..models.checkpoint import PICKLES
-from ..models.head import evaluation_mode, logits_of
-from ..models.normalised import Normalised
-from ..training.trained import attack_of, splits_of
+from ...attacks import Attack
+from ...data import FolderLoader, ImageFolder, ImageRows
+from ...data.datasets import ImageDataset
+from ...data.splits import some_of
+from ...evaluation.metrics import attacked_rows
+from ...models import read_backdoorbench
+from ...models.checkpoint import PICKLES
+from ...models.head import evaluation_mode, logits_of
+from ...models.normalised import Normalised
+from ...training.trained import attack_of, splits_of
 from .loading import Suspect, open_loader
 
 # Enough to know a share to within three points.

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 import typer
 
-from ..data import ImageFolder, ImageRows, Preprocessing, find_images
-from ..data.datasets import DATASETS, ImageDataset, load_dataset
-from ..data.folders import some
-from ..data.splits import some_of
-from ..models import Checkpoint
-from ..training.trained import splits_of
-from .options import SPLITS
+from ..._text import listed
+from ...data import ImageFolder, ImageRows, Preprocessing, find_images
+from ...data.datasets import DATASETS, ImageDataset, load_dataset
+from ...data.splits import some_of
+from ...models import Checkpoint
+from ...training.trained import splits_of
+from ..options import SPLITS
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +91,8 @@ def _of_dataset(
     names = checkpoint.class_names
     if names is not None and names != dataset.class_names:
         raise ValueError(
-            f"class_names: expected those of {dataset.name} in its order ({some(dataset.class_names)}), "
-            f"got {some(names)}"
+            f"class_names: expected those of {dataset.name} in its order ({listed(dataset.class_names)}), "
+            f"got {listed(names)}"
         )
     splits = splits_of(checkpoint, dataset)
     everything = torch.arange(len(dataset.data))

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from ..models.checkpoint import KEY
-from ..report.words import class_label
+from ...models.checkpoint import KEY
+from ...report.words import class_label
 
 # Classes that are shown, those that are the easiest to reach.
 MAX_ROWS = 5

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..defenses import Confirmation
-from ..report.words import class_label, headline
+from ...defenses import Confirmation
+from ...report.words import class_label, headline
 
 # Weights were written, but something speaks against the repair, or nothing can be said of it.
 STATUS = {"confirmed": 0, "not confirmed": 5, "could not be tested": 6}
