@@ -119,6 +119,9 @@ class Processes:
                 raise ProcessError(f"process {number} failed: {error_elsewhere}")
 
 
+ALONE = Processes()
+
+
 @contextmanager
 def _lost() -> Iterator[None]:
     """Say in plain words what a backend says of its sockets."""

@@ -172,9 +172,8 @@ def scan(
         folding = _stream(model, batches, found, tally, file, on_batch)
         if file is not None and processes.size > 1:
             file.write()  # others may fail yet
-    if processes.size > 1:
-        tally.gather(processes)
-        kept.gather(processes)
+    tally.gather(processes)
+    kept.gather(processes)
     if tally.gaps.n_samples == 0:
         raise ValueError("loader: expected at least one batch, got none")
     streamed = time.perf_counter()

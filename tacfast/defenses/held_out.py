@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._processes import ALONE, Processes
 from ..data.randomness import isolated_randomness
 from ..models.head import Head, evaluation_mode, logits_of
-from ..models.latents import latent_batches, split_batch
+from ..models.latents import latent_batches, own_parts, split_batch
 from ..models.state_file import named_weights
 from .base import Accuracy
 
@@ -32,10 +33,11 @@ class HeldOut:
     loader : (inputs, labels) in batches of any size
     head : of the model to measure; says how many classes there are
     seed : of whatever the loader draws, the same in every pass
+    processes : that share the samples, each of which goes through all of them
     """
 
-    def __init__(self, loader: Iterable[Any], head: Head, seed: int) -> None:
-        self._loader, self._head, self._seed = loader, head, seed
+    def __init__(self, loader: Iterable[Any], head: Head, seed: int, processes: Processes = ALONE) -> None:
+        self._loader, self._head, self._seed, self._processes = loader, head, seed, processes
 
     def measure(self, model: nn.Module) -> Accuracy:
         """Run ``model`` in evaluation mode; it is left as it was.
@@ -47,7 +49,7 @@ class HeldOut:
         """
         answers: list[tuple[Tensor, Tensor]] = []
         with isolated_randomness(self._seed, self._loader), evaluation_mode(model), torch.no_grad():
-            for batch in self._loader:
+            for batch in own_parts(self._loader, self._processes, source="held_out"):
                 inputs, labels = split_batch(batch, self._head.num_classes, source="held_out")
                 found = logits_of(model, inputs.to(self._head.device)).argmax(1).cpu()
                 answers.append((found, _present(labels).cpu()))
@@ -66,6 +68,7 @@ class HeldOut:
         return torch.cat(latents), torch.cat(labels)
 
     def _count(self, answers: list[tuple[Tensor, Tensor]]) -> Accuracy:
+        answers = [each for part in self._processes.gather(answers) for each in part]
         if not answers:
             raise ValueError("held_out: expected at least one batch, got none")
         found, labels = (torch.cat(parts) for parts in zip(*answers, strict=True))

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._processes import Processes
 from ..models.head import Head
 from ..solver import Status
 from .shifts import ShiftSettings, capped, check_reachable, solve_shifts
@@ -45,10 +46,13 @@ class LatentRepair(ShiftSettings, TargetedRepair):
         self.check("lam", "a finite weight >= 0", is_finite(self.lam) and self.lam >= 0)
         self.check("freeze_head", "True or False", isinstance(self.freeze_head, bool))
 
-    def objective(self, model: nn.Module, head: Head, loader: Iterable[Any], targets: tuple[int, ...]) -> Objective:
+    def objective(
+        self, model: nn.Module, head: Head, loader: Iterable[Any], targets: tuple[int, ...], processes: Processes
+    ) -> Objective:
         """See `TargetedRepair.objective`."""
         logits = frozen_logits if self.freeze_head else head_logits
-        return ShiftedLoss(model, head, loader, targets, trim=self.trim, lam=self.lam, logits=logits)
+        solve = partial(solve_shifts, model, loader, head, targets, self.trim, processes)
+        return ShiftedLoss(head, targets, solve, lam=self.lam, logits=logits)
 
 
 class ShiftedLoss(Objective):
@@ -56,26 +60,24 @@ class ShiftedLoss(Objective):
 
     Parameters
     ----------
-    model, head, loader : what s_p is solved for
+    head : answers shifted latents
     targets : T classes
-    trim : of the solve
+    solve : gives s_p of the current network for each of them, see `solve_shifts`
     lam : weight of the shifted term
     logits : how the head answers shifted latents
     """
 
     def __init__(
         self,
-        model: nn.Module,
         head: Head,
-        loader: Iterable[Any],
         targets: Sequence[int],
+        solve: Callable[[], tuple[Tensor, list[Status]]],
         *,
-        trim: float,
         lam: float,
         logits: Callable[[Head, Tensor], Tensor],
     ) -> None:
         self._head, self._targets, self._lam, self._logits = head, tuple(targets), lam, logits
-        self._solve = partial(solve_shifts, model, loader, head, targets, trim)
+        self._solve = solve
         self._shifts: list[Tensor] = []
         self._caps: list[float] = []
         self._stale: tuple[int, ...] = ()

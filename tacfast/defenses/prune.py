@@ -9,10 +9,12 @@ from os import PathLike
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
+from .._processes import Processes
 from ..data.randomness import isolated_randomness
 from ..models.head import Head
 from ..scanning import ScanReport
@@ -45,24 +47,26 @@ class PruneRepair(ShiftSettings):
         held_out: Iterable[Any] | None = None,
         on_epoch: Callable[[EpochRecord], None] | None = None,
         resume: str | PathLike[str] | None = None,
+        group: torch.distributed.ProcessGroup | None = None,
     ) -> RepairResult:
         """Return a repaired copy of ``model``; see `tacfast.repair`."""
         if held_out is None:
             raise ValueError("held_out: expected a loader of labelled samples, by which mode 'prune' chooses, got None")
-        targets = resolve_targets(self.targets, report)
+        targets, processes = resolve_targets(self.targets, report), Processes(group)
         with isolated_randomness(self.seed, loader), torch.inference_mode(False):
             repaired, head = scanned_copy(model, report)
-            measured = HeldOut(held_out, head, self.seed)
+            measured = HeldOut(held_out, head, self.seed, processes)
             before = measured.measure(repaired)
-            shifts, statuses = solve_shifts(repaired, loader, head, targets, self.trim)
+            shifts, statuses = solve_shifts(repaired, loader, head, targets, self.trim, processes)
             check_reachable(targets, statuses)
             ranking = rank_latents(shifts)
             counts = correct_after_pruning(head, *measured.latents(repaired), ranking)
             enough = (counts >= fewest_correct(before, self.max_drop)).nonzero().flatten().tolist()
-            pruned = ranking[: max(enough, default=0)]
+            # Last bits may differ from process to process, but not what is pruned.
+            pruned = processes.first(ranking[: max(enough, default=0)].cpu()).to(ranking.device)
             with masked_columns(head, pruned):
                 choice = EpochChoice(repaired, measured, self.max_drop, first=self.first_choice, before=before)
-                training = Training(repaired, head, loader, self, Objective(), choice)
+                training = Training(repaired, head, loader, self, Objective(), choice, processes)
                 training.run(on_epoch, resume)
         return RepairResult(
             model=repaired,

@@ -8,6 +8,8 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any
 
+import torch
+import torch.distributed
 from torch import nn
 from torch.utils.data import SequentialSampler
 
@@ -29,6 +31,7 @@ def repair(
     held_out: Iterable[Any] | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
     resume: str | PathLike[str] | None = None,
+    group: torch.distributed.ProcessGroup | None = None,
     **settings: Any,
 ) -> RepairResult:
     """Remove the backdoor that a scan found; a new model comes back and the given one is untouched.
@@ -56,6 +59,11 @@ def repair(
         exists the training goes on from there, on the CPU to the very weights that it would have had without the
         interruption; it is deleted at the end. Out of its reach are generators that a data set keeps for itself and
         those of persistent workers
+    group : processes that share the work, such as ``torch.distributed.group.WORLD``; None: this one alone. Each calls
+        this with the same arguments, and is given the same batches, of which it takes its part: they need at least two
+        samples for each. All end with the same weights, but for rounding those of one process if the model has no
+        dropout, and no BatchNorm, which sees a part of the batch at a time; its running statistics are those of the
+        first. Only for our own modes. The first alone reads and writes ``resume``
     **settings : fields of the mode's class, such as ``epochs``, ``lr``, ``seed`` or ``targets``; none beside an object
 
     Returns
@@ -67,12 +75,14 @@ def repair(
     ValueError
         If the mode is unknown, a setting is out of range, the report is of another model (known by the weights of
         the head), it names no suspicious class and ``targets`` is not given, no shift leads to one of them, a loader
-        yields nothing, no labels, or labels that are not classes of the head, the mode needs ``held_out``, or
-        ``resume`` is of another repair.
+        yields nothing, no labels, or labels that are not classes of the head, the mode needs ``held_out``, several
+        processes cannot share its work, or ``resume`` is of another repair.
     TypeError
         If a setting is unknown or given beside a mode that is an object, or an argument of another type than described.
     FileNotFoundError
         If the folder of ``resume`` does not exist.
+    OSError
+        If another process of the ``group`` failed, is gone, or did not answer in time.
     DivergedError
         A RuntimeError: if the loss or a weight is no longer finite after an epoch.
 
@@ -98,12 +108,19 @@ def repair(
     if isinstance(getattr(getattr(loader, "batch_sampler", None) or loader, "sampler", None), SequentialSampler):
         warn_caller("loader: expected shuffled samples, got the same order every epoch")
     _log.info("repair by %s", type(chosen).__name__)
-    result = chosen.repair(model, loader, report, held_out=held_out, on_epoch=on_epoch, resume=resume)
+    shared = {} if group is None else {"group": _for_ours(chosen, group)}
+    result = chosen.repair(model, loader, report, held_out=held_out, on_epoch=on_epoch, resume=resume, **shared)
     if held_out is None or result.rolled_back or not result.targets:
         return result
     confirmation = scan_again(result.model, held_out, report, result.targets)
     _log.info("repair %s", confirmation.outcome)
     return replace(result, confirmation=confirmation)
+
+
+def _for_ours(mode: Mode, group: torch.distributed.ProcessGroup) -> torch.distributed.ProcessGroup:
+    if not isinstance(mode, tuple(MODES.values())):
+        raise ValueError(f"group: expected one of the modes {', '.join(MODES)}, got {type(mode).__name__}")
+    return group
 
 
 def _resolved(mode: str | Mode, settings: dict[str, Any]) -> Mode:

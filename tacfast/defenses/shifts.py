@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._processes import ALONE, Processes
 from ..models.head import Head
-from ..models.latents import latent_batches
+from ..models.latents import latent_batches, own_parts
+from ..models.tally import gathered
 from ..solver import GapMatrix, Status
 from .targeted import TargetSettings
 from .training import is_finite
@@ -33,17 +35,23 @@ class ShiftSettings(TargetSettings):
 
 
 def solve_shifts(
-    model: nn.Module, loader: Iterable[Any], head: Head, targets: Sequence[int], trim: float
+    model: nn.Module,
+    loader: Iterable[Any],
+    head: Head,
+    targets: Sequence[int],
+    trim: float,
+    processes: Processes = ALONE,
 ) -> tuple[Tensor, list[Status]]:
     """s_p of the current network for each of T targets p, (T, d), from one pass over the samples and one solve.
 
     In float32 or better, whatever the precision of the model. Also how each solve ended: the row is a shift only if
-    that is OPTIMAL.
+    that is OPTIMAL. Of several processes each runs the model on its part of every batch.
     """
     gaps = GapMatrix(head.weight, head.bias, keep_logits=trim > 0)
-    with latent_batches(model, loader, head) as batches:
+    with latent_batches(model, own_parts(loader, processes), head) as batches:
         for batch in batches:
             gaps.update(batch.latents)
+    gaps = gathered(gaps, head.device, processes)
     solution = gaps.solve(classes=list(targets), trim=trim, raise_on_failure=False)
     return torch.as_tensor(solution.perturbations), solution.statuses
 

@@ -9,8 +9,10 @@ from os import PathLike
 from typing import Any, ClassVar
 
 import torch
+import torch.distributed
 from torch import nn
 
+from .._processes import Processes
 from ..data.randomness import isolated_randomness
 from ..models.head import Head
 from ..scanning import ScanReport
@@ -75,8 +77,10 @@ class TargetedRepair(TargetSettings, ABC):
         self.check("blend", "a share in (0, 1]", is_finite(self.blend) and 0 < self.blend <= 1)
 
     @abstractmethod
-    def objective(self, model: nn.Module, head: Head, loader: Iterable[Any], targets: tuple[int, ...]) -> Objective:
-        """What is minimised, given the copy, its head, the clean samples and the classes."""
+    def objective(
+        self, model: nn.Module, head: Head, loader: Iterable[Any], targets: tuple[int, ...], processes: Processes
+    ) -> Objective:
+        """What is minimised, given the copy, its head, the clean samples, the classes, and who shares the work."""
 
     def resolve(self, report: ScanReport) -> tuple[int, ...]:
         """The classes to train against; raises ValueError if there is none, or one that the head does not have."""
@@ -91,15 +95,17 @@ class TargetedRepair(TargetSettings, ABC):
         held_out: Iterable[Any] | None = None,
         on_epoch: Callable[[EpochRecord], None] | None = None,
         resume: str | PathLike[str] | None = None,
+        group: torch.distributed.ProcessGroup | None = None,
     ) -> RepairResult:
         """Return a repaired copy of ``model``; see `tacfast.repair`."""
-        targets = self.resolve(report)
+        targets, processes = self.resolve(report), Processes(group)
         # Not in inference mode: that also turns gradients on where the caller is under no_grad.
         with isolated_randomness(self.seed, loader), torch.inference_mode(False):
             repaired, head = scanned_copy(model, report)
-            measured = None if held_out is None else HeldOut(held_out, head, self.seed)
+            measured = None if held_out is None else HeldOut(held_out, head, self.seed, processes)
             choice = EpochChoice(repaired, measured, self.max_drop, first=self.first_choice, blend=self.blend)
-            training = Training(repaired, head, loader, self, self.objective(repaired, head, loader, targets), choice)
+            objective = self.objective(repaired, head, loader, targets, processes)
+            training = Training(repaired, head, loader, self, objective, choice, processes)
             training.run(on_epoch, resume)
         return RepairResult(
             model=repaired,

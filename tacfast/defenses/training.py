@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._processes import ALONE, Processes
 from .._text import listed
 from ..data.randomness import random_states, set_random_states
 from ..models.head import Head, kept_modes, latest_call, unwrapped
@@ -96,7 +97,11 @@ def is_finite(value: object) -> bool:
 
 
 class Objective:
-    """What a training minimises: cross-entropy on the clean samples, unless a mode overrides it."""
+    """What a training minimises: cross-entropy on the clean samples, unless a mode overrides it.
+
+    Of several processes each has one, for its own part of every batch; the means of the losses over the samples are
+    what all of them minimise.
+    """
 
     def start_epoch(self) -> None:
         """Called before each epoch; may run the model, but not change it."""
@@ -157,11 +162,19 @@ def trainable_batches(loader: Iterable[Any], head: Head) -> Iterator[tuple[Tenso
             yield inputs.to(head.device, memory_format=layout), labels.to(head.device)
 
 
-def count_batches(loader: Iterable[Any], head: Head) -> int:
-    """Count the batches, and so check every label before any training; warn of classes without samples."""
+def count_batches(loader: Iterable[Any], head: Head, processes: Processes = ALONE) -> int:
+    """Count the batches, and so check every label before any training; warn of classes without samples.
+
+    Every process needs two samples of every batch.
+    """
     count, seen = 0, torch.zeros(head.num_classes, dtype=torch.int64)
     for _, labels in trainable_batches(loader, head):
         count += 1
+        if processes.size > 1 and len(labels) < 2 * processes.size:
+            raise ValueError(
+                f"loader: expected batches of at least {2 * processes.size} samples, two for each process, got one of "
+                f"{len(labels)}"
+            )
         seen += torch.bincount(labels.cpu(), minlength=head.num_classes)
     if count == 0:
         raise ValueError("loader: expected at least one batch of two samples or more, got none")
@@ -206,6 +219,7 @@ class Training:
     settings : of the optimiser and its rate
     objective : what is minimised
     choice : told of every epoch; its weights are those of the model in the end
+    processes : that share the work; the first alone reads and writes the file
     """
 
     def __init__(
@@ -216,10 +230,11 @@ class Training:
         settings: TrainingSettings,
         objective: Objective,
         choice: EpochChoice,
+        processes: Processes = ALONE,
     ) -> None:
         self._model, self._head, self._loader, self._settings = model, head, loader, settings
-        self._objective, self._choice = objective, choice
-        self._batches = count_batches(loader, head)
+        self._objective, self._choice, self._processes = objective, choice, processes
+        self._batches = count_batches(loader, head, processes)
         self._optimizer = torch.optim.SGD(
             model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
@@ -249,9 +264,13 @@ class Training:
         DivergedError
             If the loss or a weight is no longer finite after an epoch.
         """
-        store = None if resume is None else StateFile(resume, self._identity())
+        with self._processes.together():
+            path = resume if self._processes.rank == 0 else None
+            store = None if path is None else StateFile(path, self._identity())
+            state = None if store is None else store.read()
+        state = self._processes.first(state)
         with trainable(self._model):
-            if store is not None and (state := store.read()) is not None:
+            if state is not None:
                 self._load(state)
             while len(self.history) < self._settings.epochs:
                 try:
@@ -272,6 +291,7 @@ class Training:
 
     def _run_epoch(self) -> EpochRecord:
         epoch = len(self.history) + 1
+        self._draw_alike()
         self._objective.start_epoch()
         loss, accuracy = self._pass()
         if not math.isfinite(loss) or not_finite(self._model) - self._never_finite:
@@ -282,31 +302,41 @@ class Training:
         _log.info("epoch %d: loss %.4g, accuracy %.4f", epoch, loss, accuracy)
         return self.history[-1]
 
+    def _draw_alike(self) -> None:
+        """Let every process be given the same batches, whatever the others have drawn."""
+        if self._processes.size > 1:
+            own = random_states(self._loader)
+            set_random_states(self._processes.first(own) | {"cuda": own["cuda"]}, self._loader)
+
     def _pass(self) -> tuple[float, float]:
         """One pass over the loader; mean loss and training accuracy."""
         loss_sum, correct, total = 0.0, 0, 0
         run, _ = unwrapped(self._model)
         with latest_call([self._head]) as calls:
             for inputs, labels in trainable_batches(self._loader, self._head):
+                size, own = len(labels), self._processes.share(len(labels))
+                inputs, labels = inputs[own], labels[own]
                 with mixed_precision(self._head.device):
                     batch = self._objective.batch(inputs, labels)
                     calls.clear()
                     run(batch)
                 # Not the model's output: in training mode some models return more than the logits.
                 _, latents, logits = calls[0]
-                loss = self._objective.loss(latents, logits, labels)
+                loss = self._objective.loss(latents, logits, labels) * (len(labels) / size)
                 self._optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
+                self._processes.add_gradients(self._model)
                 if self._settings.max_norm is not None:
                     nn.utils.clip_grad_norm_(self._model.parameters(), self._settings.max_norm)
                 self._optimizer.step()
                 # A loader may yield more batches than were counted: they are trained on at the final, tiny rate.
                 if self._schedule.last_epoch < self._schedule.total_steps - 1:
                     self._schedule.step()
-                loss_sum += float(loss.detach()) * len(labels)
+                loss_sum += float(loss.detach()) * size
                 correct += int((logits.detach()[: len(labels)].argmax(1) == labels).sum())
                 total += len(labels)
-        return loss_sum / total, correct / total
+        sums = self._processes.totals(loss_sum, correct, total)
+        return sums[0] / sums[2], sums[1] / sums[2]
 
     def _identity(self) -> dict[str, Any]:
         """All that the outcome depends on and that can be told before the training, as plain values."""

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._processes import ALONE, Processes
 from ..detection import RULE_TRIM
 from ..detection.lock_step import climb, growing, is_reached, scaled
 from ..detection.universal import Additive, differ, spread_of
@@ -106,26 +108,29 @@ class UniversalRepair(TargetedRepair):
         held_out: Iterable[Any] | None = None,
         on_epoch: Callable[[EpochRecord], None] | None = None,
         resume: str | os.PathLike[str] | None = None,
+        group: torch.distributed.ProcessGroup | None = None,
     ) -> RepairResult:
         """Return a repaired copy of ``model``; see `tacfast.repair`. Epochs count from 1 again in a second training."""
-        run = partial(super().repair, model, loader, report, held_out=held_out, on_epoch=on_epoch)
+        run = partial(super().repair, model, loader, report, held_out=held_out, on_epoch=on_epoch, group=group)
         if self.max_norm is not None or held_out is None:
             return run(resume=resume)
         start, second = time.perf_counter(), None if resume is None else calm_state(resume)
         # Where there is a state of the second training, the first is done with.
-        if second is None or not second.exists():
+        if not Processes(group).first(second is not None and second.exists()):
             with suppress(DivergedError):
                 first = run(resume=resume)
                 if first.epoch == self.epochs and first.blend >= NEAR * self.blend:
                     return first
         spent = time.perf_counter() - start
         calm = replace(self, max_norm=CALM, shift=max(self.shift, CALM_SHIFT))
-        result = calm.repair(model, loader, report, held_out=held_out, on_epoch=on_epoch, resume=second)
+        result = calm.repair(model, loader, report, held_out=held_out, on_epoch=on_epoch, resume=second, group=group)
         return replace(result, seconds=spent + result.seconds)
 
-    def objective(self, model: nn.Module, head: Head, loader: Iterable[Any], targets: tuple[int, ...]) -> Objective:
+    def objective(
+        self, model: nn.Module, head: Head, loader: Iterable[Any], targets: tuple[int, ...], processes: Processes
+    ) -> Objective:
         """See `TargetedRepair.objective`."""
-        return PerturbedLoss(model, head, loader, targets, self)
+        return PerturbedLoss(model, head, loader, targets, self, processes)
 
 
 def calm_state(resume: str | os.PathLike[str]) -> Path:
@@ -142,11 +147,19 @@ class PerturbedLoss(Objective):
     loader : what perturbations are first looked for on
     targets : classes, one after the other
     settings : weights and radius
+    processes : that share every batch, and step by step change the perturbations alike
     """
 
     def __init__(
-        self, model: nn.Module, head: Head, loader: Iterable[Any], targets: Sequence[int], settings: UniversalRepair
+        self,
+        model: nn.Module,
+        head: Head,
+        loader: Iterable[Any],
+        targets: Sequence[int],
+        settings: UniversalRepair,
+        processes: Processes = ALONE,
     ) -> None:
+        self._processes = processes
         self._model, self._head, self._targets, self._settings = model, head, tuple(targets), settings
         self._suspect = copy.deepcopy(model).eval().requires_grad_(False)
         inputs = _some_inputs(loader, head)
@@ -170,10 +183,12 @@ class PerturbedLoss(Objective):
             self._radii = [settings.slack * _size_that_leads(sizes, reached) for reached in found.reached.T]
         else:
             self._radii = [settings.radius * spread] * len(self._targets)
-        self._shifts = _shifts(model, loader, head, targets) if settings.shift else None
+        self._shifts = _shifts(model, loader, head, targets, processes) if settings.shift else None
         self._perturbations = torch.stack(
             [capped(each, radius) for each, radius in zip(found.distortions.to(head.device), self._radii, strict=True)]
         )
+        # Found by each of them, but last bits may differ.
+        self.load_state_dict(processes.first(self.state_dict() | {"perturbations": self._perturbations.cpu()}))
 
     def batch(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """The inputs, and behind them those of other classes than the one whose turn it is, perturbed towards it."""
@@ -183,8 +198,7 @@ class PerturbedLoss(Objective):
         with torch.no_grad():
             self._answers = widened(logits_of(self._suspect, inputs))
         self._others = labels != self._target
-        others = inputs[self._others]
-        return torch.cat([inputs, self._perturbed(turn, others)]) if len(others) else inputs
+        return torch.cat([inputs, self._perturbed(turn, inputs[self._others])])
 
     def loss(self, latents: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """Of logits (n + m, C) of `batch` and labels (n,), m of them of other classes."""
@@ -207,16 +221,23 @@ class PerturbedLoss(Objective):
     def _perturbed(self, turn: int, others: Tensor) -> Tensor:
         """Take a step of δ, and one more for every sample."""
         radius = self._radii[turn]
-        given = self._additive.apply(others, self._perturbations[turn]).requires_grad_()
-        aim = torch.full((len(others),), self._target, device=others.device)
+        gradient = self._uphill(self._additive.apply(others, self._perturbations[turn]))
+        step = scaled(self._processes.add(gradient.sum(0, keepdim=True)), STEP * radius)[0]
+        self._perturbations[turn] = capped(self._perturbations[turn] - step, radius)
+        own = scaled(gradient, self._settings.own * radius)
+        return self._additive.apply(others, self._perturbations[turn] - own)
+
+    def _uphill(self, given: Tensor) -> Tensor:
+        """The gradient of the losses towards the target of the network and of the suspect, at each of some inputs."""
+        if len(given) == 0:
+            return given
+        given = given.requires_grad_()
+        aim = torch.full((len(given),), self._target, device=given.device)
         with evaluation_mode(self._model), torch.enable_grad():
             logits = [widened(logits_of(net, given)) for net in (self._model, self._suspect)]
             loss = F.cross_entropy(torch.cat(logits), aim.repeat(2), reduction="sum")
             (gradient,) = torch.autograd.grad(loss, given)
-        step = scaled(gradient.sum(0, keepdim=True), STEP * radius)[0]
-        self._perturbations[turn] = capped(self._perturbations[turn] - step, radius)
-        own = scaled(gradient, self._settings.own * radius)
-        return self._additive.apply(others, self._perturbations[turn] - own)
+        return gradient
 
     def identity(self) -> dict[str, Any]:
         """The targets: those of the report where the settings name none."""
@@ -232,9 +253,11 @@ class PerturbedLoss(Objective):
         self._radii, self._steps = state["radii"], state["steps"]
 
 
-def _shifts(model: nn.Module, loader: Iterable[Any], head: Head, targets: Sequence[int]) -> Tensor:
+def _shifts(
+    model: nn.Module, loader: Iterable[Any], head: Head, targets: Sequence[int], processes: Processes
+) -> Tensor:
     """s_p of the suspect for each of T targets (T, d); zeros where there is none."""
-    found, statuses = solve_shifts(model, loader, head, targets, RULE_TRIM)
+    found, statuses = solve_shifts(model, loader, head, targets, RULE_TRIM, processes)
     solved = torch.tensor([status is Status.OPTIMAL for status in statuses], device=found.device)
     return found.where(solved[:, None], 0.0)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._processes import Processes
 from .._shown import Shown
 from .head import Head, HeadError, check_finite, evaluation_mode, find_head_on, latest_call, unwrapped
 
@@ -136,6 +137,18 @@ def latent_batches(
                 raise ValueError(f"loader: expected the {skip} samples that were seen before, got {skip - left}")
 
         yield batches()
+
+
+def own_parts(loader: Iterable[Any], processes: Processes, *, source: str = "loader") -> Iterator[Any]:
+    """The part of each batch that is this process's, of those that have one for it."""
+    if processes.size == 1:
+        yield from loader
+        return
+    for batch in loader:
+        inputs, labels = split_batch(batch, source=source)
+        own = processes.share(len(inputs))
+        if own.start < own.stop:
+            yield inputs[own] if labels is None else (inputs[own], labels[own])
 
 
 def extract_latents(model: nn.Module, loader: Iterable[Any], head: Head | str | None = None) -> Latents:

@@ -91,6 +91,8 @@ class Reservoir:
         Where the first of a process is of another shape or dtype than the very first, those that it kept are passed
         over.
         """
+        if processes.size == 1:
+            return
         kept, keys = self._kept, [-key for key, _, _ in self._in_order()]
         kind = None if kept is None else (kept.shape[1:], kept.dtype, self._most(kept))
         told = processes.gather((kind, keys, self.largest))

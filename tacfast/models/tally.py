@@ -60,19 +60,37 @@ class Tally:
         ValueError
             In every process alike, if their heads are not the same.
         """
-        together = self.gaps.empty()
-        for state in processes.gather(_on(torch.device("cpu"), self.gaps.state_dict())):
-            part = self.gaps.empty()
-            part.load_state_dict(_on(self.counts.device, state))
-            together.merge(part)
-        self.gaps = together
+        self.gaps = gathered(self.gaps, self.counts.device, processes)
         processes.add(self.counts)
+
+
+def gathered(gaps: GapMatrix, device: torch.device, processes: Processes) -> GapMatrix:
+    """The gap matrix of the samples of all processes, with the logits where they are kept, in order of rank.
+
+    ``device`` is that of the head.
+
+    Raises
+    ------
+    ValueError
+        In every process alike, if their heads are not the same.
+    """
+    if processes.size == 1:
+        return gaps
+    together = gaps.empty()
+    for state in processes.gather(_on(torch.device("cpu"), gaps.state_dict())):
+        part = gaps.empty()
+        part.load_state_dict(_on(device, state))
+        together.merge(part)
+    return together
 
 
 def _on(device: torch.device, state: dict[str, Any]) -> dict[str, Any]:
     """What `GapMatrix.state_dict` gave, its tensors on a device."""
-    gaps, logits = state["gaps"], [chunk.to(device) for chunk in state["logits"]]
-    return state | {"gaps": None if gaps is None else gaps.to(device), "logits": logits}
+    gaps, logits = state["gaps"], state["logits"]
+    return state | {
+        "gaps": None if gaps is None else gaps.to(device),
+        "logits": None if logits is None else [chunk.to(device) for chunk in logits],
+    }
 
 
 class ResumeFile:

@@ -244,10 +244,11 @@ class _Training:
             done += 1
             if on_step is not None:
                 on_step(done, self._recipe.epochs * self._batches)
-        loss, right, images = self._processes.totals(loss_sum, correct, total)
-        if not math.isfinite(loss):
-            raise TrainingDivergedError(f"training diverged: loss {loss}; lower lr (it is {self._recipe.lr:g})")
-        return TrainedEpoch(len(self._history) + 1, loss / images, right / images, time.perf_counter() - start)
+        sums = self._processes.totals(loss_sum, correct, total)
+        mean, accuracy = sums[0] / sums[2], sums[1] / sums[2]
+        if not math.isfinite(mean):
+            raise TrainingDivergedError(f"training diverged: loss {mean}; lower lr (it is {self._recipe.lr:g})")
+        return TrainedEpoch(len(self._history) + 1, mean, accuracy, time.perf_counter() - start)
 
     def _order(self) -> Iterator[Tensor]:
         size = self._recipe.batch_size

@@ -2,13 +2,16 @@
 
 import contextlib
 import dataclasses
+import functools
+import tempfile
 
+import backdoored
 import pytest
 import torch
 from torch import nn
 from trained import make_dataset
 
-from tacfast import find_head, scan
+from tacfast import find_head, repair, scan
 from tacfast._processes import ProcessError, Processes
 from tacfast.attacks import BadNets, choose_rows
 from tacfast.training import Recipe
@@ -71,7 +74,7 @@ def test_what_processes_tell_one_another(by_two):
     for rank, each in enumerate(found):
         assert each["gathered"] == [{"rank": 0}, {"rank": 1}]
         assert each["first"] == "of 0"
-        assert each["totals"] == [1, 1.0]
+        assert each["totals"] == (1, 1.0)
         assert each["gradients"] == [[3.0] * 6, [2.0] * 2, None, None, None, None]
         assert each["mean"] == [3.0, 3.0]
         assert each["weight"] == rank
@@ -84,7 +87,7 @@ def test_what_processes_tell_one_another(by_two):
 
 def test_one_process_needs_no_group():
     alone = Processes()
-    assert (alone.rank, alone.size, alone.gather(3), alone.first(3), alone.totals(3)) == (0, 1, [3], 3, [3])
+    assert (alone.rank, alone.size, alone.gather(3), alone.first(3), alone.totals(3)) == (0, 1, [3], 3, (3,))
     assert range(5)[alone.share(5)] == range(5)
     with pytest.raises(KeyError, match="mine"), alone.together():
         raise KeyError("mine")
@@ -211,10 +214,8 @@ class Stop(Exception):
 
 
 def _resume(rank, group):
-    import tempfile
-
-    path = [None] if rank else [f"{tempfile.mkdtemp()}/state"]
-    path = Processes(group).first(path)[0]
+    # The second has no such file, nor a folder to put it in, as on another machine.
+    path = "/nowhere/state" if rank else f"{tempfile.mkdtemp()}/state"
 
     def stop(epoch):
         if epoch.epoch == 2:
@@ -223,9 +224,7 @@ def _resume(rank, group):
     with contextlib.suppress(Stop):
         trained(group=group, resume=path, on_epoch=stop)
     seen = []
-    # The second has no such file, nor a folder to put it in, as on another machine.
-    other = path if rank == 0 else "/nowhere/state"
-    return trained(group=group, resume=other, on_epoch=lambda epoch: seen.append(epoch.epoch)), seen
+    return trained(group=group, resume=path, on_epoch=lambda epoch: seen.append(epoch.epoch)), seen
 
 
 def test_a_training_goes_on_from_the_file_of_the_first(by_two):
@@ -246,3 +245,108 @@ def _small(rank, group):
 
 def test_every_process_needs_two_images(by_two):
     assert by_two(_small) == ["batch_size: expected at least 4, two images for each process, got 3"] * 2
+
+
+# ---- repair -------------------------------------------------------------------------------------------------------
+
+MODES = {
+    "universal": {"epochs": 3, "shift": 0.3},
+    "calm": {"epochs": 3, "lr": 0.5, "max_drop": 0.0},  # it goes through both trainings
+    "latent": {"epochs": 6, "lr": 0.05, "trim": 0.1},
+    "prune": {"epochs": 3},
+}
+CLEAN = backdoored.make_data(500)
+
+
+class Plain(nn.Module):
+    """So exact that rounding does not hide anything."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 6)).double()
+
+    def forward(self, x):
+        return self.net(x.double())
+
+
+@functools.cache
+def suspect():
+    model = Plain()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(60):
+        loss = nn.functional.cross_entropy(model(CLEAN.images), CLEAN.labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model, scan(model, CLEAN.subset(torch.arange(300)).loader())
+
+
+def repaired(name, **options):
+    model, report = suspect()
+    rows = torch.arange(500)
+    mode = "universal" if name == "calm" else name
+    settings = {"targets": (2,), "max_drop": 1.0, **MODES[name]}
+    loader, held_out = CLEAN.subset(rows[:300]).loader(31, shuffle=True), CLEAN.subset(rows[300:]).loader(40)
+    result = repair(model, loader, report, mode=mode, held_out=held_out, **settings, **options)
+    history = [(each.loss, each.accuracy, each.held_out) for each in result.history]
+    told = (result.epoch, result.rolled_back, result.before, result.after, result.pruned, result.blend)
+    return result.model.state_dict(), history, told
+
+
+def _repair(rank, group):
+    found = {name: repaired(name, group=group) for name in MODES}
+    # The second has no such file, nor a folder to put it in, as on another machine.
+    path = "/nowhere/state" if rank else f"{tempfile.mkdtemp()}/state"
+
+    def stop(record):
+        if record.epoch == 4:
+            raise Stop
+
+    with contextlib.suppress(Stop):
+        repaired("latent", group=group, resume=path, on_epoch=stop)
+    seen = []
+    found["resumed"] = repaired("latent", group=group, resume=path, on_epoch=lambda record: seen.append(record.epoch))
+    return found, seen
+
+
+def test_a_repair_by_two_comes_to_the_weights_of_one(by_two):
+    alone = {name: repaired(name) for name in MODES}
+    assert len(alone["latent"][1]) == 6
+    alone["resumed"] = alone["latent"]
+    one, other = by_two(_repair)
+    for found, seen in (one, other):
+        assert seen == [5, 6]
+        for name, (weights, history, told) in alone.items():
+            assert found[name][2] == told, name
+            torch.testing.assert_close(torch.tensor(found[name][1]), torch.tensor(history), rtol=1e-5, atol=1e-7)
+            for key, tensor in weights.items():
+                torch.testing.assert_close(found[name][0][key], tensor, rtol=1e-5, atol=1e-6, msg=name)
+    for name in alone:
+        assert all(torch.equal(tensor, other[0][name][0][key]) for key, tensor in one[0][name][0].items())
+
+
+def _wrong(rank, group):
+    model, report = suspect()
+    found = []
+    for mode, size, settings in (("anp", 50, {}), ("latent", 71, {"targets": (2,)})):
+        data = torch.utils.data.TensorDataset(CLEAN.images, CLEAN.labels)
+        loader = torch.utils.data.DataLoader(data, size, shuffle=True)
+        try:
+            repair(model, loader, report, mode=mode, held_out=loader, group=group, **settings)
+        except ValueError as error:
+            found.append(str(error))
+    return found
+
+
+def test_what_several_processes_cannot_share(by_two):
+    assert (
+        by_two(_wrong)
+        == [
+            [
+                "group: expected one of the modes auto, latent, prune, universal, got AdversarialNeuronPruning",
+                "loader: expected batches of at least 4 samples, two for each process, got one of 3",
+            ]
+        ]
+        * 2
+    )

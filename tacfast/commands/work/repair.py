@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from ... import __version__
+from ..._processes import all_processes
 from ...data import FolderLoader, hold_out
 from ...defenses import MODES, DivergedError, RepairResult
 from ...defenses import repair as repair_model
@@ -26,7 +27,7 @@ from ..options import SuspectOptions
 from .confirm import STATUS, confirm
 from .console import print_attack, print_confirmation, print_repair, printer, progress
 from .loading import TRAINED_BY, Suspect, check_files, open_loader, open_suspect
-from .scan import EXIT_STATUS, STDOUT, describe, errors_told, run_scan, show_scan, write_reports
+from .scan import EXIT_STATUS, STDOUT, describe, errors_told, leave_unless_first, run_scan, show_scan, write_reports
 from .triggered import Triggered
 
 # What has an option of its own, or is known from elsewhere.
@@ -96,6 +97,7 @@ class Repair:
             _say("nothing to repair, nothing written; --target repairs a class of your choice, --harden all")
             raise typer.Exit(EXIT_STATUS[report.verdict.label] or 1)
         result = self._first_kept(console, suspect, report, trained, held)
+        leave_unless_first()
         if result.rolled_back:
             facts["repair"] = repair_facts(result)
             write_reports(facts, report, json=json, html=html)
@@ -143,6 +145,7 @@ class Repair:
         self, console: Console, suspect: Suspect, report: ScanReport, trained: list[int], held: list[int]
     ) -> RepairResult:
         """Repair at each rate in turn, until one is kept."""
+        processes = all_processes()
 
         def attempt(rate: float) -> RepairResult:
             with progress(console, f"repairing, lr {rate:g}", self.mode.epochs, then="scanning again") as advance:
@@ -154,12 +157,13 @@ class Repair:
                     held_out=self._loader(suspect, held),
                     on_epoch=lambda record: advance(record.epoch),
                     resume=_state_of(self.resume, rate),
+                    group=processes.group,
                 )
 
         # Rates are tried in order, so those before one that has a state are done with.
         states = [_state_of(self.resume, rate) for rate in self.rates]
         first = next((i for i, path in enumerate(states) if path is not None and _has_state(path)), 0)
-        return first_kept(self.rates[first:], attempt)
+        return first_kept(self.rates[processes.first(first) :], attempt)
 
 
 def _say(text: str) -> None:
