@@ -125,6 +125,11 @@ def checked_hiding(names):
     assert names["figures"].asr > 0.9
 
 
+def checked_several(names):
+    assert names["report"].verdict.classes == (names["trial"].attack.target,)
+    assert repr(names["report"].verdict) == repr(names["trial"].report.verdict)
+
+
 CHECKS = {
     "README.md": checked_readme,
     "docs/tutorial.md": checked_tutorial,
@@ -132,6 +137,7 @@ CHECKS = {
     "docs/solver.md": checked_solver,
     "docs/recipes.md": checked_recipes,
     "docs/mathematics.md": checked_mathematics,
+    "docs/several-machines.md": checked_several,
 }
 
 

@@ -286,3 +286,64 @@ def test_an_interrupted_scan_goes_on(network, tmp_path):
     python("-m", "tacfast", *command, "--json", tmp_path / "alone.json")
     assert facts_of(tmp_path / "resumed.json") == facts_of(tmp_path / "alone.json")
     assert {path.name for path in tmp_path.iterdir()} == {"resumed.json", "alone.json"}
+
+
+# ---- train and repair ---------------------------------------------------------------------------------------------
+
+
+def test_a_training_by_two(tmp_path):
+    """Killed, it goes on where it was; one process writes."""
+    out = tmp_path / "net.safetensors"
+    command = ("train", "--out", out, *FAST, "--arch-args", '{"width": 8}', "--attack", "badnets", "--epochs", "6")
+    killed = (
+        "import os, signal\n"
+        "from tacfast.training import loop\n"
+        "real = loop._Training._run_epoch\n"
+        "def run(self, on_step):\n"
+        "    if len(self._history) == 4 and os.environ['RANK'] == '1':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return real(self, on_step)\n"
+        "loop._Training._run_epoch = run\n"
+    )
+    (status, said), (other, _) = both(*[calling(*command, before=killed)] * 2)
+    assert (status, other) == (1, -signal.SIGKILL)
+    assert re.search(GONE + "$", said)
+    assert "Traceback" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors.state"]
+    status, said, errors = python(*TORCHRUN, "-m", "tacfast", *command)
+    assert (status, re.findall(r"epoch (\d):", said)) == (0, ["5", "6"]), errors
+    assert re.search(r"ACC [\d.]+ %, ASR [\d.]+ % on 449 test images; wrote", said)
+    assert "tacfast: " not in errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.json", "net.safetensors"]
+    found = json.loads(out.with_suffix(".json").read_text())
+    assert found["metrics"]["acc"] > 0.8
+    assert len(found["provenance"]["history"]) == 6
+
+
+def test_a_repair_by_two(network, tmp_path):
+    """It may end a little differently, as its network has BatchNorm; one process writes."""
+    out, told = tmp_path / "repaired.safetensors", tmp_path / "repair.json"
+    command = ("repair", network, "--data", "digits", "--out", out, "--json", told, "--resume", tmp_path / "state")
+    killed = (
+        "import os, signal\n"
+        "from tacfast.defenses import training\n"
+        "real = training.Training._run_epoch\n"
+        "def run(self):\n"
+        "    if len(self.history) == 2 and os.environ['RANK'] == '0':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return real(self)\n"
+        "training.Training._run_epoch = run\n"
+    )
+    (killed, _), (status, said) = both(*[calling(*command, before=killed)] * 2)
+    assert (status, killed) == (1, -signal.SIGKILL)
+    assert re.fullmatch(GONE, said)
+    assert [path.name for path in tmp_path.iterdir()] == ["state.lr0.01"]
+    status, said, errors = python(*TORCHRUN, "-m", "tacfast", *command)
+    assert re.search(r"wrote \S+repaired.safetensors, of epoch \d at learning rate", said), errors
+    assert "Traceback" not in errors[: errors.find("torch/distributed")]
+    facts = json.loads(told.read_text())
+    assert facts["repair"]["confirmation"]["outcome"] == "confirmed"
+    assert facts["attack"]["before"]["asr"] > 0.8
+    assert facts["attack"]["after"]["asr"] < 0.1
+    assert status == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["repair.json", "repaired.json", "repaired.safetensors"]

@@ -205,7 +205,9 @@ def test_a_batch_of_the_class_alone_is_trained_on_without_perturbation(trial, re
     x, y = trial.clean.images[own][:20], trial.clean.labels[own][:20]
     with pytest.warns(UserWarning, match="got none of 0"):
         result = repair(trial.model, [(x, y)] * 2, report, mode="universal", epochs=1, targets=(TARGET,))
-    assert not seen
+    (_, _, before, nothing), (_, _, after, _) = seen
+    assert len(nothing) == 0
+    assert torch.equal(before, after)
     assert result.epoch == 1
 
 
