@@ -326,6 +326,29 @@ def test_a_repair_by_two_comes_to_the_weights_of_one(by_two):
         assert all(torch.equal(tensor, other[0][name][0][key]) for key, tensor in one[0][name][0].items())
 
 
+def _drawn(rank, group):
+    """What the loader gave, where parts of batches are not equal and so dropout draws more in one of them."""
+    model, given = Plain(), []
+    model.net.insert(3, nn.Dropout(0.5))
+    data = torch.utils.data.TensorDataset(CLEAN.images[:93], CLEAN.labels[:93])
+
+    def collate(rows):
+        batch = torch.utils.data.default_collate(rows)
+        given.append(batch[1].tolist())
+        return batch
+
+    loader = torch.utils.data.DataLoader(data, 31, shuffle=True, collate_fn=collate)
+    repair(model, loader, scan(model, loader), mode="latent", targets=(2,), epochs=3, lr=0.01, group=group)
+    return given[-27:]  # of each epoch a pass for the shifts and a pass for the steps
+
+
+def test_every_process_is_given_the_same_batches(by_two):
+    one, other = by_two(_drawn)
+    # In an epoch's second pass orders may differ: all are used, and the next epoch begins alike.
+    assert one[:3] == other[:3]
+    assert len(one) == 27
+
+
 def _wrong(rank, group):
     model, report = suspect()
     found = []

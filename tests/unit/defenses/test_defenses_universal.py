@@ -269,7 +269,7 @@ def test_where_the_training_costs_too_much_it_is_done_again_with_shorter_gradien
 
 
 def test_a_class_that_no_shift_leads_to_is_repaired_without(trial, report, monkeypatch):
-    def none(model, loader, head, targets, trim):
+    def none(model, loader, head, targets, *_):
         return torch.full((len(targets), head.weight.shape[1]), math.nan), [Status.INFEASIBLE] * len(targets)
 
     plain = run(trial, report, epochs=1, lr=0.01)
