@@ -323,8 +323,8 @@ def _check_output(head: Head, logits: Tensor, output: Tensor, others: Sequence[s
         cause = "the model ends in a softmax: remove it, logits are needed"
     elif others:  # as in distilled models, whose output is the mean of two heads
         cause = (
-            f"something changes the logits after this layer, or what {listed(others)} gives is mixed in: wrap the model "
-            "in a module that returns the logits of one head"
+            f"something changes the logits after this layer, or what {listed(others)} gives is mixed in: wrap the "
+            "model in a module that returns the logits of one head"
         )
     else:
         cause = "something changes the logits after this layer"

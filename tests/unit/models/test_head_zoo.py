@@ -369,7 +369,8 @@ def test_logits_are_found_in_other_outputs(wrap):
 @pytest.mark.parametrize("wrap", [lambda y: {"out": y}, lambda y: (None, y), lambda y: [[y]], lambda y: None])
 def test_outputs_without_logits_say_how_to_give_them(wrap):
     with pytest.raises(
-        HeadError, match=r"got (dict|tuple|list|NoneType); wrap the model in a module that returns them"
+        HeadError,
+        match="got (dict with out|tuple|list|NoneType); wrap the model in a module that returns the logits of",
     ):
         find_head(Outputs(wrap), torch.randn(3, 6))
 
