@@ -370,7 +370,7 @@ def test_logits_are_found_in_other_outputs(wrap):
 def test_outputs_without_logits_say_how_to_give_them(wrap):
     with pytest.raises(
         HeadError,
-        match="got (dict with out|tuple|list|NoneType); wrap the model in a module that returns the logits of",
+        match=r"got (dict with out|tuple|list|NoneType); wrap the model in a module that returns the logits of",
     ):
         find_head(Outputs(wrap), torch.randn(3, 6))
 
