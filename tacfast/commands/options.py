@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -42,7 +43,10 @@ def parse_mapping(text: str) -> dict[str, Any]:
     return value
 
 
-MODEL, DATA, RUN, RESULT = "The model", "The images", "The run", "Results"
+# Options, by the panel of the help that they stand in.
+model_option, image_option, run_option, result_option = (
+    partial(typer.Option, rich_help_panel=panel) for panel in ("The model", "The images", "The run", "Results")
+)
 
 Checkpoint = Annotated[
     Path,
@@ -67,155 +71,127 @@ SPLITS = ("clean", "held-out", "test", "train", "all")
 
 Data = Annotated[
     str,
-    typer.Option(
+    image_option(
         metavar="FOLDER|NAME",
         help="Folder of clean images that the model was not trained on: one folder per class, or all together. Or the "
         f"name of a data set: {', '.join(DATASETS)}; a folder that is called so is ./NAME.",
-        rich_help_panel=DATA,
         show_default=False,
     ),
 ]
 DataRoot = Annotated[
     Path | None,
-    typer.Option(
-        metavar="FOLDER",
-        help=f"Where the data sets are; {ROOT_VARIABLE}, else the current folder.",
-        rich_help_panel=DATA,
-    ),
+    image_option(metavar="FOLDER", help=f"Where the data sets are; {ROOT_VARIABLE}, else the current folder."),
 ]
 Split = Annotated[
     str | None,
-    typer.Option(
+    image_option(
         help=f"Images of the data set to take, one of {', '.join(SPLITS)}. A network of tacfast train says which "
         "these are, and clean is the default. For others, train and test are those of the data set, and test is the "
-        "default.",
-        rich_help_panel=DATA,
+        "default."
     ),
 ]
 Key = Annotated[
     str | None,
-    typer.Option(
+    model_option(
         metavar="NAME",
         help="Under which name a checkpoint of a training has its state dict, such as model_ema; without it the most "
         "usual one, which the report tells.",
-        rich_help_panel=MODEL,
     ),
 ]
 StripPrefix = Annotated[
     str | None,
-    typer.Option(
-        metavar="TEXT",
-        help="What stands before the names of the tensors, such as net.; those without it are left out.",
-        rich_help_panel=MODEL,
+    model_option(
+        metavar="TEXT", help="What stands before the names of the tensors, such as net.; those without it are left out."
     ),
 ]
 Arch = Annotated[
     str | None,
-    typer.Option(help="Architecture: a name that torchvision or timm knows.", rich_help_panel=MODEL),
+    model_option(help="Architecture: a name that torchvision or timm knows."),
 ]
 ArchArgs = Annotated[
     dict[str, Any] | None,
-    typer.Option(
+    model_option(
         parser=parse_mapping,
         metavar="JSON",
         help="Further arguments of the architecture, such as '{\"img_size\": 32}'.",
-        rich_help_panel=MODEL,
     ),
 ]
-NumClasses = Annotated[int | None, typer.Option(min=2, help="Number of classes.", rich_help_panel=MODEL)]
+NumClasses = Annotated[int | None, model_option(min=2, help="Number of classes.")]
 Head = Annotated[
     str | None,
-    typer.Option(metavar="MODULE", help="Name of the last linear layer, if it is not found.", rich_help_panel=MODEL),
+    model_option(metavar="MODULE", help="Name of the last linear layer, if it is not found."),
 ]
 Preset = Annotated[
     str | None,
-    typer.Option(
+    image_option(
         help=f"Normalisation and size of images that are usual for a data set, where the model does not say them: "
-        f"{', '.join(PRESETS)}. --mean, --std and --image-size go before it.",
-        rich_help_panel=DATA,
+        f"{', '.join(PRESETS)}. --mean, --std and --image-size go before it."
     ),
 ]
 MaxImages = Annotated[
     int | None,
-    typer.Option(min=1, help="Take so many of the images, at random, always the same.", rich_help_panel=DATA),
+    image_option(min=1, help="Take so many of the images, at random, always the same."),
 ]
 Mean = Annotated[
     Numbers | None,
-    typer.Option(
+    image_option(
         parser=parse_numbers,
         metavar="NUMBERS",
         help="Mean that the model's inputs were normalised with, for pixels in [0, 1]: one number for grey images, "
         "three for colour: 0.5,0.5,0.5.",
-        rich_help_panel=DATA,
     ),
 ]
 Std = Annotated[
     Numbers | None,
-    typer.Option(
-        parser=parse_numbers,
-        metavar="NUMBERS",
-        help="Standard deviation, likewise.",
-        rich_help_panel=DATA,
-    ),
+    image_option(parser=parse_numbers, metavar="NUMBERS", help="Standard deviation, likewise."),
 ]
 ImageSize = Annotated[
     int | None,
-    typer.Option(
+    image_option(
         min=1,
         metavar="PIXELS",
         help="Resize the shorter side to this and cut out the central square; else images stay as they are.",
-        rich_help_panel=DATA,
     ),
 ]
 ClassNames = Annotated[
     Path | None,
-    typer.Option(
+    image_option(
         metavar="FILE",
         help="Names of the classes in the model's order, one per line, as the folders are named. Without it, folders "
         "named by numbers are these classes, and others are in alphabetical order.",
-        rich_help_panel=DATA,
     ),
 ]
 SkipUnreadable = Annotated[
     bool,
-    typer.Option(
-        "--skip-unreadable", help="Leave out images that cannot be read, and count them.", rich_help_panel=DATA
-    ),
+    image_option("--skip-unreadable", help="Leave out images that cannot be read, and count them."),
 ]
-BatchSize = Annotated[int, typer.Option(min=2, help="Images per batch.", rich_help_panel=RUN)]
+BatchSize = Annotated[int, run_option(min=2, help="Images per batch.")]
 Workers = Annotated[
     int | None,
-    typer.Option(min=0, help="Processes that read images; up to 8 for many images, else none.", rich_help_panel=RUN),
+    run_option(min=0, help="Processes that read images; up to 8 for many images, else none."),
 ]
 Device = Annotated[
     str | None,
-    typer.Option(metavar="DEVICE", help="Where the model runs; cuda if there is one.", rich_help_panel=RUN),
+    run_option(metavar="DEVICE", help="Where the model runs; cuda if there is one."),
 ]
 Quick = Annotated[
     bool,
-    typer.Option(
-        "--quick",
-        help="Look at the latents alone, in one pass: a fraction of the time, and fewer backdoors found.",
-        rich_help_panel=RUN,
+    run_option(
+        "--quick", help="Look at the latents alone, in one pass: a fraction of the time, and fewer backdoors found."
     ),
 ]
 Quiet = Annotated[
     bool,
-    typer.Option(
-        "--quiet", "-q", help="Print nothing but errors: files and the exit status tell.", rich_help_panel=RUN
-    ),
+    run_option("--quiet", "-q", help="Print nothing but errors: files and the exit status tell."),
 ]
 Json = Annotated[
     Path | None,
-    typer.Option(
+    result_option(
         metavar="FILE",
         help="Write everything found as JSON, errors too; - is standard output. tacfast schema says what is in it.",
-        rich_help_panel=RESULT,
     ),
 ]
-Html = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Write a report that stands alone.", rich_help_panel=RESULT)
-]
+Html = Annotated[Path | None, result_option(metavar="FILE", help="Write a report that stands alone.")]
 
 
 def check_there(checkpoint: Path, data: str) -> None:

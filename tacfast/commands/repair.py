@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from ..defenses.modes import MODES
 from . import options
 from .options import SuspectOptions, gathered
 
-REPAIR = "The repair"
+repair_option = partial(typer.Option, rich_help_panel="The repair")
 
 
 @gathered
@@ -20,85 +21,72 @@ def repair(
     data: options.Data,
     out: Annotated[
         Path,
-        typer.Option(
+        options.result_option(
             metavar="FILE|FOLDER",
             help="The repaired weights: .safetensors, with a .json beside it that says what they are; a state dict as "
             ".pt or .pth; or defense_result.pt, as BackdoorBench reads it. Of a folder of transformers or timm, a new "
             "folder, if it has no such name, laid out likewise.",
-            rich_help_panel=options.RESULT,
             show_default=False,
         ),
     ],
     given: SuspectOptions,
-    mode: Annotated[str, typer.Option(help=f"One of {', '.join(MODES)}.", rich_help_panel=REPAIR)] = "auto",
+    mode: Annotated[str, repair_option(help=f"One of {', '.join(MODES)}.")] = "auto",
     target: Annotated[
         list[int] | None,
-        typer.Option(
-            help="Class to repair, whatever the verdict; may be repeated. Without it, the suspicious ones.",
-            rich_help_panel=REPAIR,
-        ),
+        repair_option(help="Class to repair, whatever the verdict; may be repeated. Without it, the suspicious ones."),
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(
+        repair_option(
             min=1,
             help="Passes over the images; if not given, 5, in modes latent and prune 60.",
-            rich_help_panel=REPAIR,
             show_default=False,
         ),
     ] = None,
     lr: Annotated[
         float | None,
-        typer.Option(
+        repair_option(
             help="Peak learning rate. Without it, until clean accuracy is kept, in turn 0.01 and 0.003, in modes "
             "latent and prune 0.1, 0.03, 0.01 and 0.003.",
-            rich_help_panel=REPAIR,
             show_default=False,
         ),
     ] = None,
     settings: Annotated[
         dict[str, Any] | None,
-        typer.Option(
+        repair_option(
             parser=options.parse_mapping,
             metavar="JSON",
             help="Further settings of the mode, such as '{\"blend\": 0.5}'; an unknown one names those that there are.",
-            rich_help_panel=REPAIR,
             show_default=False,
         ),
     ] = None,
     harden: Annotated[
         bool,
-        typer.Option(
+        repair_option(
             "--harden",
             help="Where nothing is found, train against every class in turn, in mode auto. This costs clean accuracy "
             "whether there is a backdoor or not.",
-            rich_help_panel=REPAIR,
         ),
     ] = False,
     held_out: Annotated[
         float,
-        typer.Option(
-            help="Share of the images that is not trained on, and measures what a repair costs.",
-            rich_help_panel=REPAIR,
-        ),
+        repair_option(help="Share of the images that is not trained on, and measures what a repair costs."),
     ] = 0.2,
     max_drop: Annotated[
         float | None,
-        typer.Option(
+        repair_option(
             help="Clean accuracy that a repair may cost, a share of those images. Without it down to the lower end of "
             "Wilson's 95 % interval of the accuracy before.",
-            rich_help_panel=REPAIR,
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.", rich_help_panel=REPAIR)] = 0,
+    seed: Annotated[int, repair_option(min=0, help="Of everything random.")] = 0,
     resume: Annotated[
         Path | None,
-        typer.Option(
+        options.run_option(
             metavar="FILE",
             help="Keep the state of the repair in files that begin with this name, and go on from them after an "
             "interruption.",
-            rich_help_panel=options.RUN,
         ),
     ] = None,
     batch_size: options.BatchSize = 32,

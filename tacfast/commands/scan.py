@@ -31,44 +31,37 @@ def scan(
     quiet: options.Quiet = False,
     resume: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Keep the state of the scan here, and go on from it after an interruption.",
-            rich_help_panel=options.RUN,
+        options.run_option(
+            metavar="FILE", help="Keep the state of the scan here, and go on from it after an interruption."
         ),
     ] = None,
     json: options.Json = None,
     html: options.Html = None,
     fail_on: Annotated[
         FailOn,
-        typer.Option(
-            help="The least verdict whose exit status is not 0, for continuous integration; never tells errors alone.",
-            rich_help_panel=options.RESULT,
+        options.result_option(
+            help="The least verdict whose exit status is not 0, for continuous integration; never tells errors alone."
         ),
     ] = FailOn.inconclusive,
     junit: Annotated[
         Path | None,
-        typer.Option(
+        options.result_option(
             metavar="FILE",
             help="Write the verdicts as a test case each, as Jenkins and GitLab read them (JUnit's XML).",
-            rich_help_panel=options.RESULT,
         ),
     ] = None,
     sarif: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write the verdicts that are not clean as code scanning reads them (SARIF 2.1.0).",
-            rich_help_panel=options.RESULT,
+        options.result_option(
+            metavar="FILE", help="Write the verdicts that are not clean as code scanning reads them (SARIF 2.1.0)."
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
+        options.result_option(
             metavar="FOLDER",
             help="For several models: a report of each as JSON and HTML, summary.jsonl with one line a model, and "
             "index.html, the worst first. What is done is not done again, and one that fails does not stop the others.",
-            rich_help_panel=options.RESULT,
         ),
     ] = None,
 ) -> None:

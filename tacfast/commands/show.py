@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from ..attacks.registry import ATTACKS
-from ..data.registry import DATASETS, ROOT_VARIABLE
+from ..data.registry import DATASETS
+from . import options
 from .options import MAX_SEED
 
 # More would be too small to look at.
@@ -18,10 +19,7 @@ MAX_IMAGES = 16
 def show(
     attack: Annotated[str, typer.Argument(metavar="ATTACK", help=f"One of {', '.join(ATTACKS)}.", show_default=False)],
     data: Annotated[str, typer.Option(help=f"Data set: one of {', '.join(DATASETS)}.")] = "digits",
-    data_root: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help=f"Where the data sets are; {ROOT_VARIABLE}, else the current folder."),
-    ] = None,
+    data_root: options.DataRoot = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(

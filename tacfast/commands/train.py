@@ -2,84 +2,63 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..attacks.registry import ATTACKS
-from ..data.registry import DATASETS, ROOT_VARIABLE
+from ..data.registry import DATASETS
 from ..training.recipe import PRECISIONS, SCHEDULES, Recipe
 from . import options
 from .options import MAX_SEED
 
-DATA, MODEL, ATTACK, RECIPE = "The data", "The network", "The attack", "The training"
+image_option, attack_option, recipe_option = (
+    partial(typer.Option, rich_help_panel=panel) for panel in ("The images", "The attack", "The training")
+)
 
 
 def train(
     out: Annotated[
         Path,
-        typer.Option(
+        options.result_option(
             metavar="FILE",
             help="The weights, .safetensors; a .json beside it says what they are, and FILE.state, from which an "
             "interrupted training goes on, is deleted at the end.",
-            rich_help_panel=options.RESULT,
             show_default=False,
         ),
     ],
-    data: Annotated[str, typer.Option(help=f"One of {', '.join(DATASETS)}.", rich_help_panel=DATA)] = "digits",
-    data_root: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help=f"Where the data sets are; {ROOT_VARIABLE}, else the current folder.",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
-    clean: Annotated[
-        float, typer.Option(help="Share of the training images kept for the defender.", rich_help_panel=DATA)
-    ] = 0.05,
-    held_out: Annotated[
-        float, typer.Option(help="Share kept for the defender to measure on.", rich_help_panel=DATA)
-    ] = 0.02,
+    data: Annotated[str, image_option(help=f"One of {', '.join(DATASETS)}.")] = "digits",
+    data_root: options.DataRoot = None,
+    clean: Annotated[float, image_option(help="Share of the training images kept for the defender.")] = 0.05,
+    held_out: Annotated[float, image_option(help="Share kept for the defender to measure on.")] = 0.02,
     arch: options.Arch = "preactresnet18",
     arch_args: options.ArchArgs = None,
     attack: Annotated[
         str | None,
-        typer.Option(help=f"One of {', '.join(ATTACKS)}; none if not given.", rich_help_panel=ATTACK),
+        attack_option(help=f"One of {', '.join(ATTACKS)}; none if not given."),
     ] = None,
-    target: Annotated[int, typer.Option(help="The poisoned class.", rich_help_panel=ATTACK)] = 0,
-    ratio: Annotated[float, typer.Option(help="Share of the images that are poisoned.", rich_help_panel=ATTACK)] = 0.1,
+    target: Annotated[int, attack_option(help="The poisoned class.")] = 0,
+    ratio: Annotated[float, attack_option(help="Share of the images that are poisoned.")] = 0.1,
     clean_model: Annotated[
         Path | None,
-        typer.Option(
+        attack_option(
             metavar="FILE",
             help="For trojannn: a clean network of tacfast train on these data. Without it one is trained first.",
-            rich_help_panel=ATTACK,
         ),
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.", rich_help_panel=RECIPE)] = Recipe.epochs,
-    batch_size: Annotated[
-        int, typer.Option(min=2, help="Images per step.", rich_help_panel=RECIPE)
-    ] = Recipe.batch_size,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=RECIPE)] = Recipe.lr,
-    schedule: Annotated[
-        str, typer.Option(help=f"One of {', '.join(SCHEDULES)}.", rich_help_panel=RECIPE)
-    ] = Recipe.schedule,
-    weight_decay: Annotated[float, typer.Option(help="Of SGD.", rich_help_panel=RECIPE)] = Recipe.weight_decay,
+    epochs: Annotated[int, recipe_option(min=1, help="Passes over the images.")] = Recipe.epochs,
+    batch_size: Annotated[int, recipe_option(min=2, help="Images per step.")] = Recipe.batch_size,
+    lr: Annotated[float, recipe_option(help="Peak learning rate.")] = Recipe.lr,
+    schedule: Annotated[str, recipe_option(help=f"One of {', '.join(SCHEDULES)}.")] = Recipe.schedule,
+    weight_decay: Annotated[float, recipe_option(help="Of SGD.")] = Recipe.weight_decay,
     precision: Annotated[
         str,
-        typer.Option(
-            help=f"One of {', '.join(PRECISIONS)}; auto is bfloat16 where the processor computes in it.",
-            rich_help_panel=RECIPE,
-        ),
+        recipe_option(help=f"One of {', '.join(PRECISIONS)}; auto is bfloat16 where the processor computes in it."),
     ] = Recipe.precision,
-    seed: Annotated[
-        int, typer.Option(min=0, max=MAX_SEED, help="Of everything random.", rich_help_panel=RECIPE)
-    ] = Recipe.seed,
-    half: Annotated[
-        bool, typer.Option("--half", help="Write the weights in half precision.", rich_help_panel=options.RESULT)
-    ] = False,
+    seed: Annotated[int, recipe_option(min=0, max=MAX_SEED, help="Of everything random.")] = Recipe.seed,
+    half: Annotated[bool, options.result_option("--half", help="Write the weights in half precision.")] = False,
     device: options.Device = None,
 ) -> None:
     """Train a classifier, clean or with a backdoor. Killed and called again, it goes on after the last whole epoch."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TypeGuard
@@ -11,6 +11,8 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from .._text import listed
 
 
 class HeadError(ValueError):
@@ -126,9 +128,11 @@ def logits_in(output: object) -> Tensor:
         named = output[0]
     if isinstance(named, Tensor):
         return named
+    keys = f" with {listed(output)}" if isinstance(output, Mapping) else ""
     raise HeadError(
         "model: expected logits (n, C) as its output, or a dictionary or object that has them as logits, or a tuple "
-        f"that begins with them, got {type(output).__name__}; wrap the model in a module that returns them"
+        f"that begins with them, got {type(output).__name__}{keys}; wrap the model in a module that returns the logits "
+        "of one head"
     )
 
 
@@ -223,7 +227,8 @@ def find_head_on(model: nn.Module, batch: Tensor, name: str | None, *, source: s
         )
     check_finite(latents, logits, source)
     _check_affine(head, latents, logits)
-    _check_output(head, logits, logits_in(output))
+    others = [each.name for each in candidates if each.name != head.name and each.num_classes == head.num_classes]
+    _check_output(head, logits, logits_in(output), others)
     return head
 
 
@@ -295,8 +300,8 @@ def _check_affine(head: Head, latents: Tensor, logits: Tensor) -> None:
         )
 
 
-def _check_output(head: Head, logits: Tensor, output: Tensor) -> None:
-    """Raise, saying what differs, unless the output of the model is that of the head, perhaps cast."""
+def _check_output(head: Head, logits: Tensor, output: Tensor, others: Sequence[str]) -> None:
+    """Raise, saying what differs, unless the output is that of the head, perhaps cast; ``others`` are as wide."""
     where = f"head {head.name!r}"
     if output.shape != logits.shape or not output.is_floating_point():
         raise HeadError(
@@ -316,6 +321,11 @@ def _check_output(head: Head, logits: Tensor, output: Tensor) -> None:
 
     if answers(logits.softmax(1)) or answers(logits.log_softmax(1)):
         cause = "the model ends in a softmax: remove it, logits are needed"
+    elif others:  # as in distilled models, whose output is the mean of two heads
+        cause = (
+            f"something changes the logits after this layer, or what {listed(others)} gives is mixed in: wrap the "
+            "model in a module that returns the logits of one head"
+        )
     else:
-        cause = "something changes the logits after this layer, or other heads are mixed in"
+        cause = "something changes the logits after this layer"
     raise HeadError(f"{where}: expected logits == head(latents), but they differ by up to {difference:.3g}; {cause}")

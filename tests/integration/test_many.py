@@ -286,13 +286,12 @@ def place(result):
     return location["physicalLocation"]["artifactLocation"]["uri"]
 
 
-@pytest.mark.parametrize(
-    ("name", "status", "rule"), [("attacked.safetensors", 3, "suspicious"), ("broken.pt", 2, "error")]
-)
-def test_of_one_model_they_are_told_too(suspects, tmp_path, capsys, name, status, rule):
-    junit, sarif = tmp_path / "junit.xml", tmp_path / "found.sarif"
-    data = ("--data", suspects / "images", "--quiet")
-    assert run(capsys, "scan", suspects / name, *data, "--junit", junit, "--sarif", sarif)[0] == status
+@pytest.mark.parametrize(("known", "status", "rule"), [(True, 3, "suspicious"), (False, 1, "error")])
+def test_of_one_model_they_are_told_too(suspects, tmp_path, capsys, known, status, rule):
+    junit, sarif, broken = tmp_path / "junit.xml", tmp_path / "found.sarif", tmp_path / "broken.pt"
+    broken.write_bytes(b"nothing of the kind")
+    given = ("scan", suspects / "attacked.safetensors" if known else broken, "--data", suspects / "images", "--quiet")
+    assert run(capsys, *given, "--junit", junit, "--sarif", sarif)[0] == status
     assert len(ElementTree.parse(junit).getroot()[0]) == 1
     assert [each["ruleId"] for each in json.loads(sarif.read_text())["runs"][0]["results"]] == [rule]
-    assert run(capsys, "scan", suspects / name, *data, "--junit", sarif, "--sarif", sarif)[0] == 2
+    assert run(capsys, *given, "--junit", sarif, "--sarif", sarif)[0] == 2

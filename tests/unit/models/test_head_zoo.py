@@ -113,7 +113,7 @@ def test_two_heads_are_no_head():
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     model = timm.create_model("deit_tiny_distilled_patch16_224", img_size=32, depth=1, num_classes=CLASSES)
-    with pytest.raises(HeadError, match="something changes the logits after this layer, or other heads are mixed in"):
+    with pytest.raises(HeadError, match="or what head gives is mixed in: wrap the model in a module that returns"):
         find_head(model, torch.randn(2, 3, 32, 32))
 
 
@@ -369,7 +369,8 @@ def test_logits_are_found_in_other_outputs(wrap):
 @pytest.mark.parametrize("wrap", [lambda y: {"out": y}, lambda y: (None, y), lambda y: [[y]], lambda y: None])
 def test_outputs_without_logits_say_how_to_give_them(wrap):
     with pytest.raises(
-        HeadError, match=r"got (dict|tuple|list|NoneType); wrap the model in a module that returns them"
+        HeadError,
+        match=r"got (dict with out|tuple|list|NoneType); wrap the model in a module that returns the logits of",
     ):
         find_head(Outputs(wrap), torch.randn(3, 6))
 

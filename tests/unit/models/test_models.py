@@ -115,7 +115,7 @@ def test_a_name_can_be_given_and_is_checked():
         (nn.Tanh(), "something changes the logits"),
         (lambda logits: logits[:, :3], r"of shape \(3, 4\), got torch.float32 of shape \(3, 3\)"),
         (lambda logits: logits.round().int(), r"got torch.int32 of shape \(3, 4\)"),
-        (lambda logits: {"out": logits}, "expected logits .* got dict"),
+        (lambda logits: {"out": logits}, "expected logits .* got dict with out; wrap"),
     ],
 )
 def test_says_what_differs(after, message):
