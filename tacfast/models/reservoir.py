@@ -14,8 +14,8 @@ from .._processes import Processes
 from .latents import split_batch
 
 MAX_BYTES = 2**28
-# To tell inputs apart, no more of their numbers are looked at.
-LOOKED_AT = 4096
+# To tell inputs apart, so many of their numbers are looked at: enough for all that are no copies of one another.
+LOOKED_AT = 512
 
 
 class Reservoir:
