@@ -92,11 +92,16 @@ def test_paths_are_found_in_text():
     assert PATH.findall(text) == ["tacfast/models/_pickles.py", "SECURITY.md", "benchmarks/results/LOG.md"]
 
 
-def test_the_citation_is_of_this_version_and_of_the_paper():
+def test_the_version_is_written_in_one_place():
+    provider = re.search(r'^\[tool\.scikit-build\.metadata\.version\]\n.*\ninput = "(.*)"$', PYPROJECT, re.MULTILINE)[1]
+    assert re.findall(r'^__version__ = "(.*)"$', read(provider), re.MULTILINE) == [tacfast.__version__]
+    assert 'dynamic = ["version"]' in PYPROJECT
+    assert "version" not in load(ROOT / "CITATION.cff")
+
+
+def test_the_citation_is_of_the_paper():
     citation = load(ROOT / "CITATION.cff")
     assert {"cff-version", "message", "title", "authors"} <= set(citation)
-    assert citation["version"] == tacfast.__version__
-    assert f'version = "{tacfast.__version__}"' in PYPROJECT
     (paper,) = citation["references"]
     assert paper["url"] == "https://arxiv.org/abs/2511.08944"
     assert paper["url"] in read("README.md")
