@@ -25,7 +25,7 @@ class Head(NamedTuple):
     b: Tensor | None
 
 
-def as_tensor(name: str, value: Array) -> Tensor:
+def as_tensor(name: str, value: Any) -> Tensor:
     """Tensor view of an array of any kind: real floating point, detached, no copy where torch can help it."""
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected an array without a mask, got {type(value).__name__}")

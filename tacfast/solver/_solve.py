@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from . import _checks, _operators, _stages
-from ._arrays import Array, hand_back, kind_of
+from ._arrays import Array, Given, hand_back, kind_of
 from ._gap_matrix import GapMatrix
 from ._results import Certificate, PerSampleSolution, TacSolution, with_kind
 
 
 def solve_tac(
-    latents: Array,
+    latents: Given,
     W: Array,
     b: Array | None = None,
     *,
@@ -27,7 +27,7 @@ def solve_tac(
     tol: float | None = None,
     max_iter: int | None = None,
     raise_on_failure: bool = True,
-) -> TacSolution:
+) -> TacSolution[Given]:
     """Smallest shared latent shift s_k that sends all samples to class k, for every class.
 
     Solves  min ½‖s‖²  s.t.  (w_k − w_j)ᵀ(s + z_i) + b_k − b_j ≥ margin  for all j ≠ k and all samples i. In a
@@ -93,7 +93,7 @@ def solve_tac(
     """
     trim = _checks.check_trim(trim)
     how: dict[str, Any] = {"classes": classes, "margin": margin, "method": method, "tol": tol, "max_iter": max_iter}
-    solution = None
+    solution: TacSolution[Any] | None = None
     if trim == 0 and not torch.compiler.is_compiling():
         solution = _solved_at_once(latents, W, b, raise_on_failure=raise_on_failure, **how)
     if solution is None:
@@ -113,7 +113,7 @@ def _solved_at_once(
     tol: float | None,
     max_iter: int | None,
     raise_on_failure: bool,
-) -> TacSolution | None:
+) -> TacSolution[Any] | None:
     """See `_stages.solve_at_once`; the arguments are those of `solve_tac`, checked here. None also if too large."""
     head = _checks.check_head(W, b)
     z = _checks.check_latents(latents, head.W)
@@ -137,7 +137,7 @@ def _solved_at_once(
     return with_kind(solution, kind)
 
 
-def _with_gradients(solution: TacSolution, latents: Array, W: Array, b: Array | None) -> TacSolution:
+def _with_gradients(solution: TacSolution[Any], latents: Array, W: Array, b: Array | None) -> TacSolution[Any]:
     """The solution, with norms and perturbations that depend on latents, W and b if any of these requires grad."""
     tensors = [x for x in (latents, W, b) if isinstance(x, Tensor)]
     asked = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
@@ -159,7 +159,7 @@ def _kept(name: str, value: Array) -> Tensor:
 
 
 def solve_tac_per_sample(
-    latents: Array,
+    latents: Given,
     W: Array,
     b: Array | None = None,
     *,
@@ -167,7 +167,7 @@ def solve_tac_per_sample(
     margin: float = 0.0,
     return_perturbations: bool = False,
     max_bytes: int = 2**31,
-) -> PerSampleSolution:
+) -> PerSampleSolution[Given]:
     """Smallest latent shift of every single sample to every class: n·K problems.
 
     Parameters
