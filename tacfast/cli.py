@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -48,6 +49,23 @@ def _show_warning(message: Warning | str, *_: object) -> None:
     print(f"tacfast: warning: {printable(' '.join(str(message).split()))}", file=sys.stderr)
 
 
+class _Resuming(logging.Handler):
+    """Shows what work that goes on from a file, or is interrupted, has kept."""
+
+    def __enter__(self) -> None:
+        self.logger = logging.getLogger("tacfast.resuming")
+        self.before = self.logger.level
+        self.logger.addHandler(self)
+        self.logger.setLevel(logging.INFO)
+
+    def __exit__(self, *_: object) -> None:
+        self.logger.removeHandler(self)
+        self.logger.setLevel(self.before)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"tacfast: {printable(record.getMessage())}", file=sys.stderr)
+
+
 def _run(arguments: Sequence[str] | None) -> int:
     try:
         from .commands import app
@@ -57,7 +75,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         print("tacfast: the command line needs an extra: pip install 'tacfast[all]'", file=sys.stderr)
         return 1
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _Resuming():
             warnings.showwarning = _show_warning  # type: ignore[assignment]
             app(args=None if arguments is None else list(arguments), prog_name="tacfast")
     except Exception as error:

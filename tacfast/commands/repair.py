@@ -14,8 +14,8 @@ from rich.console import Console
 from .. import __version__
 from ..data import FolderLoader, hold_out
 from ..defenses import MODES, DivergedError, RepairResult
-from ..defenses import repair as repair_model
-from ..defenses.repairing import Ours
+from ..defenses.repairing import Ours, forget
+from ..defenses.repairing import repair_and_keep as repair_model
 from ..defenses.universal import calm_state
 from ..models import save_checkpoint, write_defense_result
 from ..models.checkpoint import PICKLES, check_target, find_checkpoint
@@ -204,13 +204,16 @@ def repair(
         return open_loader(images, batch_size, workers=workers, shuffle=shuffle, skip_unreadable=skip_unreadable)
 
     everything = open_images()
-    report = run_scan(console, suspect, everything, head)
+    states = [_state_of(state, rate) for rate in rates]
+    scanned = None if state is None else state.with_name(f"{state.name}.scan")
+    report = run_scan(console, suspect, everything, head, resume=scanned)
     triggered = Triggered(suspect, batch_size, workers=workers)
     about = describe(suspect, report, everything, triggered)
     found = scan_facts(report, **about)
     show_scan(console, found, suspect.names)
     if not report.verdict.aims and not target and not harden:
         write_reports(found, report, json=json, html=html)
+        _forget(scanned, states)
         typer.echo(
             "tacfast: nothing to repair, nothing written; --target repairs a class of your choice, --harden all",
             err=True,
@@ -229,13 +232,13 @@ def repair(
                 state_file=_state_of(state, rate),
             )
 
-    # Rates are tried in order, so those before one that has a state are done with.
-    states = [_state_of(state, rate) for rate in rates]
-    first = next((i for i, path in enumerate(states) if path is not None and _has_state(path)), 0)
+    # Rates are tried in order, so those before the last that has a state are done with.
+    first = max((i for i, path in enumerate(states) if path is not None and _has_state(path)), default=0)
     result = _first_kept(rates[first:], attempt)
     if result.rolled_back:
         facts = scan_facts(report, **about, repair=repair_facts(result))
         write_reports(facts, report, json=json, html=html)
+        _forget(scanned, states)
         _give_up(console, facts["repair"], suspect.names)
     after = triggered.measure(result.model)
     assert result.confirmation is not None
@@ -251,6 +254,7 @@ def repair(
     _write_weights(suspect, result, done, out, suspect.images.subset(trained).digests())
     about |= {"repair": done, "attack": after and about["attack"] | {"after": after}}
     write_reports(scan_facts(report, **about), report, json=json, html=html)
+    _forget(scanned, states)
     _show_repair(console, about, out)
 
 
@@ -276,6 +280,14 @@ def _state_of(state: Path | None, rate: float) -> Path | None:
 def _has_state(path: Path) -> bool:
     """Whether an attempt was interrupted there."""
     return path.exists() or calm_state(path).exists()
+
+
+def _forget(scanned: Path | None, states: Sequence[Path | None]) -> None:
+    """Delete what was kept in case of an interruption: all is written."""
+    if scanned is not None:
+        scanned.unlink(missing_ok=True)
+    for path in states:
+        forget(path)
 
 
 def _first_kept(rates: Sequence[float], attempt: Callable[[float], RepairResult]) -> RepairResult:

@@ -15,7 +15,7 @@ from ..data import FolderLoader
 from ..report import error_facts, scan_facts, write_html, write_json
 from ..report.files import as_json
 from ..scanning import ScanReport
-from ..scanning import scan as scan_model
+from ..scanning import scan_and_keep as scan_model
 from . import options
 from .console import print_attack, print_scan, print_warnings, progress
 from .loading import Suspect, check_files, first_head, open_loader, open_suspect
@@ -120,6 +120,8 @@ def scan(
         facts = scan_facts(report, **about)
         # First what may be lost: printing fails where nobody reads on.
         write_reports(facts, report, json=json, html=html)
+        if resume is not None:
+            resume.unlink(missing_ok=True)
         return facts, about["names"]
 
     if out is not None:
@@ -161,7 +163,7 @@ def run_scan(
     quick: bool = False,
     task: str = "scanning",
 ) -> ScanReport:
-    """Scan with a progress bar."""
+    """Scan with a progress bar; the file ``resume`` is left until the report is written."""
     found = first_head(suspect.model, loader, head)
     with progress(console, task, len(suspect.images), then="judging") as advance:
         return scan_model(suspect.model, loader, head=found, on_batch=advance, resume=resume, quick=quick)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from os import PathLike
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from torch import nn
@@ -18,7 +19,8 @@ from .confirmation import scan_again
 from .latent import LatentRepair
 from .prune import PruneRepair
 from .rivals import RIVALS
-from .universal import UniversalRepair
+from .training import DivergedError
+from .universal import UniversalRepair, calm_state
 
 _log = logging.getLogger(__name__)
 
@@ -83,8 +85,8 @@ def repair(
         ``state_file`` is of another repair.
     TypeError
         If a setting is unknown or given beside a mode that is an object, or an argument of another type than described.
-    FileNotFoundError
-        If the folder of ``state_file`` does not exist.
+    FileNotFoundError, BlockingIOError
+        If the folder of ``state_file`` does not exist, or another process works with it.
     DivergedError
         A RuntimeError: if the loss or a weight is no longer finite after an epoch.
 
@@ -99,6 +101,34 @@ def repair(
     images in channels-last order; shifts are solved for and held in float32.
     """
     chosen = _resolved(mode, settings)
+    try:
+        result = repair_and_keep(
+            model, loader, report, mode=chosen, held_out=held_out, on_epoch=on_epoch, state_file=state_file
+        )
+    except DivergedError:  # whoever lowers the learning rate begins anew
+        forget(state_file)
+        raise
+    forget(state_file)
+    return result
+
+
+def forget(state_file: str | PathLike[str] | None) -> None:
+    """Delete what a repair has kept."""
+    for path in () if state_file is None else (Path(state_file), calm_state(state_file)):
+        path.unlink(missing_ok=True)
+
+
+def repair_and_keep(
+    model: nn.Module,
+    loader: Iterable[Any],
+    report: ScanReport,
+    *,
+    mode: Mode,
+    held_out: Iterable[Any] | None = None,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+    state_file: str | PathLike[str] | None = None,
+) -> RepairResult:
+    """As `repair`, but ``state_file`` is left, for whoever has to bring the result to safety first; see `forget`."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(report, ScanReport):
@@ -109,8 +139,8 @@ def repair(
     # The sampler in use: that of the batch sampler, unless the loader has none.
     if isinstance(getattr(getattr(loader, "batch_sampler", None) or loader, "sampler", None), SequentialSampler):
         warn_caller("loader: expected shuffled samples, got the same order every epoch")
-    _log.info("repair by %s", type(chosen).__name__)
-    result = chosen.repair(model, loader, report, held_out=held_out, on_epoch=on_epoch, state_file=state_file)
+    _log.info("repair by %s", type(mode).__name__)
+    result = mode.repair(model, loader, report, held_out=held_out, on_epoch=on_epoch, state_file=state_file)
     if held_out is None or result.rolled_back or not result.targets:
         return result
     confirmation = scan_again(result.model, held_out, report, result.targets)
