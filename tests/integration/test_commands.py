@@ -17,7 +17,7 @@ pytest.importorskip("torchvision")
 pytest.importorskip("safetensors")
 pytest.importorskip("sklearn")
 
-from PIL import Image
+from suspects import MODEL, PIXELS, draw, write_suspect
 
 from tacfast import cli
 from tacfast.demo import make_trial
@@ -25,18 +25,8 @@ from tacfast.models import build_model, load_checkpoint, load_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-MODEL = ("--arch", "small_preact_resnet", "--arch-args", '{"in_channels": 1}', "--num-classes", "10")
-PIXELS = ("--mean", "0", "--std", "1")
 # A repair that leaves the backdoor as it was.
 TOO_LITTLE = ("--mode", "latent", "--epochs", "2", "--lr", "0.001", "--max-drop", "0.5")
-
-
-def draw(folder, data, names=str):
-    for i, (image, label) in enumerate(zip(data.images, data.labels.tolist(), strict=True)):
-        path = folder / names(label) / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((image[0] * 255).round().byte().numpy()).save(path)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +37,7 @@ def trial():
 @pytest.fixture(scope="module")
 def suspect(trial, tmp_path_factory):
     """Folder with the state dict of a backdoored network, and clean images of it."""
-    folder = tmp_path_factory.mktemp("suspect")
-    torch.save(trial.model.state_dict(), folder / "model.pth")
-    draw(folder / "images", trial.clean)
-    return folder
+    return write_suspect(tmp_path_factory.mktemp("suspect"), trial)
 
 
 def run(capsys, *arguments):
