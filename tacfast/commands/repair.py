@@ -234,7 +234,11 @@ def repair(
 
     # Rates are tried in order, so those before the last that has a state are done with.
     first = max((i for i, path in enumerate(states) if path is not None and _has_state(path)), default=0)
-    result = _first_kept(rates[first:], attempt)
+    try:
+        result = _first_kept(rates[first:], attempt)
+    except DivergedError:
+        _forget(scanned, states)
+        raise
     if result.rolled_back:
         facts = scan_facts(report, **about, repair=repair_facts(result))
         write_reports(facts, report, json=json, html=html)
