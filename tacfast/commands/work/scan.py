@@ -16,8 +16,8 @@ from ...data import FolderLoader
 from ...report import error_facts, scan_facts, write_html, write_json
 from ...report.ci import write_junit, write_sarif
 from ...report.files import as_json
-from ...scanning import ScanReport
-from ...scanning import scan as scan_model
+from ...scanning import ScanReport, forget
+from ...scanning import scan_and_keep as scan_model
 from ..options import SuspectOptions
 from .console import print_attack, print_scan, print_warnings, progress
 from .loading import Suspect, check_files, check_outputs, first_head, open_loader, open_suspect
@@ -95,12 +95,13 @@ class Scans:
             suspect.images, self.batch_size, workers=given.workers, skip_unreadable=given.skip_unreadable
         )
         report = run_scan(console, suspect, loader, given.head, resume=resume, quick=self.quick)
-        leave_unless_first()
+        leave_unless_first(resume)
         triggered = Triggered(suspect, self.batch_size, workers=given.workers)
         about = describe(suspect, report, loader, triggered)
         facts = scan_facts(report, **about)
         # First what may be lost: printing fails where nobody reads on.
         write_reports(facts, report, json=json, html=html)
+        forget(resume, all_processes().group)
         return facts, about["names"]
 
 
@@ -139,7 +140,7 @@ def run_scan(
     quick: bool = False,
     task: str = "scanning",
 ) -> ScanReport:
-    """Scan with a progress bar; of several processes each reads its share of the images."""
+    """Scan with a progress bar; of several processes each reads its share of the images. ``resume`` is left."""
     found, processes = first_head(suspect.model, loader, head), all_processes()
     own = loader if processes.size == 1 else loader.share(processes.rank, processes.size)
     with progress(console, task, len(own.images), then="judging") as advance:
@@ -151,9 +152,10 @@ def run_scan(
     return report
 
 
-def leave_unless_first() -> None:
+def leave_unless_first(resume: Path | None) -> None:
     """Nothing is left to do but for the first of several processes, whose exit status is that of all."""
-    if all_processes().rank > 0:
+    if (processes := all_processes()).rank > 0:
+        forget(resume, processes.group)
         raise SystemExit  # no typer.Exit, which is an Exception: it would be told as an error
 
 
