@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from enum import Enum
@@ -12,6 +13,7 @@ import typer
 from rich.console import Console
 
 from ..data import FolderLoader
+from ..models import resuming
 from ..report import error_facts, scan_facts, write_html, write_json
 from ..report.files import as_json
 from ..scanning import ScanReport
@@ -94,6 +96,8 @@ def scan(
     """
     to_stdout = json == STDOUT
     console = Console(stderr=to_stdout, quiet=quiet)  # where JSON goes, nothing else may
+    if quiet:
+        resuming.log.setLevel(logging.WARNING)
     given: dict[str, Any] = {
         "data_root": data_root,
         "split": split,

@@ -158,6 +158,9 @@ def test_an_interrupted_scan_says_what_is_kept_and_where_it_goes_on(suspect, tmp
     count = re.search(r"\d+", kept).group()
     status, lines = run(capsys, suspect, "scan", *options)
     assert (status, lines) == (3, [f"tacfast: going on after {count} samples, from {state}"])
+    at_call(4, interrupt)
+    assert run(capsys, suspect, "scan", *options, "--quiet") == (130, ["tacfast: interrupted"])
+    assert run(capsys, suspect, "scan", *options, "--quiet") == (3, [])
     assert list(tmp_path.iterdir()) == []
 
 
