@@ -27,9 +27,9 @@ from ...scanning import ScanReport
 from ...scanning import forget as forget_scan
 from ..options import SuspectOptions
 from .confirm import STATUS, confirm
-from .console import print_attack, print_confirmation, print_repair, printer, progress
+from .console import STDOUT, console_for, print_attack, print_confirmation, print_repair, printer, progress
 from .loading import TRAINED_BY, Suspect, check_files, open_loader, open_suspect
-from .scan import EXIT_STATUS, STDOUT, describe, errors_told, leave_unless_first, run_scan, show_scan, write_reports
+from .scan import EXIT_STATUS, describe, errors_told, leave_unless_first, run_scan, show_scan, write_reports
 from .triggered import Triggered
 
 # What has an option of its own, or is known from elsewhere.
@@ -72,15 +72,14 @@ class Repair:
 
     def run(self, *, quiet: bool, json: Path | None, html: Path | None) -> None:
         """Scan, repair, write and print; leave with the status of what came of it, unless that is 0."""
-        to_stdout = json == STDOUT
-        console = Console(stderr=to_stdout, quiet=quiet)
+        console = console_for(json, quiet=quiet)
         replace(self.mode, lr=self.rates[0])  # a setting out of range is told now, before the work
         checkpoint = find_checkpoint(self.checkpoint)
         if _as_folder(checkpoint, self.out):
             check_new_folder(self.out)
         else:
             check_target(self.out)
-        files = {"out": self.out, "json": None if to_stdout else json, "html": html, "resume": self.resume}
+        files = {"out": self.out, "json": None if json == STDOUT else json, "html": html, "resume": self.resume}
         check_files(checkpoint, self.given.class_names, **files)
         with errors_told(checkpoint, json):
             self._run(console, checkpoint, json, html)

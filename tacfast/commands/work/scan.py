@@ -19,12 +19,11 @@ from ...report.files import as_json
 from ...scanning import ScanReport, forget
 from ...scanning import scan_and_keep as scan_model
 from ..options import SuspectOptions
-from .console import print_attack, print_scan, print_warnings, progress
+from .console import STDOUT, console_for, print_attack, print_scan, print_warnings, progress
 from .loading import Suspect, check_files, check_outputs, first_head, open_loader, open_suspect
 from .many import ERROR, ORDER, error_row, row_of, scan_many
 from .triggered import Triggered
 
-STDOUT = Path("-")
 # By the label of the verdict; 1 is an error and 2 wrong usage.
 EXIT_STATUS = {"nothing_found": 0, ERROR: 1, "suspicious": 3, "borderline": 4, "inconclusive": 4}
 
@@ -44,9 +43,8 @@ class Scans:
 
     def one(self, checkpoint: Path, *, json: Path | None, html: Path | None, resume: Path | None) -> NoReturn:
         """Scan one, print and write what is found, and leave with the status of the verdict."""
-        to_stdout = json == STDOUT
-        console = Console(stderr=to_stdout, quiet=self.quiet)  # where JSON goes, nothing else may
-        files = {"json": None if to_stdout else json, "html": html, "resume": resume}
+        console = console_for(json, quiet=self.quiet)
+        files = {"json": None if json == STDOUT else json, "html": html, "resume": resume}
         check_files(checkpoint, self.given.class_names, **files, junit=self.junit, sarif=self.sarif)
         row: dict[str, Any] = {"path": str(checkpoint)}
         try:
@@ -61,7 +59,7 @@ class Scans:
 
     def many(self, checkpoints: Sequence[Path], out: Path) -> NoReturn:
         """Scan each, write all to the folder ``out``, and leave with the status of the worst."""
-        console = Console(quiet=self.quiet)
+        console = console_for(None, quiet=self.quiet)
         told = {"data": self.data, "quick": self.quick, **asdict(self.given)}
         del told["workers"], told["device"]  # which change no result
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in told.items()}
