@@ -54,8 +54,9 @@ enum StatusCode : int8_t {
 struct ClassSolve {
     Scalar scalar;           // of gaps, perturbations, norms and duals
     PreparedHead head;       //
-    const void* gaps;        // R[k, j] at k * gap_strides[0] + j * gap_strides[1]
-    int64_t gap_strides[2];  //
+    const void* gaps;        // R[k, j] at k * gap_stride_k + j * gap_stride_j
+    int64_t gap_stride_k;    //
+    int64_t gap_stride_j;    //
     const int64_t* targets;  // (K,) the classes to solve for
     int64_t count;           // K
     int64_t first, last;     // only the targets in [first, last) are solved for

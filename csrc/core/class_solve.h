@@ -37,9 +37,9 @@ class ClassTask {
         work.set.size = 0;
         if (k < 0 || k >= head.classes || !(head.longest < INFINITY)) return finish_invalid();
         constraints.target = int(k);
-        const T* gaps = static_cast<const T*>(args.gaps) + k * args.gap_strides[0];
+        const T* gaps = static_cast<const T*>(args.gaps) + k * args.gap_stride_k;
         const Screening screening = screen(team, head, constraints, args.head.bias(), args.margin,
-                                           [&](int j) { return double(gaps[j * args.gap_strides[1]]); });
+                                           [&](int j) { return double(gaps[j * args.gap_stride_j]); });
         const double* rho = constraints.rho;
         if (!(team.sum(head.classes, [=](int j) { return 0 * rho[j]; }) == 0)) return finish_invalid();
         if constexpr (thorough) {

@@ -109,8 +109,8 @@ struct ClassAnswer {
         args.scalar = scalar_of<T>;
         args.head = q.head.view();
         args.gaps = q.right.data();
-        args.gap_strides[0] = 1;
-        args.gap_strides[1] = C;
+        args.gap_stride_k = 1;
+        args.gap_stride_j = C;
         args.targets = q.targets.data();
         args.count = args.last = int64_t(q.targets.size());
         args.margin = q.margin;

@@ -287,8 +287,8 @@ struct CudaClassAnswer {
         args.scalar = scalar_of<T>;
         args.head = head.view;
         args.gaps = gaps.get();
-        args.gap_strides[0] = 1;
-        args.gap_strides[1] = C;
+        args.gap_stride_k = 1;
+        args.gap_stride_j = C;
         args.targets = targets.get();
         args.count = args.last = K;
         args.margin = q.margin;
