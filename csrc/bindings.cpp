@@ -99,13 +99,14 @@ void define_arguments(py::module_& m) {
         define<Args>(m, "ClassSolve", FIELD(scalar), FIELD(head), FIELD(gaps), FIELD(gap_stride_k), FIELD(gap_stride_j),
                      FIELD(targets), FIELD(count), FIELD(first), FIELD(last), FIELD(margin), FIELD(tol),
                      FIELD(max_iter), FIELD(max_active), FIELD(guess), FIELD(perturbations), FIELD(norms),
-                     FIELD(status), FIELD(duals), FIELD(certificate), FIELD(workspace), FIELD(threads));
+                     FIELD(status), FIELD(iterations), FIELD(duals), FIELD(certificate), FIELD(workspace),
+                     FIELD(threads));
     }
     {
         using Args = tacfast::SampleSolve;
         define<Args>(m, "SampleSolve", FIELD(scalar), FIELD(head), FIELD(logits), FIELD(n), FIELD(targets),
                      FIELD(count), FIELD(margin), FIELD(tol), FIELD(max_iter), FIELD(norms), FIELD(status),
-                     FIELD(perturbations), FIELD(certificate), FIELD(workspace), FIELD(threads));
+                     FIELD(iterations), FIELD(perturbations), FIELD(certificate), FIELD(workspace), FIELD(threads));
     }
     {
         using Args = tacfast::WholeSolve;
@@ -113,7 +114,7 @@ void define_arguments(py::module_& m) {
             m, "WholeSolve", FIELD(scalar), FIELD(latents), FIELD(n), FIELD(latent_stride), FIELD(weight_scalar),
             FIELD(W), FIELD(weight_stride), FIELD(bias), FIELD(classes), FIELD(dim), FIELD(same_share), FIELD(shortest),
             FIELD(targets), FIELD(count), FIELD(margin), FIELD(tol), FIELD(max_iter), FIELD(gaps), FIELD(perturbations),
-            FIELD(norms), FIELD(status), FIELD(duals), FIELD(certificate));
+            FIELD(norms), FIELD(status), FIELD(iterations), FIELD(duals), FIELD(certificate));
     }
 }
 

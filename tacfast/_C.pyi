@@ -103,6 +103,7 @@ class ClassSolve:
         perturbations: int,
         norms: int,
         status: int,
+        iterations: int,
         duals: int,
         certificate: int,
         workspace: int,
@@ -124,6 +125,7 @@ class SampleSolve:
         max_iter: int,
         norms: int,
         status: int,
+        iterations: int,
         perturbations: int,
         certificate: int,
         workspace: int,
@@ -154,6 +156,7 @@ class WholeSolve:
         perturbations: int,
         norms: int,
         status: int,
+        iterations: int,
         duals: int,
         certificate: int,
     ) -> None: ...

@@ -68,6 +68,7 @@ struct ClassSolve {
     void* perturbations;     // (K, d), out
     void* norms;             // (K,), out
     int8_t* status;          // (K,), out
+    int32_t* iterations;     // (K,), out: steps of the active-set method in the attempt that gave the results
     void* duals;             // (K, C), out
     double* certificate;     // (kCertificateFields, K), out
     void* workspace;         // solve_workspace_bytes(...) bytes, 64-byte aligned
@@ -87,6 +88,7 @@ struct SampleSolve {
     int max_iter;            //
     void* norms;             // (n, K), out
     int8_t* status;          // (n, K), out
+    int32_t* iterations;     // (n, K), out
     void* perturbations;     // (n, K, d), out, or null
     double* certificate;     // (kCertificateFields, K), in and out: the worst so far
     void* workspace;         // sample_workspace_bytes(...) bytes, 64-byte aligned

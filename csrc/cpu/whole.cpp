@@ -83,6 +83,7 @@ bool solve_whole(const WholeSolve& args) {
                    args.perturbations,
                    args.norms,
                    args.status,
+                   args.iterations,
                    args.duals,
                    args.certificate,
                    at(layout.solve),

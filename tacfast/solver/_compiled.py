@@ -116,6 +116,7 @@ def solve_whole(
         raw.perturbations.data_ptr(),
         raw.norms.data_ptr(),
         raw.status.data_ptr(),
+        raw.iterations.data_ptr(),
         raw.duals.data_ptr(),
         raw.certificate.data_ptr(),
     )
@@ -237,6 +238,7 @@ def empty_results(classes: Tensor, dim: int, gaps: Tensor) -> Raw:
         gaps.new_empty((count, dim)),
         gaps.new_empty(count),
         gaps.new_empty(count, dtype=torch.int8),
+        gaps.new_empty(count, dtype=torch.int32),
         gaps.new_empty((count, gaps.shape[0])),
         gaps.new_empty((6, count), dtype=torch.float64),
     )
@@ -281,6 +283,7 @@ def solve_classes(
         perturbations=raw.perturbations.data_ptr(),
         norms=raw.norms.data_ptr(),
         status=raw.status.data_ptr(),
+        iterations=raw.iterations.data_ptr(),
         duals=raw.duals.data_ptr(),
         certificate=raw.certificate.data_ptr(),
         workspace=workspace.data_ptr(),
@@ -297,6 +300,7 @@ def solve_samples(problem: Problem, logits: Tensor, return_perturbations: bool) 
     threads, device = torch.get_num_threads(), values.device
     norms = torch.empty((n, count), dtype=values.dtype, device=device)
     status = torch.empty((n, count), dtype=torch.int8, device=device)
+    iterations = torch.empty((n, count), dtype=torch.int32, device=device)
     perturbations = torch.empty((n, count, dim if return_perturbations else 0), dtype=values.dtype, device=device)
     summary = _reference.empty_summary(count, device)
     teams = (count, threads) if device.type == "cpu" else (n, count)
@@ -313,13 +317,14 @@ def solve_samples(problem: Problem, logits: Tensor, return_perturbations: bool) 
         max_iter=problem.max_iter,
         norms=norms.data_ptr(),
         status=status.data_ptr(),
+        iterations=iterations.data_ptr(),
         perturbations=perturbations.data_ptr() if return_perturbations else 0,
         certificate=summary.data_ptr(),
         workspace=workspace.data_ptr(),
         threads=threads,
     )
     _run("solve_samples", device, args)
-    return RawSamples(norms, status, perturbations, summary)
+    return RawSamples(norms, status, iterations, perturbations, summary)
 
 
 def _head(head: Prepared, dim: int, same_share: float) -> _C.PreparedHead:

@@ -192,11 +192,11 @@ def solve_tac_per_sample(
     max_bytes = _checks.check_integer("max_bytes", max_bytes, 0)
     chosen = _checks.check_classes(classes, len(head.W), z.device)
     dtype = _checks.result_dtype(head.W, head.b, z)
-    width = dtype.itemsize * (1 + (z.shape[1] if return_perturbations else 0)) + 1
+    width = dtype.itemsize * (1 + (z.shape[1] if return_perturbations else 0)) + 5  # of which 1 status, 4 iterations
     size = z.shape[0] * len(chosen) * width
     if size > max_bytes:
         raise ValueError(f"max_bytes: expected at least {size} for this result, got {max_bytes}")
-    norms, status, perturbations, summary = _operators.solve_samples(
+    norms, status, iterations, perturbations, summary = _operators.solve_samples(
         z,
         head.W,
         _operators.prepare_head(head.W, head.b),
@@ -211,6 +211,7 @@ def solve_tac_per_sample(
         norms,
         chosen,
         status,
+        iterations,
         Certificate(*summary.unbind(0)),
         perturbations if return_perturbations else None,
         margin,

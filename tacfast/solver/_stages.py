@@ -96,7 +96,7 @@ def solve_classes_impl(
     max_iter: int,
     n_samples: int,
     raise_on_failure: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Solve the QP of every class in ``classes`` from R = ``gaps``; the fields of `Raw`."""
     if gaps.device.type == "cpu":
         check_class_values(classes, gaps.shape[0])
@@ -107,7 +107,7 @@ def solve_classes_impl(
         check_finite("R", gaps)
     if raise_on_failure and has_failed(statuses):
         raise failure(dress(raw, gaps, classes, n_samples, margin, trim))
-    return raw.perturbations, raw.norms, raw.status, raw.duals, raw.certificate
+    return raw.perturbations, raw.norms, raw.status, raw.iterations, raw.duals, raw.certificate
 
 
 def fits_one_call(latents: Tensor, W: Tensor, bias: Tensor | None, method: str) -> bool:
@@ -199,7 +199,7 @@ def solve_samples_impl(
     max_iter: int,
     return_perturbations: bool,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """One QP per latent and class; the fields of `RawSamples`."""
     logits = logits_impl(latents, head, len(W), dtype)
     if logits.device.type == "cpu":
@@ -208,7 +208,7 @@ def solve_samples_impl(
             raise ValueError(_explain_bad_logit(latents, 0, bad, len(W)))
     problem = _problem(W, head, classes, margin, tol, max_iter)
     raw: RawSamples = backend(logits.device).solve_samples(problem, logits, return_perturbations)
-    return raw.norms, raw.status, raw.perturbations, raw.certificate
+    return raw.norms, raw.status, raw.iterations, raw.perturbations, raw.certificate
 
 
 def logits_impl(latents: Tensor, head: Tensor, n_classes: int, dtype: torch.dtype) -> Tensor:
@@ -254,6 +254,7 @@ def dress(raw: Raw, gaps: Tensor, classes: Tensor, n_samples: int, margin: float
         raw.norms,
         classes,
         raw.status,
+        raw.iterations,
         raw.duals,
         gaps,
         Certificate(*raw.certificate.unbind(0)),
