@@ -127,14 +127,11 @@ def _solved_at_once(
         _checks.check_margin(margin),
         _checks.check_tol(tol, _checks.result_dtype(head.W, head.b, z)),
         _checks.check_max_iter(max_iter, len(head.W)),
+        raise_on_failure,
+        kind_of(latents),
     )
-    if solution is None:
-        return None
     hand_back(latents, W, b)
-    kind = kind_of(latents)
-    if raise_on_failure and _stages.has_failed(solution.status.tolist()):
-        raise _stages.failure(solution, kind)
-    return with_kind(solution, kind)
+    return solution
 
 
 def _with_gradients(solution: TacSolution, latents: Array, W: Array, b: Array | None) -> TacSolution:
