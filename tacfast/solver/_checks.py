@@ -36,7 +36,8 @@ def as_tensor(name: str, value: Any) -> Tensor:
         raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64 values, got {tensor.dtype}")
     if tensor.is_nested or tensor.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got {'nested ' * tensor.is_nested}layout {tensor.layout}")
-    return tensor.detach().resolve_neg()
+    plain = type(tensor) is Tensor and not tensor.requires_grad  # as it is then: a view takes longer than the checks
+    return (tensor if plain else tensor.detach()).resolve_neg()
 
 
 def check_head(W: Array, b: Array | None) -> Head:

@@ -15,7 +15,7 @@ from .._shown import Shown
 from . import _checks, _operators
 from ._arrays import Array, Given, Kind, as_kind, hand_back, kind_of
 from ._contract import Raw
-from ._results import SolverError, TacSolution, with_kind
+from ._results import TacSolution
 from ._stages import dress
 from ._state import State, check_state
 
@@ -277,15 +277,10 @@ class GapMatrix(Shown, Generic[Kind]):
             _checks.check_max_iter(max_iter, R.shape[0]),
             self._n_samples,
             _checks.check_raise(raise_on_failure, R.device),
+            self._kind,
         )
-        try:
-            raw = Raw(*_operators.solve_classes(self._W, self._head, R, chosen, margin, trim, *how))
-        except SolverError as error:
-            if self._kind != "torch":
-                raise SolverError(str(error), with_kind(error.solution, self._kind)) from None
-            raise
-        solution: TacSolution[Any] = dress(raw, R, chosen, self._n_samples, margin, trim)
-        return with_kind(solution, self._kind)
+        raw = Raw(*_operators.solve_classes(self._W, self._head, R, chosen, margin, trim, *how))
+        return dress(raw, R, chosen, self._n_samples, margin, trim, self._kind)
 
     @property
     def fingerprint(self) -> str:

@@ -114,6 +114,10 @@ class TacSolution(Tabled, Generic[Kind]):
     norms : (K,), ‖s_k‖₂; +inf for an infeasible class
     classes : (K,) int64, the class k of each row
     status : (K,) int8, values of `Status`
+    iterations : (K,) int32, steps of the active-set method, of which ``max_iter`` allows so many: each takes up a
+        violated constraint, lets go of one, or finds that those taken up imply or contradict it. 0 where s = 0 will
+        do, where an equal row of W with a larger bias makes the class infeasible, and where the active set was
+        predicted rightly. Of a class that had to be solved again, numerically more carefully, those of both solves
     duals : (K, C), λ ≥ 0, one per constraint; 0 at the own class; of an infeasible class the Farkas ray
     gaps : (C, C), R[k, j] = max_i (L[i, j] − L[i, k]), or for ``trim`` > 0 the order statistic that `solve_tac`
         describes; the margin is not included
@@ -126,6 +130,7 @@ class TacSolution(Tabled, Generic[Kind]):
     norms: Kind
     classes: Kind
     status: Kind
+    iterations: Kind
     duals: Kind
     gaps: Kind
     certificate: Certificate[Kind]
@@ -279,6 +284,7 @@ class TacSolution(Tabled, Generic[Kind]):
         return [
             ("smallest norms", by_class(_smallest_first(self.classes, self.norms))),
             ("status", _counted(self.status)),
+            ("iterations", _spread(self.iterations)),
             ("certificate", self.certificate._title()),
             ("settings", f"margin {self.margin:g}, trim {self.trim:g}"),
         ]
@@ -293,6 +299,7 @@ class PerSampleSolution(Shown, Generic[Kind]):
     norms : (n, K), ‖s_ik‖₂, 0 where sample i is in class k already; +inf for an infeasible class
     classes : (K,) int64
     status : (n, K) int8, values of `Status`
+    iterations : (n, K) int32, steps of the active-set method, as of `TacSolution`
     certificate : the worst value over the samples of each class, float64 (K,), before rounding to the dtype of the
         norms; ``lower`` and ``upper`` bound the smallest and the largest norm of the class
     perturbations : (n, K, d), or None if they were not asked for
@@ -302,6 +309,7 @@ class PerSampleSolution(Shown, Generic[Kind]):
     norms: Kind
     classes: Kind
     status: Kind
+    iterations: Kind
     certificate: Certificate[Kind]
     perturbations: Kind | None
     margin: float
@@ -317,6 +325,7 @@ class PerSampleSolution(Shown, Generic[Kind]):
         return [
             ("smallest median norms", by_class(_smallest_first(self.classes, medians))),
             ("status", _counted(self.status)),
+            ("iterations", _spread(self.iterations)),
             ("certificate", self.certificate._title()),
             ("margin", self.margin),
             *([] if self.perturbations is None else [("perturbations", self.perturbations)]),
@@ -348,6 +357,13 @@ def _smallest_first(classes: Array, values: Array) -> dict[int, float]:
     """Values (K,) by class (K,); NaN comes last."""
     pairs = zip(as_tensor("classes", classes).tolist(), as_tensor("values", values).tolist(), strict=True)
     return dict(sorted(pairs, key=lambda pair: (math.isnan(pair[1]), pair[1])))
+
+
+def _spread(iterations: Array) -> str:
+    counts = as_tensor("iterations", iterations).flatten()
+    if not len(counts):
+        return "none"
+    return f"{counts.min()} to {counts.max()}, median {counts.median()}"
 
 
 def _counted(status: Array) -> str:

@@ -127,14 +127,11 @@ def _solved_at_once(
         _checks.check_margin(margin),
         _checks.check_tol(tol, _checks.result_dtype(head.W, head.b, z)),
         _checks.check_max_iter(max_iter, len(head.W)),
+        raise_on_failure,
+        kind_of(latents),
     )
-    if solution is None:
-        return None
     hand_back(latents, W, b)
-    kind = kind_of(latents)
-    if raise_on_failure and _stages.has_failed(solution.status.tolist()):
-        raise _stages.failure(solution, kind)
-    return with_kind(solution, kind)
+    return solution
 
 
 def _with_gradients(solution: TacSolution[Any], latents: Array, W: Array, b: Array | None) -> TacSolution[Any]:
@@ -192,11 +189,11 @@ def solve_tac_per_sample(
     max_bytes = _checks.check_integer("max_bytes", max_bytes, 0)
     chosen = _checks.check_classes(classes, len(head.W), z.device)
     dtype = _checks.result_dtype(head.W, head.b, z)
-    width = dtype.itemsize * (1 + (z.shape[1] if return_perturbations else 0)) + 1
+    width = dtype.itemsize * (1 + (z.shape[1] if return_perturbations else 0)) + 5  # of which 1 status, 4 iterations
     size = z.shape[0] * len(chosen) * width
     if size > max_bytes:
         raise ValueError(f"max_bytes: expected at least {size} for this result, got {max_bytes}")
-    norms, status, perturbations, summary = _operators.solve_samples(
+    norms, status, iterations, perturbations, summary = _operators.solve_samples(
         z,
         head.W,
         _operators.prepare_head(head.W, head.b),
@@ -211,6 +208,7 @@ def solve_tac_per_sample(
         norms,
         chosen,
         status,
+        iterations,
         Certificate(*summary.unbind(0)),
         perturbations if return_perturbations else None,
         margin,
