@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -259,9 +259,9 @@ def _products_are_narrowed(kind: str) -> bool:
 
 def dress(
     raw: Raw, gaps: Tensor, classes: Tensor, n_samples: int, margin: float, trim: float, kind: str
-) -> TacSolution:
+) -> TacSolution[Any]:
     """The solution around the raw results, its arrays of that kind."""
-    solution = TacSolution(
+    solution: TacSolution[Any] = TacSolution(
         raw.perturbations,
         raw.norms,
         classes,
