@@ -47,7 +47,7 @@ def python(*arguments, **environment):
     return done.returncode, done.stdout, done.stderr
 
 
-def both(*code, timeout=60):
+def both(*code, timeout=120):
     """Run two processes as torchrun would, which does not watch them here; exit status and standard error of each.
 
     ``code`` is what each does before the command line.
@@ -161,6 +161,7 @@ def test_no_process_has_more_than_its_share(network, tmp_path):
     assert len(first & second) == 32  # the very first batch, to look at the model
 
 
+@pytest.mark.slow
 def test_images_that_cannot_be_read_are_counted_once(network, folder, tmp_path):
     for name in ("1/a.png", "8/b.png"):
         (folder / name).write_bytes(b"no image")
@@ -220,6 +221,7 @@ def test_nobody_waits_for_one_that_was_killed(network):
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_nobody_waits_for_long_for_one_that_hangs(network):
     soon = "from datetime import timedelta\nfrom tacfast import _processes\n_processes.TIMEOUT = timedelta(seconds=5)\n"
     before = dying("import time; time.sleep(12)")
