@@ -97,6 +97,7 @@ struct WholeSolve {
     void* perturbations;     // (K, d), out
     void* norms;             // (K,), out
     int8_t* status;          // (K,), out
+    int32_t* iterations;     // (K,), out
     void* duals;             // (K, C), out
     double* certificate;     // (kCertificateFields, K), out
     void* workspace;         // whole_workspace_bytes(...) bytes, 64-byte aligned

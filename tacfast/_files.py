@@ -1,25 +1,37 @@
-"""Files that are either written whole or not at all."""
+"""Files that are either written whole or not at all, and worked on by one process at a time."""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    LOCKS = False
+else:
+    LOCKS = True
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise OSError unless a file can be written as ``path``: for before long work whose result goes there."""
-    target = _target(path)
-    write_atomically(probe := target.with_name(f".{secrets.token_hex(8)}.tmp"), b"")
-    probe.unlink()
+    with _temporary(_target(path)) as temporary:
+        temporary.write_bytes(b"")
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Write ``content`` to a temporary file beside ``path`` and rename it.
 
     Whoever reads ``path`` sees the old file or the new one, never half of one; after a failure the temporary file is
-    gone and the old file stands. Of a symbolic link, what it leads to is written.
+    gone and the old file stands. One that a killed process has left is gone after the next write to ``path``. Of a
+    symbolic link, what it leads to is written.
 
     Raises
     ------
@@ -27,15 +39,94 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         Naming the path: if its folder does not exist, it is a folder or a device, or the disk is full.
     """
     target = _target(path)
-    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
+    with _temporary(target) as temporary:
         temporary.write_bytes(content)
         temporary.replace(target)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None:  # not in the name of the temporary file
-            raise OSError(error.errno, error.strerror, str(target)) from error
-        raise
+
+
+@contextmanager
+def only_process(path: str | os.PathLike[str], name: str) -> Iterator[None]:
+    """Keep other processes from working with ``path``; where locks are unknown, nothing is kept from anything.
+
+    Of a process that was killed nothing is left but an empty file, which the next one takes and removes.
+
+    Parameters
+    ----------
+    path : a file, which need not exist, in a folder that does
+    name : of the argument, for the error
+
+    Raises
+    ------
+    BlockingIOError
+        If another process does.
+    """
+    if not LOCKS:
+        yield
+        return
+    target = Path(path)
+    lock = target.with_name(f".{target.name}.lock")
+    while True:
+        with lock.open("w") as file:
+            # Not flock: a process that reads images for one that was killed would go on to hold the lock for seconds.
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    raise BlockingIOError(f"{name}: another process works with {path}, wait for it") from None
+            if not _is_same(file, lock):  # whoever held it has removed it
+                continue
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+@contextmanager
+def _temporary(target: Path) -> Iterator[Path]:
+    """An empty file beside the target, gone on leaving; errors name the target instead of it."""
+    # Short, whatever the name of the target, and the same in every process.
+    prefix = f".{zlib.crc32(os.fsencode(target.name)):08x}."
+    temporary = target.with_name(f"{prefix}{secrets.token_hex(8)}.tmp")
+    try:
+        for stale in target.parent.glob(f"{prefix}*.tmp"):
+            _remove_unless_locked(stale)
+        with temporary.open("xb") as file:
+            _lock(file)
+            yield temporary
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(target)) from error
+    finally:
+        with suppress(OSError):  # such as that of a folder that is no longer there
+            temporary.unlink(missing_ok=True)
+
+
+def _remove_unless_locked(path: Path) -> None:
+    """Remove what a killed process has left; what another one is about to write is locked."""
+    with suppress(OSError), path.open("rb") as file:
+        if _lock(file):
+            path.unlink()
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Whether the file is ours until it is closed."""
+    if not LOCKS:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _is_same(file: IO[str], path: Path) -> bool:
+    """Whether the path still leads to the open file."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _target(path: str | os.PathLike[str]) -> Path:

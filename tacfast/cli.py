@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import warnings
@@ -47,9 +48,26 @@ def _show_warning(message: Warning | str, *_: object) -> None:
     print(f"tacfast: warning: {printable(' '.join(str(message).split()))}", file=sys.stderr)
 
 
+class _Resuming(logging.Handler):
+    """Shows what work that goes on from a file, or is interrupted, has kept."""
+
+    def __enter__(self) -> None:
+        self.logger = logging.getLogger("tacfast.resuming")
+        self.before = self.logger.level
+        self.logger.addHandler(self)
+        self.logger.setLevel(logging.INFO)
+
+    def __exit__(self, *_: object) -> None:
+        self.logger.removeHandler(self)
+        self.logger.setLevel(self.before)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"tacfast: {printable(record.getMessage())}", file=sys.stderr)
+
+
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        with warnings.catch_warnings(), _joined():
+        with warnings.catch_warnings(), _Resuming(), _joined():
             warnings.showwarning = _show_warning  # type: ignore[assignment]
             from .commands import app
 

@@ -6,7 +6,9 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -129,9 +131,11 @@ def scan(
         ``accuracy``
     head : result of `find_head`, or the name of the layer; found on the first batch if None
     on_batch : called after each batch with the number of samples seen so far
-    resume : file that keeps what has been seen, written every half minute and when the loader or the model fails or
-        is interrupted. Where it exists, the scan goes on from there: the loader must give the same samples in the
-        same order, and the model does not run again on those seen before. Deleted at the end
+    resume : file that keeps what has been seen, written when the loader or the model fails or is interrupted, after
+        the last batch, and before that as often as it costs 5 % of the time: what a killed process loses is the current
+        batch, or, where that is more, 20 times what it takes to write the file. Where it exists, the scan goes on from
+        there: the loader must give the same samples in the same order, and the model does not run again on those seen
+        before. Deleted at the end
     blocks : how many blocks of samples to leave out in turn for ``stability``, at the cost of as many solves; 0 for
         none, None for 10 where they cost seconds at most (n·C + 20·C² up to 10⁸: 80 000 samples of 1000 classes)
     quick : only the shifts of the latents: no gradients, no second look at inputs, and fewer backdoors found
@@ -155,29 +159,75 @@ def scan(
         scan of this model and loader.
     FileNotFoundError, IsADirectoryError
         If the folder of ``resume`` does not exist, or ``resume`` is one.
+    BlockingIOError
+        If another process works with ``resume``.
     ImportError
         If safetensors, which ``resume`` needs, is not installed.
     OSError
         If another process of the ``group`` failed, is gone, or did not answer in time.
     """
+    report = scan_and_keep(
+        model, loader, head=head, on_batch=on_batch, resume=resume, blocks=blocks, quick=quick, group=group
+    )
+    forget(resume, group)
+    return report
+
+
+def forget(resume: str | os.PathLike[str] | None, group: torch.distributed.ProcessGroup | None = None) -> None:
+    """Delete what a scan has kept, in this process."""
+    if resume is not None:
+        Path(_own(resume, Processes(group))).unlink(missing_ok=True)
+
+
+def scan_and_keep(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    head: Head | str | None = None,
+    on_batch: Callable[[int], None] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    blocks: int | None = None,
+    quick: bool = False,
+    group: torch.distributed.ProcessGroup | None = None,
+) -> ScanReport:
+    """As `scan`, but the file ``resume`` is left, for whoever has to bring the report to safety first."""
     check_blocks(blocks)
     start = time.perf_counter()
     processes = Processes(group)
     reading = _Waiting(loader)
     kept = Reservoir(reading, 0 if quick else KEPT_INPUTS)
-    with processes.together():
-        found, batches = resolve_head(model, kept, head)
-        tally = Tally(found)
-        file = None if resume is None else ResumeFile(_own(resume, processes), tally)
-        folding = _stream(model, batches, found, tally, file, on_batch)
-        if file is not None and processes.size > 1:
-            file.write()  # others may fail yet
-    tally.gather(processes)
-    kept.gather(processes)
-    if tally.gaps.n_samples == 0:
-        raise ValueError("loader: expected at least one batch, got none")
+    with ExitStack() as held:
+        with processes.together():
+            found, batches = resolve_head(model, kept, head)
+            tally = Tally(found)
+            file = None if resume is None else ResumeFile(_own(resume, processes), tally)
+            if file is not None:
+                held.enter_context(file.held())
+            folding = _stream(model, batches, found, tally, file, on_batch)
+        tally.gather(processes)
+        kept.gather(processes)
+        if tally.gaps.n_samples == 0:
+            raise ValueError("loader: expected at least one batch, got none")
+        streamed = time.perf_counter()
+        _log.info("%d samples seen in %.1f s", tally.gaps.n_samples, streamed - start)
+        timings = {"latents": streamed - start, "reading": reading.seconds, "folding": folding}
+        return _judged(model, tally, found, kept, blocks, processes, quick=quick, start=start, timings=timings)
+
+
+def _judged(
+    model: nn.Module,
+    tally: Tally,
+    found: Head,
+    kept: Reservoir,
+    blocks: int | None,
+    processes: Processes,
+    *,
+    quick: bool,
+    start: float,
+    timings: dict[str, float],
+) -> ScanReport:
+    """The report of what was seen, and of a second look at the inputs that were kept."""
     streamed = time.perf_counter()
-    _log.info("%d samples seen in %.1f s", tally.gaps.n_samples, streamed - start)
     evidence, missing = evidence_of(model, found, tally.gaps, kept.inputs, together=kept.largest)
     rule = QUICK if evidence.inputs is None else FULL
     solution = evidence.solution(RULE_TRIM)
@@ -193,8 +243,6 @@ def scan(
     weighed = time.perf_counter()
     with evaluation_mode(model):
         perturbations = _perturbations(evidence, verdict)
-    if file is not None:
-        file.remove()
     end = time.perf_counter()
     _log.info("verdict after %.1f s: %s", end - start, said(verdict))
     any_labels = bool(tally.labelled.any())
@@ -205,9 +253,7 @@ def scan(
         fingerprint=tally.gaps.fingerprint,
         accuracy=int(tally.correct.sum()) / int(tally.labelled.sum()) if any_labels else None,
         timings={
-            "latents": streamed - start,
-            "reading": reading.seconds,
-            "folding": folding,
+            **timings,
             "solve": solved - streamed,
             "statistics": compared - solved,
             "stability": weighed - compared,

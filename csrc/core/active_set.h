@@ -31,7 +31,7 @@ struct ActiveSet {
     double* coef;      // (capacity) scratch: coefficients of a constraint in the active ones
     double* products;  // (C) a_j's
     int size;          //
-    int iterations;    // adds and drops so far
+    int iterations;    // steps so far: each takes up a constraint, lets go of one, or finds one implied or contradicted
     double norm;       // |s|
 };
 
@@ -135,9 +135,9 @@ TACFAST_HD Outcome enforce(const Team& team, Geometry& geometry, const Constrain
     double lambda = 0;
     for (;;) {
         if (set.iterations >= limits.max_iter) return Outcome::stopped;
-        ++set.iterations;
         const Projection projection = geometry.project(team, c, set, p);
         if (projection.ambiguous) return Outcome::ambiguous;
+        ++set.iterations;
         const Best blocking = first_blocking(team, c, set, length);
         const bool dependent = projection.distance2 == 0;
         if (dependent && blocking.index < 0) {

@@ -54,8 +54,9 @@ enum StatusCode : int8_t {
 struct ClassSolve {
     Scalar scalar;           // of gaps, perturbations, norms and duals
     PreparedHead head;       //
-    const void* gaps;        // R[k, j] at k * gap_strides[0] + j * gap_strides[1]
-    int64_t gap_strides[2];  //
+    const void* gaps;        // R[k, j] at k * gap_stride_k + j * gap_stride_j
+    int64_t gap_stride_k;    //
+    int64_t gap_stride_j;    //
     const int64_t* targets;  // (K,) the classes to solve for
     int64_t count;           // K
     int64_t first, last;     // only the targets in [first, last) are solved for
@@ -67,6 +68,7 @@ struct ClassSolve {
     void* perturbations;     // (K, d), out
     void* norms;             // (K,), out
     int8_t* status;          // (K,), out
+    int32_t* iterations;     // (K,), out: steps of the active-set method in the attempt that gave the results
     void* duals;             // (K, C), out
     double* certificate;     // (kCertificateFields, K), out
     void* workspace;         // solve_workspace_bytes(...) bytes, 64-byte aligned
@@ -86,6 +88,7 @@ struct SampleSolve {
     int max_iter;            //
     void* norms;             // (n, K), out
     int8_t* status;          // (n, K), out
+    int32_t* iterations;     // (n, K), out
     void* perturbations;     // (n, K, d), out, or null
     double* certificate;     // (kCertificateFields, K), in and out: the worst so far
     void* workspace;         // sample_workspace_bytes(...) bytes, 64-byte aligned

@@ -33,13 +33,14 @@ class ClassTask {
     // Target r of args.targets.
     TACFAST_HD void run(int64_t r) {
         row = r;
+        iterations = 0;
         const int64_t k = args.targets[r];
-        work.set.size = 0;
+        work.set.size = work.set.iterations = 0;
         if (k < 0 || k >= head.classes || !(head.longest < INFINITY)) return finish_invalid();
         constraints.target = int(k);
-        const T* gaps = static_cast<const T*>(args.gaps) + k * args.gap_strides[0];
+        const T* gaps = static_cast<const T*>(args.gaps) + k * args.gap_stride_k;
         const Screening screening = screen(team, head, constraints, args.head.bias(), args.margin,
-                                           [&](int j) { return double(gaps[j * args.gap_strides[1]]); });
+                                           [&](int j) { return double(gaps[j * args.gap_stride_j]); });
         const double* rho = constraints.rho;
         if (!(team.sum(head.classes, [=](int j) { return 0 * rho[j]; }) == 0)) return finish_invalid();
         if constexpr (thorough) {
@@ -68,6 +69,7 @@ class ClassTask {
     double* exact_duals;  // (C) before rounding
     Work work;
     int64_t row = 0;
+    int iterations = 0;  // for this row, through the Gram matrix and the rows together
 
     TACFAST_HD T* perturbation() const { return static_cast<T*>(args.perturbations) + row * args.head.dim; }
     TACFAST_HD T* duals() const { return static_cast<T*>(args.duals) + row * args.head.classes; }
@@ -85,6 +87,7 @@ class ClassTask {
                                     : by_rows ? solve_by_rows(team, head, constraints, work, limits)
                                               : solve_by_gram(team, head, constraints, work, limits);
             guessed = false;
+            iterations += work.set.iterations;
             if (outcome == Outcome::infeasible) return finish_ray();
             if (outcome != Outcome::ambiguous) {
                 write(false, 0);
@@ -154,6 +157,7 @@ class ClassTask {
 
     // What is not solved is left open.
     TACFAST_HD void finish_quick(Outcome outcome) {
+        iterations = work.set.iterations;
         if (outcome != Outcome::settled) return finish(kCrowded, unknown());
         write(false, 0);
         const Certificate certificate = certify(perturbation(), duals());
@@ -186,6 +190,7 @@ class ClassTask {
                                                        certificate.gap,    certificate.lower, certificate.upper};
             for (int f = 0; f < kCertificateFields; ++f) args.certificate[f * args.count + row] = values[f];
             args.status[row] = status;
+            args.iterations[row] = iterations;
         }
         team.sync();
     }

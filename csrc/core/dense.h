@@ -54,8 +54,8 @@ class DenseTask {
         const double* TACFAST_RESTRICT shape = constant;
         double* TACFAST_RESTRICT v = guess + r * int64_t(C);
         if (!(*total > 0)) return team.each(C, [=](int j) { v[j] = 0; });
-        const T* gaps = static_cast<const T*>(args.gaps) + k * args.gap_strides[0];
-        const int64_t step = args.gap_strides[1];
+        const T* gaps = static_cast<const T*>(args.gaps) + k * args.gap_stride_k;
+        const int64_t step = args.gap_stride_j;
         const double margin = args.margin;
         auto rho = [=](int j) { return j == k ? 0.0 : double(gaps[j * step]) + margin; };
         team.each(C, [=](int j) { x[j] = rho(j); });

@@ -9,6 +9,7 @@ struct SampleResult {
     StatusCode status;
     double norm;
     Certificate certificate;
+    int iterations = 0;  // through the Gram matrix and the rows together
 };
 
 // T: the type of the logits and of what is handed out. Everything else is float64.
@@ -85,6 +86,7 @@ class SampleTask {
 
     TACFAST_HD SampleResult solve() {
         SampleResult found = {};
+        int iterations = 0;
         bool by_rows = screening.hard;
         if (!thorough && by_rows) return {kInaccurate, NAN, {NAN, NAN, NAN, NAN, 0, INFINITY}};
         for (;;) {
@@ -92,6 +94,7 @@ class SampleTask {
             if (!by_rows) outcome = solve_gram();
             if constexpr (thorough)
                 if (by_rows) outcome = solve_by_rows(team, head, constraints, work, limits);
+            iterations += work.set.iterations;
             const Certificate certificate = certify();
             const bool settled = outcome == Outcome::settled;
             const bool solved = (settled || outcome == Outcome::stopped) && certificate.within(args.tol);
@@ -105,6 +108,7 @@ class SampleTask {
             by_rows = true;
         }
         restore_weights(team, head, constraints);
+        found.iterations = iterations;
         return found;
     }
 
@@ -152,6 +156,7 @@ class SampleTask {
         if (team.rank() == 0) {
             static_cast<T*>(args.norms)[at] = T(result.norm);
             args.status[at] = result.status;
+            args.iterations[at] = result.iterations;
         }
         if (args.perturbations == nullptr) return;
         T* out = static_cast<T*>(args.perturbations) + at * args.head.dim;

@@ -66,10 +66,28 @@ bool solve_whole(const WholeSolve& args) {
     update_gaps(update);
     if (update.first_bad >= 0) return false;
     (wide ? transpose<double> : transpose<float>)(at(layout.gaps), args.gaps, C);
-    solve_classes(
-        {args.scalar, prepared,    args.gaps,  {C, 1},           args.targets,     args.count, 0,
-         args.count,  args.margin, args.tol,   args.max_iter,    int(C),           nullptr,    args.perturbations,
-         args.norms,  args.status, args.duals, args.certificate, at(layout.solve), 1});
+    solve_classes({args.scalar,
+                   prepared,
+                   args.gaps,
+                   C,
+                   1,
+                   args.targets,
+                   args.count,
+                   0,
+                   args.count,
+                   args.margin,
+                   args.tol,
+                   args.max_iter,
+                   int(C),
+                   nullptr,
+                   args.perturbations,
+                   args.norms,
+                   args.status,
+                   args.iterations,
+                   args.duals,
+                   args.certificate,
+                   at(layout.solve),
+                   1});
     return true;
 }
 

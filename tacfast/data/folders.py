@@ -340,11 +340,12 @@ class FolderLoader(DataLoader[Any]):
         Raises
         ------
         ValueError
-            For an unreadable file, unless these are skipped, or images of different sizes without ``image_size``.
+            For an unreadable file, unless these are skipped and their folder is still there, or images of different
+            sizes without ``image_size``.
         """
         size = None
         for batch in super().__iter__():
-            if batch.unreadable and not self.skip_unreadable:
+            if batch.unreadable and not (self.skip_unreadable and self._is_there()):
                 raise ValueError(batch.unreadable[0])
             self.unreadable.update(dict.fromkeys(batch.unreadable))
             if batch.problem:
@@ -356,3 +357,8 @@ class FolderLoader(DataLoader[Any]):
                 raise ValueError(_different(size, batch.pixels.shape[2:]))
             inputs = self.images.preprocessing.normalise(batch.pixels)
             yield inputs if self.images.labels is None else (inputs, batch.labels)
+
+    def _is_there(self) -> bool:
+        """Whether the folders of all images are still there: else they are not merely damaged."""
+        folders = {path.parent for path in self.images.paths} if isinstance(self.images, ImageFolder) else ()
+        return all(folder.is_dir() for folder in folders)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from .base import EpochRecord, Mode, RepairResult, warn_caller
 from .confirmation import scan_again
 from .modes import MODES
 from .rivals import RIVALS
+from .training import DivergedError
+from .universal import calm_state
 
 _log = logging.getLogger(__name__)
 
@@ -79,8 +82,8 @@ def repair(
         processes cannot share its work, or ``resume`` is of another repair.
     TypeError
         If a setting is unknown or given beside a mode that is an object, or an argument of another type than described.
-    FileNotFoundError
-        If the folder of ``resume`` does not exist.
+    FileNotFoundError, BlockingIOError
+        If the folder of ``resume`` does not exist, or another process works with it.
     OSError
         If another process of the ``group`` failed, is gone, or did not answer in time.
     DivergedError
@@ -97,6 +100,35 @@ def repair(
     images in channels-last order; shifts are solved for and held in float32.
     """
     chosen = _resolved(mode, settings)
+    try:
+        result = repair_and_keep(
+            model, loader, report, mode=chosen, held_out=held_out, on_epoch=on_epoch, resume=resume, group=group
+        )
+    except DivergedError:  # whoever lowers the learning rate begins anew
+        forget(resume)
+        raise
+    forget(resume)
+    return result
+
+
+def forget(resume: str | PathLike[str] | None) -> None:
+    """Delete what a repair has kept."""
+    for path in () if resume is None else (Path(resume), calm_state(resume)):
+        path.unlink(missing_ok=True)
+
+
+def repair_and_keep(
+    model: nn.Module,
+    loader: Iterable[Any],
+    report: ScanReport,
+    *,
+    mode: Mode,
+    held_out: Iterable[Any] | None = None,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+    resume: str | PathLike[str] | None = None,
+    group: torch.distributed.ProcessGroup | None = None,
+) -> RepairResult:
+    """As `repair`, but ``resume`` is left, for whoever has to bring the result to safety first; see `forget`."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(report, ScanReport):
@@ -107,9 +139,9 @@ def repair(
     # The sampler in use: that of the batch sampler, unless the loader has none.
     if isinstance(getattr(getattr(loader, "batch_sampler", None) or loader, "sampler", None), SequentialSampler):
         warn_caller("loader: expected shuffled samples, got the same order every epoch")
-    _log.info("repair by %s", type(chosen).__name__)
-    shared = {} if group is None else {"group": _for_ours(chosen, group)}
-    result = chosen.repair(model, loader, report, held_out=held_out, on_epoch=on_epoch, resume=resume, **shared)
+    _log.info("repair by %s", type(mode).__name__)
+    shared = {} if group is None else {"group": _for_ours(mode, group)}
+    result = mode.repair(model, loader, report, held_out=held_out, on_epoch=on_epoch, resume=resume, **shared)
     if held_out is None or result.rolled_back or not result.targets:
         return result
     confirmation = scan_again(result.model, held_out, report, result.targets)

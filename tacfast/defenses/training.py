@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any, ClassVar
@@ -259,6 +259,8 @@ class Training:
     ) -> None:
         """Train for all epochs that are left. What ``on_epoch`` draws at random does not change the outcome.
 
+        The state file is left, at the end and when it fails: whoever has brought the result to safety deletes it.
+
         Raises
         ------
         DivergedError
@@ -269,16 +271,11 @@ class Training:
             store = None if path is None else StateFile(path, self._identity())
             state = None if store is None else store.read()
         state = self._processes.first(state)
-        with trainable(self._model):
+        with nullcontext() if store is None else store.held(), trainable(self._model):
             if state is not None:
                 self._load(state)
             while len(self.history) < self._settings.epochs:
-                try:
-                    record = self._run_epoch()
-                except DivergedError:
-                    if store is not None:
-                        store.remove()  # going on from there would only diverge again
-                    raise
+                record = self._run_epoch()
                 randomness = random_states(self._loader)
                 if store is not None:
                     store.write(self._state() | {"randomness": randomness})
@@ -286,8 +283,6 @@ class Training:
                     on_epoch(record)
                     set_random_states(randomness, self._loader)
         self._choice.apply()
-        if store is not None:
-            store.remove()
 
     def _run_epoch(self) -> EpochRecord:
         epoch = len(self.history) + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -255,7 +256,7 @@ FULL = Rule("full", (_QP, UniversalPerturbation(), InnerPerturbation()), given=N
 """The rule of `tacfast.scan`."""
 
 
-def detect(solution: TacSolution, samples_per_class: Sequence[int] | Tensor | None = None) -> Verdict:
+def detect(solution: TacSolution[Any], samples_per_class: Sequence[int] | Tensor | None = None) -> Verdict:
     """Judge a solution by whether the norm of one class is far below the others, as ``scan(quick=True)`` does.
 
     A backdoor is a short cut to its target class, so the shift that sends every clean latent there is small

@@ -16,6 +16,7 @@ import torch
 
 from ._pickles import (
     DEFAULTDICT,
+    KNOWN,
     MAX_PICKLE_BYTES,
     NUMPY_GLOBALS,
     NUMPY_MODULES,
@@ -23,9 +24,9 @@ from ._pickles import (
     Contents,
     ForeignObjectError,
     expect,
-    is_stranger,
     scan_pickle,
 )
+from ._strangers import StrangeDictionary, Stranger, plain_dictionary
 
 ZIP_MAGIC = b"PK\x03\x04"
 # The first of the five pickles of the format before torch 1.6: the number 0x1950a86a20f9469cfc6c.
@@ -34,24 +35,6 @@ MAX_DIRECTORY_BYTES = 16 * 2**20
 END, LOCATOR, END64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL"), struct.Struct("<4sQ2H2L4Q")
 # What BackdoorBench writes for an attack; only there NumPy's arrays and numbers are expected.
 ATTACK_KEYS = frozenset({"model_name", "num_classes", "model", "bd_test"})
-
-
-class Stranger:
-    """Stands for an object beside the weights whose own code is not run; it takes everything and does nothing."""
-
-    def __new__(cls, *_: object, **__: object) -> Stranger:
-        return super().__new__(cls)
-
-    def __init__(self, *_: object, **__: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-def _plain_dictionary(*_: object) -> dict[object, object]:
-    """In the place of a defaultdict, whose default is a function."""
-    return {}
 
 
 def load_pickled(file: BinaryIO) -> Any:
@@ -72,11 +55,7 @@ def load_pickled(file: BinaryIO) -> Any:
     if numpy and not (type(contents.root) is dict and contents.root.keys() >= ATTACK_KEYS):
         raise ForeignObjectError(f"it holds objects of NumPy, it asks for {min(numpy)!r}")
     file.seek(0)
-    strangers: list[Any] = [(Stranger, _renamed(name)) for name in contents.names if is_stranger(name)]
-    if DEFAULTDICT in contents.names:
-        strangers.append((_plain_dictionary, DEFAULTDICT))
-    allowed = [*(_numpy_globals() if numpy else ()), *strangers]
-    with _only(allowed):
+    with _only([*_stand_ins(contents), *(_numpy_globals() if numpy else ())]):
         return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
 
 
@@ -91,6 +70,15 @@ def _only(allowed: list[Any]) -> Iterator[None]:
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(before)
+
+
+def _stand_ins(contents: Contents) -> Iterator[Any]:
+    """What takes the place of everything that the pickle names and torch does not know."""
+    for name in contents.names:
+        if name == DEFAULTDICT:
+            yield plain_dictionary, name
+        elif name not in KNOWN:
+            yield StrangeDictionary if name in contents.dictionaries else Stranger, _renamed(name)
 
 
 def _renamed(name: str) -> str:

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import math
 import pickletools
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
+
+from ._strangers import BLOCKED, is_stranger
 
 # So that a hostile pickle costs less than a gigabyte: an instruction makes at most one object of some hundred bytes.
 MAX_OPCODES = 2_000_000
@@ -42,27 +45,7 @@ NUMPY_GLOBALS = {"numpy.ndarray", "numpy.dtype", "_codecs.encode"} | {
 }
 
 
-# Settings and notes that training scripts keep beside the weights. They are never built: something that does nothing
-# takes their place, whatever the pickle would do with them.
-STRANGERS = frozenset(
-    {"argparse.Namespace", "torch.torch_version.TorchVersion"}
-    | {f"__builtin__.{kind}" for kind in ("bool", "dict", "float", "int", "list", "long", "str", "tuple", "unicode")}
-)
-STRANGERS_OF = tuple(
-    f"{module}."
-    for module in (
-        *("datetime", "pathlib", "types", "typing"),
-        *("easydict", "lightning", "lightning_fabric", "omegaconf", "pytorch_lightning", "yacs"),
-    )
-)
-
-
 DEFAULTDICT = "collections.defaultdict"  # a plain one takes its place
-
-
-def is_stranger(name: str) -> bool:
-    """Whether a global stands for something beside the weights that is passed over."""
-    return name in STRANGERS or name.startswith(STRANGERS_OF)
 
 
 class ContentError(ValueError):
@@ -93,18 +76,23 @@ class Ordered(dict[Any, Any]):
 
 @dataclass(frozen=True, eq=False)
 class Opaque:
-    """An object of which only the kind matters."""
+    """An object of which only the kind matters, and of a stranger its name."""
 
     kind: str
+    name: str = ""
 
 
 @dataclass
 class Contents:
-    """What a pickle holds: the object, with stand-ins; the size of every storage in bytes; names that it asks for."""
+    """What a pickle holds: the object, with stand-ins; the size of every storage in bytes; names that it asks for.
+
+    Those of ``dictionaries`` are strangers that are filled as dictionaries are.
+    """
 
     root: Any = None
     storages: dict[str, int] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
+    dictionaries: set[str] = field(default_factory=set)
 
 
 def scan_pickle(stream: BinaryIO) -> Contents:
@@ -204,19 +192,24 @@ class _Machine:
     def set_pairs(self, items: list[Any]) -> None:
         target = self.stack[-1]
         expect(len(items) % 2 == 0)
-        if _is_kind(target, "stranger"):
-            raise ForeignObjectError("it holds a dictionary of a kind of its own")
-        expect(type(target) in (dict, Ordered))
+        stranger = _is_kind(target, "stranger")
+        if stranger:
+            self.contents.dictionaries.add(target.name)
+        expect(stranger or type(target) in (dict, Ordered))
         for key, value in zip(items[::2], items[1::2], strict=True):
             # Tuples would be hashed by torch, element by element, and a tuple of shared tuples has 2 ** n of them.
-            expect(_is_key(key) or _is_kind(key, "scalar"))
-            target[key] = value
+            # Lightning's callbacks were once kept under their classes.
+            expect(_is_key(key) or _is_kind(key, "scalar") or isinstance(key, Named))
+            if not stranger:
+                target[key] = value
 
     def find_global(self, argument: Any) -> None:
         name = argument.replace(" ", ".")
-        known = name in _CALLABLE or name in ITEM_SIZES or name == "numpy.ndarray"
-        if not known and not is_stranger(name):
-            raise ForeignObjectError(_UNWANTED.get(name, f"it asks for {name[:80]!r}"))
+        if name in _UNWANTED:
+            raise ForeignObjectError(_UNWANTED[name])
+        if name.partition(".")[0] in BLOCKED:
+            raise foreign(Named(name))
+        # Whatever else it is, as long as it is only named, as classes are in settings, something takes its place.
         self.contents.names.add(name)
         if len(self.contents.names) > MAX_NAMES:  # torch looks through all of them again and again
             raise ContentError(f"its pickle asks for more than {MAX_NAMES} kinds of objects")
@@ -224,6 +217,8 @@ class _Machine:
 
     def find_storage(self, _: Any) -> None:
         pid = self.pop()
+        if type(pid) is tuple and pid[:1] == ("module",):  # so the old format marks the class of a layer
+            raise foreign(pid[1])
         expect(type(pid) is tuple and len(pid) in (5, 6) and pid[0] == "storage" and pid[5:] in ((), (None,)))
         kind, key, location, numel = pid[1:5]
         expect(isinstance(kind, Named) and kind.name in ITEM_SIZES)
@@ -244,16 +239,19 @@ class _Machine:
         expect(isinstance(function, Named) and type(arguments) is tuple)
         self.charge(arguments, *arguments)
         if is_stranger(function.name):
-            self.stack.append(Opaque("stranger"))
+            self.stack.append(Opaque("stranger", function.name))
             return
-        expect(function.name in _CALLABLE)
+        if function.name not in _CALLABLE:
+            raise foreign(function)
         self.stack.append(_CALLABLE[function.name](*arguments))
 
     def make(self, _: Any) -> None:
         arguments, kind = self.pop(), self.pop()
-        expect(isinstance(kind, Named) and is_stranger(kind.name) and type(arguments) is tuple)
+        expect(isinstance(kind, Named) and type(arguments) is tuple)
+        if not is_stranger(kind.name):
+            raise foreign(kind)
         self.charge(arguments, *arguments)
-        self.stack.append(Opaque("stranger"))
+        self.stack.append(Opaque("stranger", kind.name))
 
     def build(self, _: Any) -> None:
         state, target = self.pop(), self.stack[-1]
@@ -274,6 +272,15 @@ class _Machine:
 def expect(condition: bool) -> None:
     if not condition:
         raise ContentError("it is not laid out as torch.save lays out tensors")
+
+
+def foreign(asked: Any) -> ForeignObjectError:
+    """What to raise for an object of a class that is not known."""
+    expect(isinstance(asked, Named))
+    name = asked.name
+    own = name.partition(".")[0] not in sys.stdlib_module_names
+    where = ", as a whole pickled model does, or settings of a kind of their own" if own else ""
+    return ForeignObjectError(f"it asks for {name[:80]!r}{where}")
 
 
 def _is_count(value: Any) -> bool:
@@ -327,6 +334,16 @@ def _size(sizes: Any) -> Opaque:
     return Opaque("size")
 
 
+def _set(items: Any) -> Opaque:
+    expect(type(items) is list and all(map(_is_key, items)))
+    return Opaque("set")
+
+
+def _device(kind: Any, number: Any = 0) -> Opaque:
+    expect(isinstance(kind, str) and kind.isalnum() and len(kind) < 20 and _is_count(number) and number < 128)
+    return Opaque("device")
+
+
 def _dtype(name: Any, align: Any, copy: Any) -> Opaque:
     expect(name in ("i8", "f8") and align in (0, False) and copy in (1, True))
     return Opaque("dtype")
@@ -376,7 +393,9 @@ _CALLABLE: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _ordered,
     "collections.Counter": _counter,  # milestones of a learning-rate schedule
     DEFAULTDICT: lambda *_: {},
+    "__builtin__.set": _set,
     "torch.Size": _size,
+    "torch.device": _device,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor": lambda *view: _tensor(*view, False, Ordered()),  # before torch 0.4
     "torch._utils._rebuild_parameter": _parameter,
@@ -385,6 +404,8 @@ _CALLABLE: dict[str, Callable[..., Any]] = {
     **{f"{module}._reconstruct": _array for module in NUMPY_MODULES},
     **{f"{module}.scalar": _scalar for module in NUMPY_MODULES},
 }
+# What torch, or NumPy, builds itself.
+KNOWN = _CALLABLE.keys() | ITEM_SIZES.keys() | NUMPY_GLOBALS
 _UNWANTED = {
     "torch._utils._rebuild_sparse_tensor": "it holds a sparse tensor, and only dense ones are read",
     "torch._utils._rebuild_qtensor": "it holds a quantised tensor, and only dense numbers are read",

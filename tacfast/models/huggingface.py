@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from .._files import write_atomically
+from .._files import only_process, write_atomically
 from .._text import excerpt, listed
 from .weights import CheckpointError, load_file, shown_path, weights_in
 
@@ -237,24 +236,30 @@ def write_folder(model: nn.Module, like: Path, path: Path, about: Mapping[str, A
     about : for `ABOUT`, beside what the layout has
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        for name in (CONFIG, PREPROCESSOR):  # nothing else: it may be a link to a file that is nobody's business
-            if (like / name).is_file():
-                write_atomically(made / name, (json.dumps(_read_json(like / name), indent=2) + "\n").encode())
-        if hasattr(model, "save_pretrained"):
-            with _quiet(_library()):
-                cast(Any, model).save_pretrained(made)
-        else:
-            from safetensors.torch import save
+    made = path.with_name(f".{path.name}.new")
+    with only_process(path, "path"):
+        shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
+        made.mkdir()
+        try:
+            _fill_folder(model, like, made, about)
+            made.replace(path)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
 
-            weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-            write_atomically(made / WEIGHTS[0], save(weights, metadata={"format": "pt"}))
-        write_atomically(made / ABOUT, (json.dumps(dict(about), indent=2, allow_nan=False) + "\n").encode())
-        made.chmod(0o755)
-        made.replace(path)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+
+def _fill_folder(model: nn.Module, like: Path, made: Path, about: Mapping[str, Any]) -> None:
+    for name in (CONFIG, PREPROCESSOR):  # nothing else: it may be a link to a file that is nobody's business
+        if (like / name).is_file():
+            write_atomically(made / name, (json.dumps(_read_json(like / name), indent=2) + "\n").encode())
+    if hasattr(model, "save_pretrained"):
+        with _quiet(_library()):
+            cast(Any, model).save_pretrained(made)
+    else:
+        from safetensors.torch import save
+
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        write_atomically(made / WEIGHTS[0], save(weights, metadata={"format": "pt"}))
+    write_atomically(made / ABOUT, (json.dumps(dict(about), indent=2, allow_nan=False) + "\n").encode())
 
 
 def _library() -> Any:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._files import write_atomically
+from .._files import only_process, write_atomically
+from .resuming import log, telling
 
 FORMAT = 2
 DIGEST_BYTES = hashlib.sha256().digest_size
@@ -24,7 +26,7 @@ class DamagedStateError(ValueError):
 
 
 class StateFile:
-    """Holds the state of one piece of work, told from every other one by its ``identity``.
+    """Holds the state of one training, told from every other one by its ``identity``.
 
     Parameters
     ----------
@@ -40,10 +42,24 @@ class StateFile:
 
     def __init__(self, path: str | os.PathLike[str], identity: Mapping[str, Any], work: str = "repair") -> None:
         self._path, self._identity, self._work = Path(path), {"format": FORMAT, **identity}, work
+        self._epochs = 0
         if not self._path.parent.is_dir():
             raise FileNotFoundError(f"resume: expected a file in an existing folder, got {self._path}")
         if self._path.is_dir():
             raise ValueError(f"resume: expected a file, got the folder {self._path}")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Work with it, no other process does; when that is interrupted, say what it keeps.
+
+        Raises
+        ------
+        BlockingIOError
+            If another process does.
+        """
+        kept = telling(self._path, lambda: f"epoch {self._epochs} is" if self._epochs else None)
+        with only_process(self._path, "resume"), kept:
+            yield
 
     def read(self) -> dict[str, Any] | None:
         """Return what was written last, tensors on the CPU; None if there is no file.
@@ -65,6 +81,7 @@ class StateFile:
             loaded = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
             identity, state = loaded["identity"], loaded["state"]
             differing = [name for name, value in self._identity.items() if identity.get(name) != value]
+            epochs = len(state["history"])
         except Exception as error:  # whatever a file may hold that is not ours
             raise DamagedStateError(
                 f"resume: expected a file written by {self._work}, got {self._path}: {error}"
@@ -75,18 +92,17 @@ class StateFile:
                 f"resume: expected the state of this {self._work} with {name} {self._identity[name]!r}, got one "
                 f"with {identity.get(name)!r} in {self._path}; remove the file to start anew"
             )
+        self._epochs = epochs
+        log.info("going on after epoch %d, from %s", self._epochs, self._path)
         return dict(state)
 
     def write(self, state: Mapping[str, Any]) -> None:
-        """Replace the file, whole or not at all."""
+        """Replace the file, whole or not at all; ``history`` in it has an item for each epoch."""
         content = io.BytesIO()
         torch.save({"identity": self._identity, "state": dict(state)}, content)
         payload = content.getvalue()
         write_atomically(self._path, hashlib.sha256(payload).digest() + payload)
-
-    def remove(self) -> None:
-        """Delete the file, if there is one."""
-        self._path.unlink(missing_ok=True)
+        self._epochs = len(state["history"])
 
 
 def named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -6,20 +6,21 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._files import write_atomically
+from .._files import only_process, write_atomically
 from .._processes import Processes
 from ..solver import GapMatrix
 from .head import Head
 from .latents import LatentBatch, first_batch, latent_batches
+from .resuming import log, telling
 
-# Between two writes pass this many seconds, or this many times what the last one took: 5 % of the scan at most.
-SAVE_SECONDS = 30.0
+# Between two writes passes this many times what the last one took: they cost 5 % of the scan at most.
 SAVE_FACTOR = 20
 FORMAT = "tacfast.scan.2"
 PARTS = ("fingerprint", "n_samples", "n_own", "kind")
@@ -114,11 +115,24 @@ class ResumeFile:
             import safetensors.torch  # noqa: F401
         except ImportError as error:
             raise ImportError("resume: expected safetensors to be installed: pip install 'tacfast[io]'") from error
-        self._path, self._tally = Path(path), tally
+        self._path, self._tally, self._kept = Path(path), tally, 0
         if not self._path.parent.is_dir():
             raise FileNotFoundError(f"resume: expected a file in an existing folder, got {self._path}")
         if self._path.is_dir():
             raise IsADirectoryError(f"resume: expected a file, got the folder {self._path}")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Work with it, no other process does; when that is interrupted, say what it keeps.
+
+        Raises
+        ------
+        BlockingIOError
+            If another process does.
+        """
+        kept = telling(self._path, lambda: f"{self._kept} samples are" if self._kept else None)
+        with only_process(self._path, "resume"), kept:
+            yield
 
     def restore(self, model: nn.Module, loader: Iterable[Any], head: Head) -> Iterable[Any]:
         """Fill the tally with what the file holds, if it exists; returns the loader with all its batches.
@@ -148,11 +162,16 @@ class ResumeFile:
                 f"resume: expected the model of the interrupted scan and its samples in the same order, but the logits "
                 f"of the first batch differ from those in {self._path} by up to {difference:.3g}"
             )
+        self._kept = self._tally.gaps.n_samples
+        log.info("going on after %d samples, from %s", self._kept, self._path)
         return loader
 
     def keep(self, batches: Iterator[LatentBatch]) -> Iterator[LatentBatch]:
-        """Pass batches on to a loop that adds each to the tally; write the file now and then, and when one fails."""
-        due = time.monotonic() + SAVE_SECONDS
+        """Pass batches on to a loop that adds each to the tally.
+
+        The file is written as often as that is cheap, when a batch fails, and after the last one.
+        """
+        due = 0.0
         try:
             for batch in batches:
                 yield batch
@@ -160,16 +179,13 @@ class ResumeFile:
                 if start >= due:
                     self.write()
                     end = time.monotonic()
-                    due = end + max(SAVE_SECONDS, SAVE_FACTOR * (end - start))
+                    due = end + SAVE_FACTOR * (end - start)
         except GeneratorExit:  # the loop was left while it added a batch, which may be half added
             raise
         except BaseException:
             self.write()
             raise
-
-    def remove(self) -> None:
-        """Delete the file, if it was ever written: the scan is complete."""
-        self._path.unlink(missing_ok=True)
+        self.write()  # to judge takes a while, too
 
     def write(self) -> None:
         """Replace the file by what has been seen so far."""
@@ -183,6 +199,7 @@ class ResumeFile:
         parts = json.dumps({name: state[name] for name in PARTS})
         content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {FORMAT: parts})
         write_atomically(self._path, content)
+        self._kept = self._tally.gaps.n_samples
 
     def _read(self) -> Tensor:
         """Fill the tally; returns the logits (n, C) of the first batch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -23,6 +24,19 @@ STATE_DICT_NAMES = (
 PREFIXES = ("module.", "_orig_mod.", "model.")
 MAX_PREFIXES = 6
 MAX_HEADER_BYTES = 16 * 2**20
+MAX_START = 40
+# How other files begin that come in the place of weights, what they are, and what to do instead.
+_FROM_PYTORCH = "save the weights of the PyTorch model that it was made from, torch.save(model.state_dict(), ...)"
+OTHER_FILES = (
+    (
+        rb"\x08[\x01-\x1f][\x12\x1a\x22\x32\x3a\x42]",
+        f"an ONNX file, a program whose layers have no names: {_FROM_PYTORCH}",
+    ),
+    (rb"\x89HDF\r\n", "an HDF5 file, as Keras writes, and only models of PyTorch are read"),
+    (rb"version https://git-lfs", "a pointer of Git LFS, and not the file itself: fetch that with git lfs pull"),
+    (rb"\s*<(?i:!doctype|html|\?xml)", "a page of a web site, as a failed download leaves: download it again"),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd", "compressed: unpack it first"),
+)
 DTYPES = frozenset(
     {
         torch.float16,
@@ -77,8 +91,8 @@ def load_file(path: str | os.PathLike[str]) -> Any:
         if not Path(path).is_file():  # a pipe or a device could be read for ever
             raise ContentError("it is not a file" if Path(path).exists() else "there is no such file")
         with Path(path).open("rb") as file:
-            start = file.read(len(LEGACY_MAGIC))
-            if start.startswith(ZIP_MAGIC) or start == LEGACY_MAGIC:
+            start = file.read(MAX_START)
+            if start.startswith((ZIP_MAGIC, LEGACY_MAGIC)):
                 return load_pickled(file)
             _check_safetensors(file, start)
         return _load_safetensors(path)
@@ -258,7 +272,12 @@ def _check_safetensors(file: BinaryIO, start: bytes) -> None:
         return
     if start[:1] == b"\x80":
         raise ForeignObjectError("it is a plain pickle, which torch.save did not write")
-    raise ContentError("it is neither a safetensors file nor one of torch.save")
+    raise ContentError(
+        next(
+            (f"it is {what}" for beginning, what in OTHER_FILES if re.match(beginning, start)),
+            "it is neither a safetensors file nor one of torch.save",
+        )
+    )
 
 
 def _load_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:

@@ -128,6 +128,7 @@ def solution_facts(solution: TacSolution) -> dict[str, Any]:
     solution = solution.to("cpu")
     certificate = {name: values.tolist() for name, values in vars(solution.certificate).items()}
     classes, norms, statuses = solution.classes.tolist(), solution.norms.tolist(), solution.statuses
+    iterations = solution.iterations.tolist()
     return {
         "classes": [
             {
@@ -135,6 +136,7 @@ def solution_facts(solution: TacSolution) -> dict[str, Any]:
                 "norm": norms[row],
                 "status": statuses[row].name,
                 "meaning": statuses[row].sentence,
+                "iterations": iterations[row],
                 "certificate": {name: values[row] for name, values in certificate.items()},
             }
             for row, k in enumerate(classes)
@@ -207,7 +209,7 @@ def _classes(report: ScanReport, solved: Sequence[Mapping[str, Any]], names: Map
                 found.name: {"value": found.values[k], "score": found.scores[k]} for found in verdict.findings
             },
             "jackknife": None if report.stability is None else _jackknife(report.stability, k),
-            **{name: row[name] for name in ("status", "meaning", "certificate")},
+            **{name: row[name] for name in ("status", "meaning", "iterations", "certificate")},
             "accuracy": None if report.class_accuracy is None else float(report.class_accuracy[k]),
         }
         for row in solved

@@ -63,7 +63,7 @@ def scores(report: ScanReport) -> Figure:
     return scores_figure(scan_facts(report))
 
 
-def norms(solution: TacSolution) -> Figure:
+def norms(solution: TacSolution[Any]) -> Figure:
     """See `TacSolution.plot`. A solution alone names no class."""
     rows = [{"name": None, "named": False, **row} for row in solution_facts(solution)["classes"]]
     return norms_figure(rows, width_for(rows))

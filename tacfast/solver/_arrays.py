@@ -9,16 +9,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
+from typing_extensions import TypeVar
 
-# torch.Tensor, numpy.ndarray, cupy.ndarray or a device array of numba: results are of the kind of the latents that
-# they were computed from.
-Array: TypeAlias = Any
+
+class CudaArray(Protocol):
+    """What the arrays of CuPy and of numba have in common; neither library says more of them to a type checker."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+
+
+Array: TypeAlias = Tensor | np.ndarray | CudaArray
+# The kind of results, and the kind of what they are computed from: that is one of three, not its very type, because
+# norms of a Parameter are a Tensor, and an array of one shape and dtype has results of others.
+Kind = TypeVar("Kind", bound=Array, default=Tensor)
+Given = TypeVar("Given", Tensor, np.ndarray, CudaArray)
 
 # The kinds, and the device on which arrays of a kind live; tensors live anywhere.
 DEVICES = {"torch": None, "numpy": "cpu", "cupy": "cuda", "numba": "cuda"}
@@ -51,7 +65,7 @@ def kind_of(value: Any) -> str:
     return next((kind for package, kind in _PACKAGES.items() if package in packages), "")
 
 
-def as_tensor(name: str, value: Array) -> Tensor:
+def as_tensor(name: str, value: Any) -> Tensor:
     """Tensor of the same memory, which torch's current stream may read; a copy only of strides that torch lacks.
 
     Raises
@@ -72,7 +86,7 @@ def as_tensor(name: str, value: Array) -> Tensor:
     return _from_cupy(value) if kind == "cupy" else _from_numba(name, value)
 
 
-def as_kind(tensor: Tensor, kind: str) -> Array:
+def as_kind(tensor: Tensor, kind: str) -> Any:
     """Array of that kind with the memory of a tensor; the tensor itself where that kind has no arrays on its device.
 
     What the library of that kind does next on its current stream (numba: its default stream) sees the finished values.
@@ -87,7 +101,7 @@ def as_kind(tensor: Tensor, kind: str) -> Array:
         return import_module("cupy").from_dlpack(tensor)
 
 
-def hand_back(*arrays: Array) -> None:
+def hand_back(*arrays: Any) -> None:
     """Let the streams of CuPy and numba wait for what torch's current stream is still to read from these arrays.
 
     After that the caller may overwrite or free them as if they had been read at once. Nothing is to be done for other

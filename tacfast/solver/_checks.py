@@ -25,7 +25,7 @@ class Head(NamedTuple):
     b: Tensor | None
 
 
-def as_tensor(name: str, value: Array) -> Tensor:
+def as_tensor(name: str, value: Any) -> Tensor:
     """Tensor view of an array of any kind: real floating point, detached, no copy where torch can help it."""
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected an array without a mask, got {type(value).__name__}")
@@ -36,7 +36,8 @@ def as_tensor(name: str, value: Array) -> Tensor:
         raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64 values, got {tensor.dtype}")
     if tensor.is_nested or tensor.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got {'nested ' * tensor.is_nested}layout {tensor.layout}")
-    return tensor.detach().resolve_neg()
+    plain = type(tensor) is Tensor and not tensor.requires_grad  # as it is then: a view takes longer than the checks
+    return (tensor if plain else tensor.detach()).resolve_neg()
 
 
 def check_head(W: Array, b: Array | None) -> Head:

@@ -21,11 +21,10 @@ _LATENT_SCALARS = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.b
 _WORTH_THREADS = 100_000_000
 CROWDED = 5  # status of a class that was given up because its active set outgrew max_active
 
-_C: Any
 try:
-    from tacfast import _C  # type: ignore[attr-defined,no-redef]
+    from tacfast import _C
 except ImportError as error:
-    _C = None
+    _C = None  # type: ignore[assignment]
     warnings.warn(
         f"tacfast: the compiled extension is missing ({error}); solving in plain torch, which gives the same answers "
         "much more slowly. Reinstalling tacfast with a C++17 compiler at hand builds it.",
@@ -34,22 +33,19 @@ except ImportError as error:
     )
 
 
-_cuda: Any = getattr(_C, "cuda", None)  # the launchers of a build with CUDA
-
-
 def covers(device: torch.device) -> bool:
     """Whether there is compiled code for tensors of a device."""
-    return _C is not None and (device.type == "cpu" or (device.type == "cuda" and _cuda is not None))
+    return _C is not None and (device.type == "cpu" or (device.type == "cuda" and hasattr(_C, "cuda")))
 
 
 def build_info() -> dict[str, Any]:
     """How the extension was built, and what it finds here; empty if it is missing."""
-    return dict(_C.build_info()) if _C is not None else {}
+    return _C.build_info() if _C is not None else {}
 
 
 def padded_dim(dim: int) -> int:
     """See `Backend.padded_dim`."""
-    return int(_C.padded_dim(dim))
+    return _C.padded_dim(dim)
 
 
 def prepare_head(W: Tensor, bias: Tensor | None) -> tuple[Prepared, bool]:
@@ -61,17 +57,17 @@ def prepare_head(W: Tensor, bias: Tensor | None) -> tuple[Prepared, bool]:
     memory = torch.empty(prepared_size(n_classes, padded_dim(dim)), dtype=torch.float64, device=W.device)
     head = Prepared(memory, n_classes)
     wide_bias = None if bias is None else bias.double().contiguous()
-    finite = _C.prepare_head(
-        _scalar(weight),
-        weight.data_ptr(),
-        0 if wide_bias is None else wide_bias.data_ptr(),
-        n_classes,
-        dim,
-        weight.stride(0),
-        head.memory.data_ptr(),
-        _threads_for(n_classes * n_classes * dim),
+    args = _C.HeadPreparation(
+        scalar=_scalar(weight),
+        W=weight.data_ptr(),
+        classes=n_classes,
+        dim=dim,
+        row_stride=weight.stride(0),
+        bias=0 if wide_bias is None else wide_bias.data_ptr(),
+        memory=memory.data_ptr(),
+        threads=_threads_for(n_classes * n_classes * dim),
     )
-    return head, bool(finite)
+    return head, _C.prepare_head(args)
 
 
 def solve_whole(
@@ -97,6 +93,7 @@ def solve_whole(
     wide_bias = None if bias is None else bias.double().contiguous()
     gaps = torch.empty((n_classes, n_classes), dtype=dtype, device=z.device)
     raw = empty_results(classes, dim, gaps)
+    # In their order, not by name as elsewhere: that would take 4 % of the smallest solves.
     args = _C.WholeSolve(
         _scalar(z),
         z.data_ptr(),
@@ -119,6 +116,7 @@ def solve_whole(
         raw.perturbations.data_ptr(),
         raw.norms.data_ptr(),
         raw.status.data_ptr(),
+        raw.iterations.data_ptr(),
         raw.duals.data_ptr(),
         raw.certificate.data_ptr(),
     )
@@ -135,15 +133,16 @@ def small_logits(latents: Tensor, head: Prepared, dtype: torch.dtype) -> Tensor:
     n, dim = z.shape
     logits = torch.empty((n, head.n_classes), dtype=dtype, device=z.device)
     workspace = _workspace(8 * n * (padded_dim(dim) + head.n_classes), z.device)
-    _C.multiply_logits(
-        _scalar(z),
-        _C.PreparedHead(head.memory.data_ptr(), head.n_classes, dim, 0.0),
-        z.data_ptr(),
-        n,
-        z.stride(0),
-        logits.data_ptr(),
-        workspace.data_ptr(),
+    args = _C.LogitProduct(
+        scalar=_scalar(z),
+        head=_head(head, dim, 0.0),
+        latents=z.data_ptr(),
+        n=n,
+        row_stride=z.stride(0),
+        logits=logits.data_ptr(),
+        workspace=workspace.data_ptr(),
     )
+    _C.multiply_logits(args)
     return logits
 
 
@@ -155,20 +154,17 @@ def update_gaps(gaps: Tensor, logits: Tensor) -> int:
     sizes = (scalar, n, n_classes)
     workspace = _workspace(_side(device).gap_workspace_bytes(*sizes, *_threads(device)), device)
     plain = device.type == "cuda" and _gap_kernel() == "plain"
-    bad = _run(
-        "update_gaps_plain" if plain else "update_gaps",
-        device,
-        _C.GapUpdate(
-            scalar,
-            values.data_ptr(),
-            n,
-            n_classes,
-            values.stride(0),
-            gaps.data_ptr(),
-            workspace.data_ptr(),
-            torch.get_num_threads(),
-        ),
+    args = _C.GapUpdate(
+        scalar=scalar,
+        logits=values.data_ptr(),
+        n=n,
+        classes=n_classes,
+        row_stride=values.stride(0),
+        gaps=gaps.data_ptr(),
+        workspace=workspace.data_ptr(),
+        threads=torch.get_num_threads(),
     )
+    bad = _run("update_gaps_plain" if plain else "update_gaps", device, args)
     return -1 if bad is None else int(bad)
 
 
@@ -190,23 +186,24 @@ def fuse_gaps(gaps: Tensor, latents: Tensor, head: Prepared) -> bool:
         return False
     values = _unit_columns(latents.double() if gaps.dtype == torch.float64 else latents)
     scalar, n_classes = _scalar(gaps), len(gaps)
-    size = _cuda.fused_workspace_bytes(scalar, n_classes)
+    size = _C.cuda.fused_workspace_bytes(scalar, n_classes)
     if size == 0:
         return False
     weights, offset = head.centred.to(gaps.dtype), head.offset.to(gaps.dtype)
     workspace = _workspace(size, device)
     args = _C.FusedGaps(
-        scalar,
-        _LATENT_SCALARS[values.dtype],
-        values.data_ptr(),
-        *values.shape,
-        values.stride(0),
-        weights.data_ptr(),
-        weights.stride(0),
-        offset.data_ptr(),
-        n_classes,
-        gaps.data_ptr(),
-        workspace.data_ptr(),
+        scalar=scalar,
+        latent_scalar=_LATENT_SCALARS[values.dtype],
+        latents=values.data_ptr(),
+        n=values.shape[0],
+        dim=values.shape[1],
+        row_stride=values.stride(0),
+        weights=weights.data_ptr(),
+        weight_stride=weights.stride(0),
+        offset=offset.data_ptr(),
+        classes=n_classes,
+        gaps=gaps.data_ptr(),
+        workspace=workspace.data_ptr(),
     )
     _run("update_gaps_fused", device, args)
     return True
@@ -220,32 +217,30 @@ def trimmed_gaps(gaps: Tensor, chunks: list[Tensor], trim: float) -> Tensor:
     trimmed = gaps.clone(memory_format=torch.contiguous_format)
     sizes = (_scalar(gaps), len(rows), len(gaps))
     workspace = _workspace(_side(device).trim_workspace_bytes(*sizes), device)
-    _run(
-        "trimmed_gaps",
-        device,
-        _C.TrimmedGaps(
-            sizes[0],
-            rows.data_ptr(),
-            len(rows),
-            len(gaps),
-            trim,
-            trimmed.data_ptr(),
-            workspace.data_ptr(),
-            torch.get_num_threads(),
-        ),
+    args = _C.TrimmedGaps(
+        scalar=sizes[0],
+        rows=rows.data_ptr(),
+        n=len(rows),
+        classes=len(gaps),
+        trim=trim,
+        gaps=trimmed.data_ptr(),
+        workspace=workspace.data_ptr(),
+        threads=torch.get_num_threads(),
     )
+    _run("trimmed_gaps", device, args)
     return trimmed
 
 
 def empty_results(classes: Tensor, dim: int, gaps: Tensor) -> Raw:
     """Room for the results of these classes."""
-    count, dtype, device = classes.shape[0], gaps.dtype, gaps.device
+    count = classes.shape[0]
     return Raw(
-        torch.empty((count, dim), dtype=dtype, device=device),
-        torch.empty(count, dtype=dtype, device=device),
-        torch.empty(count, dtype=torch.int8, device=device),
-        torch.empty((count, gaps.shape[0]), dtype=dtype, device=device),
-        torch.empty((6, count), dtype=torch.float64, device=device),
+        gaps.new_empty((count, dim)),
+        gaps.new_empty(count),
+        gaps.new_empty(count, dtype=torch.int8),
+        gaps.new_empty(count, dtype=torch.int32),
+        gaps.new_empty((count, gaps.shape[0])),
+        gaps.new_empty((6, count), dtype=torch.float64),
     )
 
 
@@ -271,27 +266,28 @@ def solve_classes(
     teams = threads if device.type == "cpu" else count
     workspace = _workspace(_side(device).solve_workspace_bytes(n_classes, problem.dim, teams), device)
     args = _C.ClassSolve(
-        _scalar(gaps),
-        _head(problem),
-        gaps.data_ptr(),
-        gaps.stride(0),
-        gaps.stride(1),
-        problem.classes.data_ptr(),
-        count,
-        first,
-        count if last is None else last,
-        problem.margin,
-        problem.tol,
-        problem.max_iter,
-        n_classes if max_active is None else max_active,
-        0 if guess is None else guess.data_ptr(),
-        raw.perturbations.data_ptr(),
-        raw.norms.data_ptr(),
-        raw.status.data_ptr(),
-        raw.duals.data_ptr(),
-        raw.certificate.data_ptr(),
-        workspace.data_ptr(),
-        threads,
+        scalar=_scalar(gaps),
+        head=_head(problem.head, problem.dim, problem.same_share),
+        gaps=gaps.data_ptr(),
+        gap_stride_k=gaps.stride(0),
+        gap_stride_j=gaps.stride(1),
+        targets=problem.classes.data_ptr(),
+        count=count,
+        first=first,
+        last=count if last is None else last,
+        margin=problem.margin,
+        tol=problem.tol,
+        max_iter=problem.max_iter,
+        max_active=n_classes if max_active is None else max_active,
+        guess=0 if guess is None else guess.data_ptr(),
+        perturbations=raw.perturbations.data_ptr(),
+        norms=raw.norms.data_ptr(),
+        status=raw.status.data_ptr(),
+        iterations=raw.iterations.data_ptr(),
+        duals=raw.duals.data_ptr(),
+        certificate=raw.certificate.data_ptr(),
+        workspace=workspace.data_ptr(),
+        threads=threads,
     )
     _run("solve_classes", device, args)
     return raw
@@ -304,33 +300,35 @@ def solve_samples(problem: Problem, logits: Tensor, return_perturbations: bool) 
     threads, device = torch.get_num_threads(), values.device
     norms = torch.empty((n, count), dtype=values.dtype, device=device)
     status = torch.empty((n, count), dtype=torch.int8, device=device)
+    iterations = torch.empty((n, count), dtype=torch.int32, device=device)
     perturbations = torch.empty((n, count, dim if return_perturbations else 0), dtype=values.dtype, device=device)
     summary = _reference.empty_summary(count, device)
     teams = (count, threads) if device.type == "cpu" else (n, count)
     workspace = _workspace(_side(device).sample_workspace_bytes(n_classes, dim, *teams), device)
     args = _C.SampleSolve(
-        _scalar(values),
-        _head(problem),
-        values.data_ptr(),
-        n,
-        problem.classes.data_ptr(),
-        count,
-        problem.margin,
-        problem.tol,
-        problem.max_iter,
-        norms.data_ptr(),
-        status.data_ptr(),
-        perturbations.data_ptr() if return_perturbations else 0,
-        summary.data_ptr(),
-        workspace.data_ptr(),
-        threads,
+        scalar=_scalar(values),
+        head=_head(problem.head, dim, problem.same_share),
+        logits=values.data_ptr(),
+        n=n,
+        targets=problem.classes.data_ptr(),
+        count=count,
+        margin=problem.margin,
+        tol=problem.tol,
+        max_iter=problem.max_iter,
+        norms=norms.data_ptr(),
+        status=status.data_ptr(),
+        iterations=iterations.data_ptr(),
+        perturbations=perturbations.data_ptr() if return_perturbations else 0,
+        certificate=summary.data_ptr(),
+        workspace=workspace.data_ptr(),
+        threads=threads,
     )
     _run("solve_samples", device, args)
-    return RawSamples(norms, status, perturbations, summary)
+    return RawSamples(norms, status, iterations, perturbations, summary)
 
 
-def _head(problem: Problem) -> Any:
-    return _C.PreparedHead(problem.head.memory.data_ptr(), problem.head.n_classes, problem.dim, problem.same_share)
+def _head(head: Prepared, dim: int, same_share: float) -> _C.PreparedHead:
+    return _C.PreparedHead(memory=head.memory.data_ptr(), classes=head.n_classes, dim=dim, same_share=same_share)
 
 
 def _scalar(tensor: Tensor) -> int:
@@ -359,7 +357,7 @@ def _row_addresses(matrix: Tensor) -> Tensor:
 
 def _side(device: torch.device) -> Any:
     """The functions for a device."""
-    return _C if device.type == "cpu" else _cuda
+    return _C if device.type == "cpu" else _C.cuda
 
 
 def _threads(device: torch.device) -> tuple[int, ...]:
@@ -376,4 +374,4 @@ def _run(name: str, device: torch.device, args: Any) -> Any:
     """Run on the calling thread, or put on the current stream of the device."""
     if device.type == "cpu":
         return getattr(_C, name)(args)
-    return getattr(_cuda, name)(args, device.index, torch.cuda.current_stream(device).cuda_stream)
+    return getattr(_C.cuda, name)(args, device.index, torch.cuda.current_stream(device).cuda_stream)

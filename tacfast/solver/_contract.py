@@ -72,20 +72,26 @@ class Problem(NamedTuple):
 
 
 class Raw(NamedTuple):
-    """Results of a solve before they are dressed as a solution; ``certificate`` is float64 (6, K)."""
+    """Results of a solve before they are dressed as a solution; ``certificate`` is float64 (6, K).
+
+    ``iterations`` int32 (K,) are the steps of the active-set method that led to the results, each of which takes up a
+    constraint, lets go of one, or finds that one is implied or contradicted by those that were taken up.
+    """
 
     perturbations: Tensor
     norms: Tensor
     status: Tensor
+    iterations: Tensor
     duals: Tensor
     certificate: Tensor
 
 
 class RawSamples(NamedTuple):
-    """Results of a per-sample solve; ``perturbations`` is empty unless asked for."""
+    """Results of a per-sample solve, ``iterations`` (n, K) as in `Raw`; ``perturbations`` is empty unless asked for."""
 
     norms: Tensor
     status: Tensor
+    iterations: Tensor
     perturbations: Tensor
     certificate: Tensor
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, cast
 
 import torch
 import torch.distributed
@@ -13,20 +13,23 @@ from torch import Tensor
 
 from .._shown import Shown
 from . import _checks, _operators
-from ._arrays import Array, as_kind, hand_back, kind_of
+from ._arrays import Array, Given, Kind, as_kind, hand_back, kind_of
 from ._contract import Raw
-from ._results import SolverError, TacSolution, with_kind
+from ._results import TacSolution
 from ._stages import dress
 from ._state import State, check_state
 
 
-class GapMatrix(Shown):
+class GapMatrix(Shown, Generic[Kind]):
     """Accumulates R[k, j] = max_i (L[i, j] − L[i, k]) over a stream of latents or logits.
 
     R is all that the class-wise QPs need of the samples. It merges by element-wise maximum: over batches, threads and
     machines, in any order, to the same bits: each batch is folded in with the precision of its own dtype (and those of
     W and b), and R has the widest dtype so far. Memory is O(C²) plus one batch. Nothing here carries gradients: what
     they would flow to is not kept.
+
+    Results are of the kind of the last array given. To a type checker that is what ``update`` returns; a variable that
+    is filled in a loop is declared, as in ``seen: GapMatrix[np.ndarray] = GapMatrix(W)``, or taken for one of tensors.
 
     Parameters
     ----------
@@ -57,7 +60,7 @@ class GapMatrix(Shown):
         self._kind = "torch"  # of the results: that of the last array given
 
     @classmethod
-    def from_gaps(cls, W: Array, b: Array | None, R: Array, *, n_samples: int = 0) -> GapMatrix:
+    def from_gaps(cls, W: Array, b: Array | None, R: Given, *, n_samples: int = 0) -> GapMatrix[Given]:
         """Start from a gap matrix R (C, C) computed elsewhere, from ``n_samples`` samples (0: unknown).
 
         Raises
@@ -65,7 +68,7 @@ class GapMatrix(Shown):
         ValueError
             If R is not (C, C), not on W's device, or its diagonal is not 0. That it is finite is checked by `solve`.
         """
-        matrix = cls(W, b)
+        matrix: GapMatrix[Any] = cls(W, b)
         gaps = _checks.check_gaps("R", R, matrix._W)
         dtype = _checks.result_dtype(matrix._W, matrix._b, gaps)
         matrix._gaps = gaps.T.to(dtype).contiguous()
@@ -80,7 +83,7 @@ class GapMatrix(Shown):
         return self._n_samples
 
     @property
-    def gaps(self) -> Array:
+    def gaps(self) -> Kind:
         """R (C, C), a copy: float64 if any input was, else float32; of the kind of the latents.
 
         Raises
@@ -89,9 +92,10 @@ class GapMatrix(Shown):
             Before the first sample.
         """
         R = self._seen().T.clone(memory_format=torch.contiguous_format)
-        return as_kind(R, self._kind)
+        gaps: Kind = as_kind(R, self._kind)
+        return gaps
 
-    def update(self, latents: Array) -> GapMatrix:
+    def update(self, latents: Given) -> GapMatrix[Given]:
         """Fold in latents (n, d); returns self.
 
         Logits are computed in float32 (float64 if any input is) or better, never in TF32 or half precision.
@@ -111,7 +115,7 @@ class GapMatrix(Shown):
             self._logits.append(logits)
         return self._fold_in(gaps, latents, z)
 
-    def update_logits(self, logits: Array) -> GapMatrix:
+    def update_logits(self, logits: Given) -> GapMatrix[Given]:
         """Fold in logits (n, C) = latents Wᵀ + b; a constant per sample does not matter. Returns self.
 
         Raises
@@ -128,7 +132,7 @@ class GapMatrix(Shown):
             self._logits.append(values)
         return self._fold_in(gaps, logits, values)
 
-    def merge(self, other: GapMatrix) -> GapMatrix:
+    def merge(self, other: GapMatrix[Given]) -> GapMatrix[Given]:
         """Fold in what another accumulator of the same W and b has seen; returns self.
 
         Raises
@@ -151,16 +155,16 @@ class GapMatrix(Shown):
             self._kind = other._kind
         if self._logits is not None and other._logits is not None:
             self._logits += other._logits
-        return self
+        return cast("GapMatrix[Given]", self)
 
-    def empty(self) -> GapMatrix:
+    def empty(self) -> GapMatrix[Kind]:
         """Return an accumulator of the same W, b and ``keep_logits`` that has seen nothing; W and b are shared."""
         matrix = copy.copy(self)
         matrix._gaps, matrix._logits = None, None if self._logits is None else []
         matrix._n_samples = matrix._n_own = 0
         return matrix
 
-    def deal(self, count: int) -> list[GapMatrix]:
+    def deal(self, count: int) -> list[GapMatrix[Kind]]:
         """Split the samples among ``count`` accumulators that merge to this one again.
 
         To the same bits, unless samples came in several precisions. Each gets the same number of samples of each
@@ -217,7 +221,7 @@ class GapMatrix(Shown):
         rows = [(chunk, chosen[(chosen >= low) & (chosen < high)] - low) for chunk, low, high in parts]
         return torch.cat([chunk[some.to(chunk.device)] for chunk, some in rows])
 
-    def all_reduce(self, group: torch.distributed.ProcessGroup | None = None) -> GapMatrix:
+    def all_reduce(self, group: torch.distributed.ProcessGroup | None = None) -> GapMatrix[Kind]:
         """Merge over all processes of a group, in place; a process may have seen nothing. Returns self.
 
         It may be called again, also after further updates: ``n_samples`` adds up what each process was given itself.
@@ -259,7 +263,7 @@ class GapMatrix(Shown):
         tol: float | None = None,
         max_iter: int | None = None,
         raise_on_failure: bool = True,
-    ) -> TacSolution:
+    ) -> TacSolution[Kind]:
         """Solve the class-wise QPs for the samples seen so far; the arguments are those of `solve_tac`."""
         gaps = self._seen()
         margin, trim = _checks.check_margin(margin), _checks.check_trim(trim)
@@ -273,15 +277,10 @@ class GapMatrix(Shown):
             _checks.check_max_iter(max_iter, R.shape[0]),
             self._n_samples,
             _checks.check_raise(raise_on_failure, R.device),
+            self._kind,
         )
-        try:
-            raw = Raw(*_operators.solve_classes(self._W, self._head, R, chosen, margin, trim, *how))
-        except SolverError as error:
-            if self._kind != "torch":
-                raise SolverError(str(error), with_kind(error.solution, self._kind)) from None
-            raise
-        solution = dress(raw, R, chosen, self._n_samples, margin, trim)
-        return with_kind(solution, self._kind)
+        raw = Raw(*_operators.solve_classes(self._W, self._head, R, chosen, margin, trim, *how))
+        return dress(raw, R, chosen, self._n_samples, margin, trim, self._kind)
 
     @property
     def fingerprint(self) -> str:
@@ -311,7 +310,7 @@ class GapMatrix(Shown):
         self._gaps, self._logits = found.gaps, found.logits
         self._n_samples, self._n_own, self._kind = found.n_samples, found.n_own, found.kind
 
-    def __copy__(self) -> GapMatrix:
+    def __copy__(self) -> GapMatrix[Kind]:
         # No tensor is ever written to, but the list of the logits grows.
         matrix = object.__new__(type(self))
         vars(matrix).update(vars(self), _logits=None if self._logits is None else list(self._logits))
@@ -354,13 +353,13 @@ class GapMatrix(Shown):
     def _raise_to(self, gaps: Tensor) -> None:
         self._gaps = gaps if self._gaps is None else torch.maximum(self._gaps, gaps)
 
-    def _fold_in(self, gaps: Tensor, given: Array, rows: Tensor) -> GapMatrix:
+    def _fold_in(self, gaps: Tensor, given: Given, rows: Tensor) -> GapMatrix[Given]:
         self._raise_to(gaps)
         self._n_samples += rows.shape[0]
         self._n_own += rows.shape[0]
         self._kind = kind_of(given)
         hand_back(given)
-        return self
+        return cast("GapMatrix[Given]", self)
 
 
 def _random_places(logits: Sequence[Tensor], count: int) -> Tensor:

@@ -64,12 +64,13 @@ def _fake_solve_classes(
     gaps: Tensor,
     classes: Tensor,
     *_: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     count = classes.shape[0]
     return (
         gaps.new_empty((count, W.shape[1])),
         gaps.new_empty((count,)),
         gaps.new_empty((count,), dtype=torch.int8),
+        gaps.new_empty((count,), dtype=torch.int32),
         gaps.new_empty((count, gaps.shape[0])),
         gaps.new_empty((6, count), dtype=torch.float64),
     )
@@ -85,11 +86,12 @@ def _fake_solve_samples(
     max_iter: int,
     return_perturbations: bool,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     n, count, dim = latents.shape[0], classes.shape[0], W.shape[1] if return_perturbations else 0
     return (
         latents.new_empty((n, count), dtype=dtype),
         latents.new_empty((n, count), dtype=torch.int8),
+        latents.new_empty((n, count), dtype=torch.int32),
         latents.new_empty((n, count, dim), dtype=dtype),
         latents.new_empty((6, count), dtype=torch.float64),
     )

@@ -69,12 +69,13 @@ def solve_classes(problem: Problem, gaps: Tensor) -> Raw:
         torch.full((len(targets), dim), torch.nan, dtype=dtype, device=gaps.device),
         torch.full((len(targets),), torch.inf, dtype=dtype, device=gaps.device),
         torch.zeros(len(targets), dtype=torch.int8, device=gaps.device),
+        torch.zeros(len(targets), dtype=torch.int32, device=gaps.device),
         torch.zeros((len(targets), n_classes), dtype=dtype, device=gaps.device),
         torch.zeros((6, len(targets)), dtype=torch.float64, device=gaps.device),
     )
     for r, k in enumerate(targets.tolist()):
         rho, kept = _constraints(rows, problem, gaps[k].double(), k)
-        status, s, duals = _solve_class(rows, rho, kept, k, problem.max_iter)
+        status, s, duals, raw.iterations[r] = _solve_class(rows, rho, kept, k, problem.max_iter)
         raw.duals[r] = duals.to(dtype)
         if status == Status.INVALID_INPUT:
             raw.norms[r] = torch.nan
@@ -99,6 +100,7 @@ def solve_samples(problem: Problem, logits: Tensor, return_perturbations: bool) 
     n, count = len(logits), len(problem.classes)
     norms = torch.empty((n, count), dtype=logits.dtype, device=logits.device)
     status = torch.empty((n, count), dtype=torch.int8, device=logits.device)
+    iterations = torch.empty((n, count), dtype=torch.int32, device=logits.device)
     depth = problem.dim if return_perturbations else 0
     perturbations = torch.empty((n, count, depth), dtype=logits.dtype, device=logits.device)
     summary = empty_summary(count, logits.device)
@@ -106,14 +108,14 @@ def solve_samples(problem: Problem, logits: Tensor, return_perturbations: bool) 
         row = logits[i].double()
         gaps = row[None, :] - row[:, None]
         one = solve_classes(problem, gaps)
-        norms[i], status[i] = one.norms.to(norms.dtype), one.status
+        norms[i], status[i], iterations[i] = one.norms.to(norms.dtype), one.status, one.iterations
         perturbations[i] = one.perturbations[:, :depth].to(perturbations.dtype)
         residuals = one.certificate[:4]
         residuals[:, one.status == Status.INFEASIBLE] = 0
         summary[:4] = torch.maximum(summary[:4], residuals)
         summary[4] = torch.minimum(summary[4], one.certificate[4])
         summary[5] = torch.maximum(summary[5], one.certificate[5])
-    return RawSamples(norms, status, perturbations, summary)
+    return RawSamples(norms, status, iterations, perturbations, summary)
 
 
 def empty_summary(count: int, device: torch.device) -> Tensor:
@@ -167,18 +169,18 @@ def _constraints(rows: Tensor, problem: Problem, gaps: Tensor, k: int) -> tuple[
     return rho, kept
 
 
-def _solve_class(rows: Tensor, rho: Tensor, kept: Tensor, k: int, max_iter: int) -> tuple[Status, Tensor, Tensor]:
-    """Status, s (d,) and multipliers (C,) of one class."""
+def _solve_class(rows: Tensor, rho: Tensor, kept: Tensor, k: int, max_iter: int) -> tuple[Status, Tensor, Tensor, int]:
+    """Status, s (d,), multipliers (C,) and iterations of one class."""
     duals = torch.zeros_like(rho)
     s = torch.zeros_like(rows[k])
     if not bool(rho.isfinite().all()):
-        return Status.INVALID_INPUT, s, duals
+        return Status.INVALID_INPUT, s, duals, 0
     clash = (~kept & (rho > 0)).nonzero()
     if len(clash):
         duals[clash[0]] = 1
-        return Status.INFEASIBLE, s, duals
-    status, s, duals[kept] = _dual_active_set((rows[k] - rows)[kept], rho[kept], max_iter)
-    return status, s, duals
+        return Status.INFEASIBLE, s, duals, 0
+    status, s, duals[kept], iterations = _dual_active_set((rows[k] - rows)[kept], rho[kept], max_iter)
+    return status, s, duals, iterations
 
 
 def _certify_ray(rows: Tensor, rho: Tensor, kept: Tensor, k: int, ray: Tensor) -> Tensor:
@@ -191,21 +193,28 @@ def _certify_ray(rows: Tensor, rho: Tensor, kept: Tensor, k: int, ray: Tensor) -
     return torch.stack([nan, terms * 0, _ratio(combined.norm(), terms), nan, reach, nan.new_tensor(torch.inf)])
 
 
-def _dual_active_set(A: Tensor, rho: Tensor, max_iter: int) -> tuple[Status, Tensor, Tensor]:
-    """Goldfarb and Idnani (1983) for min ½‖s‖², A s ≥ rho, with a fresh QR factorisation at every step."""
+def _dual_active_set(A: Tensor, rho: Tensor, max_iter: int) -> tuple[Status, Tensor, Tensor, int]:
+    """Goldfarb and Idnani (1983) for min ½‖s‖², A s ≥ rho, with a fresh QR factorisation at every step.
+
+    The results are those of `_solve_class`, of these constraints.
+    """
     lengths = A.norm(dim=1)
     lam, s = torch.zeros_like(rho), torch.zeros_like(A[0]) if len(A) else A.new_zeros(A.shape[1])
     active: list[int] = []
     implied: list[int] = []
-    for _ in range(max_iter + 1):
+    iterations = 0
+    while True:
         score = (rho - A @ s) / lengths - _VIOLATION * (rho.abs() / lengths + s.norm())
         score[active + implied] = 0
         if len(A) == 0 or bool(score.max() <= 0):
             s, polished = _equalities(A[active], rho[active])
             lam[active] = polished.clamp(min=0)
-            return Status.OPTIMAL, s, lam
+            return Status.OPTIMAL, s, lam, iterations
         p = int(score.argmax())
-        while len(active) <= max_iter:
+        while True:
+            if iterations >= max_iter:
+                return Status.MAX_ITER, s, lam.clamp(min=0), iterations
+            iterations += 1
             coef, normal = project(A[active], A[p])
             terms = lengths[p] + coef.abs() @ lengths[active]
             dependent = bool(normal.norm() <= _DEPENDENT * terms)
@@ -219,7 +228,7 @@ def _dual_active_set(A: Tensor, rho: Tensor, max_iter: int) -> tuple[Status, Ten
                     break
                 ray = torch.zeros_like(lam)
                 ray[active], ray[p] = (-coef).clamp(min=0), 1.0
-                return Status.INFEASIBLE, s, ray
+                return Status.INFEASIBLE, s, ray, iterations
             step = min(to_equality, to_zero)
             lam[active] -= step * coef
             lam[p] += step
@@ -230,7 +239,6 @@ def _dual_active_set(A: Tensor, rho: Tensor, max_iter: int) -> tuple[Status, Ten
                 break
             gone = active.pop(int(steps.argmin()))
             lam[gone] = 0
-    return Status.MAX_ITER, s, lam.clamp(min=0)
 
 
 def project(basis: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:

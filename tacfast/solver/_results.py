@@ -10,20 +10,20 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from .._files import write_atomically
 from .._shown import Shown, Tabled, by_class
-from ._arrays import Array, as_kind, as_tensor, hand_back, kind_of
+from ._arrays import Array, Kind, as_kind, as_tensor, hand_back, kind_of
 from ._checks import Head, check_finite, check_head, check_latents, check_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Record = TypeVar("Record", bound="Certificate | TacSolution | PerSampleSolution")
+Record = TypeVar("Record", bound="Certificate[Any] | TacSolution[Any] | PerSampleSolution[Any]")
 
 
 class Status(IntEnum):
@@ -50,7 +50,7 @@ RESIDUALS = ("primal", "dual", "stationarity", "gap")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Certificate(Shown):
+class Certificate(Shown, Generic[Kind]):
     """Scale-free optimality measures of each class, evaluated in float64 on the returned tensors.
 
     All fields are float64 of shape (K,). For s = ``perturbations[r]``, λ = ``duals[r]``, a_j = w_k − w_j and
@@ -67,12 +67,12 @@ class Certificate(Shown):
     An infeasible class has no s: its primal residual and gap are NaN and both bounds speak of the norm +inf.
     """
 
-    primal: Array
-    dual: Array
-    stationarity: Array
-    gap: Array
-    lower: Array
-    upper: Array
+    primal: Kind
+    dual: Kind
+    stationarity: Kind
+    gap: Kind
+    lower: Kind
+    upper: Kind
 
     @property
     def worst(self) -> dict[str, float]:
@@ -92,7 +92,7 @@ class SolverError(RuntimeError):
     ``.solution`` holds everything that was computed.
     """
 
-    def __init__(self, message: str, solution: TacSolution | PerSampleSolution) -> None:
+    def __init__(self, message: str, solution: TacSolution[Any] | PerSampleSolution[Any]) -> None:
         super().__init__(message)
         self.solution = solution
 
@@ -101,7 +101,7 @@ class SolverError(RuntimeError):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TacSolution(Tabled):
+class TacSolution(Tabled, Generic[Kind]):
     """The smallest shared latent shift towards each class: the reconstructed trigger-activated change.
 
     For K requested classes of C, in latent dimension d. Floating-point fields are float64 if any input was, else
@@ -114,6 +114,10 @@ class TacSolution(Tabled):
     norms : (K,), ‖s_k‖₂; +inf for an infeasible class
     classes : (K,) int64, the class k of each row
     status : (K,) int8, values of `Status`
+    iterations : (K,) int32, steps of the active-set method, of which ``max_iter`` allows so many: each takes up a
+        violated constraint, lets go of one, or finds that those taken up imply or contradict it. 0 where s = 0 will
+        do, where an equal row of W with a larger bias makes the class infeasible, and where the active set was
+        predicted rightly. Of a class that had to be solved again, numerically more carefully, those of both solves
     duals : (K, C), λ ≥ 0, one per constraint; 0 at the own class; of an infeasible class the Farkas ray
     gaps : (C, C), R[k, j] = max_i (L[i, j] − L[i, k]), or for ``trim`` > 0 the order statistic that `solve_tac`
         describes; the margin is not included
@@ -122,13 +126,14 @@ class TacSolution(Tabled):
     margin, trim : as requested
     """
 
-    perturbations: Array
-    norms: Array
-    classes: Array
-    status: Array
-    duals: Array
-    gaps: Array
-    certificate: Certificate
+    perturbations: Kind
+    norms: Kind
+    classes: Kind
+    status: Kind
+    iterations: Kind
+    duals: Kind
+    gaps: Kind
+    certificate: Certificate[Kind]
     n_samples: int
     margin: float
     trim: float
@@ -146,7 +151,7 @@ class TacSolution(Tabled):
         *,
         scale: float = 1.0,
         tie_tol: float | None = None,
-    ) -> Array:
+    ) -> Kind:
         """Share of the samples that ``scale`` · s_k sends to class k.
 
         At the optimum some samples lie exactly on the decision boundary, where rounding would decide. A sample
@@ -187,7 +192,8 @@ class TacSolution(Tabled):
                 shares[r] += (moved.amax(1) - moved[:, k] <= slack).sum()
         shares = torch.where(shift.isnan().any(1), torch.nan, shares / len(z)).to(s.dtype)
         hand_back(latents, W, b)
-        return as_kind(shares, kind_of(self.norms))
+        counted: Kind = as_kind(shares, kind_of(self.norms))
+        return counted
 
     def _checked(self, latents: Array, W: Array, b: Array | None) -> tuple[Head, Tensor]:
         head = check_head(W, b)
@@ -236,7 +242,7 @@ class TacSolution(Tabled):
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         names = {field.name for field in fields(Certificate)}
         certificate = Certificate(**{name: tensors.pop(f"certificate.{name}") for name in names})
-        return cls(certificate=certificate, **tensors, **json.loads(metadata))
+        return TacSolution(certificate=certificate, **tensors, **json.loads(metadata))
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> TacSolution:
         """Copy with every tensor on ``device`` and perturbations, norms, duals and gaps in ``dtype``.
@@ -246,10 +252,11 @@ class TacSolution(Tabled):
         """
         cast = {"perturbations", "norms", "duals", "gaps"}
 
-        def move(name: str, value: Array) -> Tensor:
+        def move(name: str, value: Any) -> Tensor:
             return as_tensor(name, value).to(device=device, dtype=dtype if name in cast else None)
 
-        return _mapped(self, move)
+        of_any_kind: TacSolution[Any] = self
+        return _mapped(of_any_kind, move)
 
     def plot(self) -> Figure:
         """Draw the norm of the shift towards each class.
@@ -263,7 +270,7 @@ class TacSolution(Tabled):
 
         return views.norms(self)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> TacSolution:
+    def __deepcopy__(self, memo: dict[int, Any]) -> TacSolution[Kind]:
         # Torch refuses to copy a tensor with a history; its clone has the same one.
         return _mapped(self, lambda _, x: x.clone() if isinstance(x, Tensor) else copy.deepcopy(x, memo))
 
@@ -277,13 +284,14 @@ class TacSolution(Tabled):
         return [
             ("smallest norms", by_class(_smallest_first(self.classes, self.norms))),
             ("status", _counted(self.status)),
+            ("iterations", _spread(self.iterations)),
             ("certificate", self.certificate._title()),
             ("settings", f"margin {self.margin:g}, trim {self.trim:g}"),
         ]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PerSampleSolution(Shown):
+class PerSampleSolution(Shown, Generic[Kind]):
     """The smallest latent shift of every sample towards every class.
 
     Attributes
@@ -291,17 +299,19 @@ class PerSampleSolution(Shown):
     norms : (n, K), ‖s_ik‖₂, 0 where sample i is in class k already; +inf for an infeasible class
     classes : (K,) int64
     status : (n, K) int8, values of `Status`
+    iterations : (n, K) int32, steps of the active-set method, as of `TacSolution`
     certificate : the worst value over the samples of each class, float64 (K,), before rounding to the dtype of the
         norms; ``lower`` and ``upper`` bound the smallest and the largest norm of the class
     perturbations : (n, K, d), or None if they were not asked for
     margin : as requested
     """
 
-    norms: Array
-    classes: Array
-    status: Array
-    certificate: Certificate
-    perturbations: Array | None
+    norms: Kind
+    classes: Kind
+    status: Kind
+    iterations: Kind
+    certificate: Certificate[Kind]
+    perturbations: Kind | None
     margin: float
 
     def _title(self) -> str:
@@ -315,6 +325,7 @@ class PerSampleSolution(Shown):
         return [
             ("smallest median norms", by_class(_smallest_first(self.classes, medians))),
             ("status", _counted(self.status)),
+            ("iterations", _spread(self.iterations)),
             ("certificate", self.certificate._title()),
             ("margin", self.margin),
             *([] if self.perturbations is None else [("perturbations", self.perturbations)]),
@@ -326,7 +337,7 @@ def with_kind(record: Record, kind: str) -> Record:
     return record if kind == "torch" else _mapped(record, lambda _, value: as_kind(value, kind))
 
 
-def _mapped(record: Record, convert: Callable[[str, Array], Array]) -> Record:
+def _mapped(record: Record, convert: Callable[[str, Any], Any]) -> Record:
     """Copy of a solution with every array, those of the certificate too, replaced by ``convert(name, array)``."""
     values = dict(vars(record))
     for name, value in values.items():
@@ -346,6 +357,13 @@ def _smallest_first(classes: Array, values: Array) -> dict[int, float]:
     """Values (K,) by class (K,); NaN comes last."""
     pairs = zip(as_tensor("classes", classes).tolist(), as_tensor("values", values).tolist(), strict=True)
     return dict(sorted(pairs, key=lambda pair: (math.isnan(pair[1]), pair[1])))
+
+
+def _spread(iterations: Array) -> str:
+    counts = as_tensor("iterations", iterations).flatten()
+    if not len(counts):
+        return "none"
+    return f"{counts.min()} to {counts.max()}, median {counts.median()}"
 
 
 def _counted(status: Array) -> str:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from . import _checks, _operators, _stages
-from ._arrays import Array, hand_back, kind_of
+from ._arrays import Array, Given, hand_back, kind_of
 from ._gap_matrix import GapMatrix
 from ._results import Certificate, PerSampleSolution, TacSolution, with_kind
 
 
 def solve_tac(
-    latents: Array,
+    latents: Given,
     W: Array,
     b: Array | None = None,
     *,
@@ -27,7 +27,7 @@ def solve_tac(
     tol: float | None = None,
     max_iter: int | None = None,
     raise_on_failure: bool = True,
-) -> TacSolution:
+) -> TacSolution[Given]:
     """Smallest shared latent shift s_k that sends all samples to class k, for every class.
 
     Solves  min ½‖s‖²  s.t.  (w_k − w_j)ᵀ(s + z_i) + b_k − b_j ≥ margin  for all j ≠ k and all samples i. In a
@@ -93,7 +93,7 @@ def solve_tac(
     """
     trim = _checks.check_trim(trim)
     how: dict[str, Any] = {"classes": classes, "margin": margin, "method": method, "tol": tol, "max_iter": max_iter}
-    solution = None
+    solution: TacSolution[Any] | None = None
     if trim == 0 and not torch.compiler.is_compiling():
         solution = _solved_at_once(latents, W, b, raise_on_failure=raise_on_failure, **how)
     if solution is None:
@@ -113,7 +113,7 @@ def _solved_at_once(
     tol: float | None,
     max_iter: int | None,
     raise_on_failure: bool,
-) -> TacSolution | None:
+) -> TacSolution[Any] | None:
     """See `_stages.solve_at_once`; the arguments are those of `solve_tac`, checked here. None also if too large."""
     head = _checks.check_head(W, b)
     z = _checks.check_latents(latents, head.W)
@@ -127,17 +127,14 @@ def _solved_at_once(
         _checks.check_margin(margin),
         _checks.check_tol(tol, _checks.result_dtype(head.W, head.b, z)),
         _checks.check_max_iter(max_iter, len(head.W)),
+        raise_on_failure,
+        kind_of(latents),
     )
-    if solution is None:
-        return None
     hand_back(latents, W, b)
-    kind = kind_of(latents)
-    if raise_on_failure and _stages.has_failed(solution.status.tolist()):
-        raise _stages.failure(solution, kind)
-    return with_kind(solution, kind)
+    return solution
 
 
-def _with_gradients(solution: TacSolution, latents: Array, W: Array, b: Array | None) -> TacSolution:
+def _with_gradients(solution: TacSolution[Any], latents: Array, W: Array, b: Array | None) -> TacSolution[Any]:
     """The solution, with norms and perturbations that depend on latents, W and b if any of these requires grad."""
     tensors = [x for x in (latents, W, b) if isinstance(x, Tensor)]
     asked = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
@@ -159,7 +156,7 @@ def _kept(name: str, value: Array) -> Tensor:
 
 
 def solve_tac_per_sample(
-    latents: Array,
+    latents: Given,
     W: Array,
     b: Array | None = None,
     *,
@@ -167,7 +164,7 @@ def solve_tac_per_sample(
     margin: float = 0.0,
     return_perturbations: bool = False,
     max_bytes: int = 2**31,
-) -> PerSampleSolution:
+) -> PerSampleSolution[Given]:
     """Smallest latent shift of every single sample to every class: n·K problems.
 
     Parameters
@@ -192,11 +189,11 @@ def solve_tac_per_sample(
     max_bytes = _checks.check_integer("max_bytes", max_bytes, 0)
     chosen = _checks.check_classes(classes, len(head.W), z.device)
     dtype = _checks.result_dtype(head.W, head.b, z)
-    width = dtype.itemsize * (1 + (z.shape[1] if return_perturbations else 0)) + 1
+    width = dtype.itemsize * (1 + (z.shape[1] if return_perturbations else 0)) + 5  # of which 1 status, 4 iterations
     size = z.shape[0] * len(chosen) * width
     if size > max_bytes:
         raise ValueError(f"max_bytes: expected at least {size} for this result, got {max_bytes}")
-    norms, status, perturbations, summary = _operators.solve_samples(
+    norms, status, iterations, perturbations, summary = _operators.solve_samples(
         z,
         head.W,
         _operators.prepare_head(head.W, head.b),
@@ -211,6 +208,7 @@ def solve_tac_per_sample(
         norms,
         chosen,
         status,
+        iterations,
         Certificate(*summary.unbind(0)),
         perturbations if return_perturbations else None,
         margin,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from ._checks import check_class_values, check_finite, describe_bad, first_bad, 
 from ._contract import Prepared, Problem, Raw, RawSamples
 from ._dense import all_active_multipliers
 from ._projected_gradient import predict_multipliers
-from ._results import Certificate, SolverError, Status, TacSolution, with_kind
+from ._results import RESIDUALS, Certificate, SolverError, Status, TacSolution, with_kind
 
 # Logits per step of the stream. On the CPU: after a matrix product torch's threads keep their cores busy for some
 # milliseconds, and threads of ours would have to wait for a core: a step is so small that one thread folds it, or,
@@ -96,18 +97,19 @@ def solve_classes_impl(
     max_iter: int,
     n_samples: int,
     raise_on_failure: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    kind: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Solve the QP of every class in ``classes`` from R = ``gaps``; the fields of `Raw`."""
     if gaps.device.type == "cpu":
         check_class_values(classes, gaps.shape[0])
     problem = _problem(W, head, classes, margin, tol, max_iter)
     raw = _solve(problem, gaps, method)
-    statuses = raw.status.tolist() if raise_on_failure or gaps.device.type == "cpu" else []
-    if Status.INVALID_INPUT in statuses and gaps.device.type == "cpu":  # elsewhere the status is the answer
+    worst = _worst(raw.status) if raise_on_failure or gaps.device.type == "cpu" else Status.OPTIMAL
+    if worst == Status.INVALID_INPUT and gaps.device.type == "cpu":  # elsewhere the status is the answer
         check_finite("R", gaps)
-    if raise_on_failure and has_failed(statuses):
-        raise failure(dress(raw, gaps, classes, n_samples, margin, trim))
-    return raw.perturbations, raw.norms, raw.status, raw.duals, raw.certificate
+    if worst > Status.INFEASIBLE and raise_on_failure:
+        _fail(raw, gaps, classes, n_samples, margin, trim, kind)
+    return raw.perturbations, raw.norms, raw.status, raw.iterations, raw.duals, raw.certificate
 
 
 def fits_one_call(latents: Tensor, W: Tensor, bias: Tensor | None, method: str) -> bool:
@@ -121,7 +123,15 @@ def fits_one_call(latents: Tensor, W: Tensor, bias: Tensor | None, method: str) 
 
 
 def solve_at_once(
-    latents: Tensor, W: Tensor, bias: Tensor | None, classes: Tensor, margin: float, tol: float, max_iter: int
+    latents: Tensor,
+    W: Tensor,
+    bias: Tensor | None,
+    classes: Tensor,
+    margin: float,
+    tol: float,
+    max_iter: int,
+    raise_on_failure: bool,
+    kind: str,
 ) -> TacSolution | None:
     """The solution of what `fits_one_call`, to the same bits as by the stages; None where they say what is wrong."""
     check_class_values(classes, len(W))
@@ -137,14 +147,14 @@ def solve_at_once(
         tol=tol,
         max_iter=max_iter,
     )
-    if found is None or Status.INVALID_INPUT in found[0].status.tolist():
+    if found is None:
         return None
-    return dress(*found, classes, latents.shape[0], margin, 0.0)
-
-
-def has_failed(statuses: Sequence[int]) -> bool:
-    """Whether any class of these statuses is neither solved nor infeasible."""
-    return max(statuses, default=Status.OPTIMAL) > Status.INFEASIBLE
+    raw, gaps = found
+    worst = _worst(raw.status)
+    if worst == Status.INVALID_INPUT:
+        return None
+    finish = _fail if worst > Status.INFEASIBLE and raise_on_failure else dress
+    return finish(raw, gaps, classes, latents.shape[0], margin, 0.0, kind)
 
 
 @functools.cache
@@ -199,7 +209,7 @@ def solve_samples_impl(
     max_iter: int,
     return_perturbations: bool,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """One QP per latent and class; the fields of `RawSamples`."""
     logits = logits_impl(latents, head, len(W), dtype)
     if logits.device.type == "cpu":
@@ -208,7 +218,7 @@ def solve_samples_impl(
             raise ValueError(_explain_bad_logit(latents, 0, bad, len(W)))
     problem = _problem(W, head, classes, margin, tol, max_iter)
     raw: RawSamples = backend(logits.device).solve_samples(problem, logits, return_perturbations)
-    return raw.norms, raw.status, raw.perturbations, raw.certificate
+    return raw.norms, raw.status, raw.iterations, raw.perturbations, raw.certificate
 
 
 def logits_impl(latents: Tensor, head: Tensor, n_classes: int, dtype: torch.dtype) -> Tensor:
@@ -247,13 +257,16 @@ def _products_are_narrowed(kind: str) -> bool:
     return side.matmul.fp32_precision not in ("ieee", "none")
 
 
-def dress(raw: Raw, gaps: Tensor, classes: Tensor, n_samples: int, margin: float, trim: float) -> TacSolution:
-    """The solution around the raw results."""
-    return TacSolution(
+def dress(
+    raw: Raw, gaps: Tensor, classes: Tensor, n_samples: int, margin: float, trim: float, kind: str
+) -> TacSolution:
+    """The solution around the raw results, its arrays of that kind."""
+    solution = TacSolution(
         raw.perturbations,
         raw.norms,
         classes,
         raw.status,
+        raw.iterations,
         raw.duals,
         gaps,
         Certificate(*raw.certificate.unbind(0)),
@@ -261,23 +274,27 @@ def dress(raw: Raw, gaps: Tensor, classes: Tensor, n_samples: int, margin: float
         margin,
         trim,
     )
+    return with_kind(solution, kind)
 
 
-def failure(solution: TacSolution, kind: str = "torch") -> SolverError:
-    """What to raise where a class has failed; it carries arrays of that kind."""
+def _worst(status: Tensor) -> int:
+    """The worst status of any class (K,), in the order of `Status`."""
+    return max(status.tolist(), default=Status.OPTIMAL)
+
+
+def _fail(raw: Raw, gaps: Tensor, classes: Tensor, n_samples: int, margin: float, trim: float, kind: str) -> NoReturn:
+    """Raise the SolverError of what `dress` makes of the results, some class of which has failed."""
+    solution = dress(raw, gaps, classes, n_samples, margin, trim, "torch")
     failed = [r for r, status in enumerate(solution.statuses) if status > Status.INFEASIBLE]
     first = failed[0]
     status = solution.statuses[first]
-    worst = {
-        name: float(getattr(solution.certificate, name)[first]) for name in ("primal", "dual", "stationarity", "gap")
-    }
-    residuals = ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
-    message = (
+    residuals = ", ".join(f"{name} {float(getattr(solution.certificate, name)[first]):.1e}" for name in RESIDUALS)
+    raise SolverError(
         f"{len(failed)} of {len(solution.classes)} classes failed; the first is class {int(solution.classes[first])}: "
         f"{status.name} ({status.sentence}); residuals: {residuals}. The exception's .solution holds the results; "
-        "raise_on_failure=False returns them instead."
+        "raise_on_failure=False returns them instead.",
+        with_kind(solution, kind),
     )
-    return SolverError(message, with_kind(solution, kind))
 
 
 def _explain_bad_logit(latents: Tensor, first_row: int, bad: int, n_classes: int) -> str:

@@ -9,6 +9,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -186,17 +187,18 @@ class _Training:
         self, on_epoch: Callable[[TrainedEpoch], None] | None, on_step: Callable[[int, int], None] | None
     ) -> list[TrainedEpoch]:
         self._model.to(memory_format=torch.channels_last)
-        if not self._resume():
-            self._prepare_attack()
-        while len(self._history) < self._recipe.epochs:
-            # Every epoch draws from a seed of its own, so that no generator has to be kept.
-            with isolated_randomness(self._seed_of(len(self._history) + 1)):
-                self._history.append(self._run_epoch(on_step))
-            _log.info("%s", self._history[-1])
-            if self._store is not None:
-                self._store.write(self._state())
-            if on_epoch is not None:
-                on_epoch(self._history[-1])
+        with nullcontext() if self._store is None else self._store.held():
+            if not self._resume():
+                self._prepare_attack()
+            while len(self._history) < self._recipe.epochs:
+                # Every epoch draws from a seed of its own, so that no generator has to be kept.
+                with isolated_randomness(self._seed_of(len(self._history) + 1)):
+                    self._history.append(self._run_epoch(on_step))
+                _log.info("%s", self._history[-1])
+                if self._store is not None:
+                    self._store.write(self._state())
+                if on_epoch is not None:
+                    on_epoch(self._history[-1])
         self._model.eval()
         return self._history
 

@@ -95,6 +95,7 @@ template <class T>
 struct ClassAnswer {
     std::vector<T> perturbations, norms, duals;
     std::vector<int8_t> status;
+    std::vector<int32_t> iterations;
     std::vector<double> certificate;
 
     ClassAnswer(const Question<T>& q, int threads, T fill)
@@ -102,6 +103,7 @@ struct ClassAnswer {
           norms(q.targets.size(), fill),
           duals(q.targets.size() * q.head.classes, fill),
           status(q.targets.size(), int8_t(fill)),
+          iterations(q.targets.size(), int32_t(fill)),
           certificate(q.targets.size() * kCertificateFields, double(fill)) {
         const int64_t C = q.head.classes, d = q.head.dim;
         const Aligned workspace(cpu::solve_workspace_bytes(C, d, threads));
@@ -109,8 +111,8 @@ struct ClassAnswer {
         args.scalar = scalar_of<T>;
         args.head = q.head.view();
         args.gaps = q.right.data();
-        args.gap_strides[0] = 1;
-        args.gap_strides[1] = C;
+        args.gap_stride_k = 1;
+        args.gap_stride_j = C;
         args.targets = q.targets.data();
         args.count = args.last = int64_t(q.targets.size());
         args.margin = q.margin;
@@ -121,6 +123,7 @@ struct ClassAnswer {
         args.perturbations = perturbations.data();
         args.norms = norms.data();
         args.status = status.data();
+        args.iterations = iterations.data();
         args.duals = duals.data();
         args.certificate = certificate.data();
         args.workspace = workspace.get();
@@ -130,7 +133,7 @@ struct ClassAnswer {
 
     bool operator==(const ClassAnswer& o) const {
         return same_bits(perturbations, o.perturbations) && same_bits(norms, o.norms) && same_bits(duals, o.duals) &&
-               same_bits(status, o.status) && same_bits(certificate, o.certificate);
+               same_bits(status, o.status) && iterations == o.iterations && same_bits(certificate, o.certificate);
     }
 };
 
@@ -139,12 +142,14 @@ template <class T>
 struct SampleAnswer {
     std::vector<T> norms, perturbations;
     std::vector<int8_t> status;
+    std::vector<int32_t> iterations;
     std::vector<double> certificate;
 
     SampleAnswer(const Question<T>& q, int64_t n, bool with_points, int threads, T fill)
         : norms(n * q.targets.size(), fill),
           perturbations(with_points ? n * q.targets.size() * q.head.dim : 0, fill),
           status(n * q.targets.size(), int8_t(fill)),
+          iterations(n * q.targets.size(), int32_t(fill)),
           certificate(q.targets.size() * kCertificateFields, 0.0) {
         const int64_t C = q.head.classes, d = q.head.dim, K = int64_t(q.targets.size());
         for (int64_t r = 0; r < K; ++r) certificate[4 * K + r] = INFINITY;  // nothing folded in yet
@@ -161,6 +166,7 @@ struct SampleAnswer {
         args.max_iter = q.max_iter;
         args.norms = norms.data();
         args.status = status.data();
+        args.iterations = iterations.data();
         args.perturbations = with_points ? perturbations.data() : nullptr;
         args.certificate = certificate.data();
         args.workspace = workspace.get();
@@ -170,7 +176,7 @@ struct SampleAnswer {
 
     bool operator==(const SampleAnswer& o) const {
         return same_bits(norms, o.norms) && same_bits(perturbations, o.perturbations) && same_bits(status, o.status) &&
-               same_bits(certificate, o.certificate);
+               iterations == o.iterations && same_bits(certificate, o.certificate);
     }
 };
 

@@ -272,6 +272,7 @@ template <class T>
 struct CudaClassAnswer {
     std::vector<T> perturbations, norms, duals;
     std::vector<int8_t> status;
+    std::vector<int32_t> iterations;
     std::vector<double> certificate;
 
     explicit CudaClassAnswer(const Question<T>& q) {
@@ -281,14 +282,15 @@ struct CudaClassAnswer {
         const OnDevice<T> gaps(q.right), points(K * d), lengths(K), multipliers(K * C);
         const OnDevice<int64_t> targets(q.targets);
         const OnDevice<int8_t> states(K);
+        const OnDevice<int32_t> steps(K);
         const OnDevice<double> certificates(K * kCertificateFields);
         const OnDevice<char> workspace(cuda::solve_workspace_bytes(C, d, K));
         ClassSolve args{};
         args.scalar = scalar_of<T>;
         args.head = head.view;
         args.gaps = gaps.get();
-        args.gap_strides[0] = 1;
-        args.gap_strides[1] = C;
+        args.gap_stride_k = 1;
+        args.gap_stride_j = C;
         args.targets = targets.get();
         args.count = args.last = K;
         args.margin = q.margin;
@@ -298,6 +300,7 @@ struct CudaClassAnswer {
         args.perturbations = points.get();
         args.norms = lengths.get();
         args.status = states.get();
+        args.iterations = steps.get();
         args.duals = multipliers.get();
         args.certificate = certificates.get();
         args.workspace = workspace.get();
@@ -307,6 +310,7 @@ struct CudaClassAnswer {
         norms = lengths.values();
         duals = multipliers.values();
         status = states.values();
+        iterations = steps.values();
         certificate = certificates.values();
     }
 };
@@ -357,6 +361,7 @@ template <class T>
 struct CudaSampleAnswer {
     std::vector<T> norms, perturbations;
     std::vector<int8_t> status;
+    std::vector<int32_t> iterations;
     std::vector<double> certificate;
 
     CudaSampleAnswer(const Question<T>& q, int64_t n, bool with_points) {
@@ -368,6 +373,7 @@ struct CudaSampleAnswer {
         const OnDevice<T> logits(q.right), lengths(n * K), points(with_points ? n * K * d : 0);
         const OnDevice<int64_t> targets(q.targets);
         const OnDevice<int8_t> states(n * K);
+        const OnDevice<int32_t> steps(n * K);
         const OnDevice<double> certificates(none);
         const OnDevice<char> workspace(cuda::sample_workspace_bytes(C, d, n, K));
         SampleSolve args{};
@@ -382,6 +388,7 @@ struct CudaSampleAnswer {
         args.max_iter = q.max_iter;
         args.norms = lengths.get();
         args.status = states.get();
+        args.iterations = steps.get();
         args.perturbations = points.get();
         args.certificate = certificates.get();
         args.workspace = workspace.get();
@@ -390,6 +397,7 @@ struct CudaSampleAnswer {
         norms = lengths.values();
         perturbations = points.values();
         status = states.values();
+        iterations = steps.values();
         certificate = certificates.values();
     }
 };

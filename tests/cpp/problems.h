@@ -194,6 +194,17 @@ inline Problem low_rank(unsigned seed, int classes, int dim, int rank) {
     return p;
 }
 
+// Constraints towards class 0 that do not see one another: each violated one is taken up once, and none is let go.
+inline Problem orthogonal(unsigned seed, int classes) {
+    Problem p = plain("orthogonal", seed, classes, classes);
+    Random random(seed + 1);
+    p.target = 0;
+    std::fill(p.W.begin(), p.W.end(), 0.0);
+    for (int j = 1; j < classes; ++j) p.W[j * classes + j] = -1 - random.uniform();
+    p.gaps[0] = 0;
+    return p;
+}
+
 inline Problem one_dimension(unsigned seed, int classes) {
     Problem p = plain("one dimension", seed, classes, 1);
     p.generic = false;

@@ -261,13 +261,50 @@ void test_equal_rows(double margin) {
     Question<T> q{head, gaps_of(logits, n, C), {0, 1, 2, 3, 4, 5, 6}, margin};
     const ClassAnswer<T> a = solve_everywhere(q, "equal rows");
     check(a.status[0] == (margin > 0.25 ? kInfeasible : kOptimal), "equal rows: the one with the larger bias");
-    check(a.status[1] == kInfeasible && a.duals[C] == 1, "equal rows: the one with the smaller bias");
+    check(a.status[1] == kInfeasible && a.duals[C] == 1 && a.iterations[1] == 0,
+          "equal rows: the one with the smaller bias");
     check(a.status[2] == kInfeasible, "between two rows: status %d", a.status[2]);
     for (int64_t r = 2; r < C; ++r) check_class(q, a, r);
     q.right = logits;
     const SampleAnswer<T> samples(q, n, true, 2, T(1));
     for (int64_t i = 0; i < n; ++i)
         check(samples.status[i * C + 1] == kInfeasible, "equal rows: samples, status %d", samples.status[i * C + 1]);
+}
+
+// How many other classes are ahead of class 0 in a row of logits.
+template <class T>
+int32_t ahead(const T* logits, int64_t C) {
+    return int32_t(std::count_if(logits + 1, logits + C, [=](T logit) { return logit > logits[0]; }));
+}
+
+// Towards class 0 the steps are known: one for each violated constraint, and none where there is nothing to do.
+template <class T>
+void test_iterations() {
+    const int64_t C = 12, n = 20;
+    const Problem p = orthogonal(5, int(C));
+    const Prepared<T> head(std::vector<T>(p.W.begin(), p.W.end()), C, C, 1);
+    std::vector<T> logits = normals<T>(n * C, 6);
+    for (int64_t x = 1; x < C; ++x) logits[x] = logits[0] - 1;  // the first sample is in class 0 already
+    Question<T> q{head, logits, {5, 0}};
+    const SampleAnswer<T> samples(q, n, false, 2, T(99));
+    for (int64_t i = 0; i < n; ++i)
+        check(samples.iterations[2 * i + 1] == ahead(&logits[i * C], C), "iterations: sample %d, %d steps", int(i),
+              samples.iterations[2 * i + 1]);
+    for (int64_t i : {0, 1, 7}) {  // as if it were the only sample
+        const std::vector<T> own(logits.begin() + i * C, logits.begin() + (i + 1) * C);
+        q.right = gaps_of(own, 1, C);
+        const ClassAnswer<T> a = solve_everywhere(q, "iterations");
+        check(a.iterations[1] == ahead(own.data(), C), "iterations: %d steps", a.iterations[1]);
+        Question<T> warm = q;
+        warm.guess.assign(a.duals.begin(), a.duals.end());
+        check(sizeof(T) == 4 || ClassAnswer<T>(warm, 1, T(99)).iterations[1] == 0, "iterations: a right guess");
+    }
+    q.max_iter = 2;
+    const ClassAnswer<T> stopped(q, 1, T(99));
+    check(stopped.status[1] == kMaxIter && stopped.iterations[1] == 2, "iterations: %d of 2", stopped.iterations[1]);
+    q.right[C] = T(NAN);
+    const ClassAnswer<T> invalid(q, 1, T(99));
+    check(invalid.status[1] == kInvalidInput && invalid.iterations[1] == 0, "iterations: invalid input");
 }
 
 template <class T>
@@ -286,6 +323,7 @@ void test_scalar() {
     }
     test_equal_rows<T>(0.0);
     test_equal_rows<T>(0.5);
+    test_iterations<T>();
 }
 
 }  // namespace

@@ -30,6 +30,7 @@ template <class T>
 struct ClassCall {
     std::vector<T> perturbations, norms, duals;
     std::vector<int8_t> status;
+    std::vector<int32_t> iterations;
     std::vector<double> certificate;
     ClassSolve args{};
 
@@ -39,12 +40,14 @@ struct ClassCall {
           norms(targets.size(), T(7)),
           duals(targets.size() * head.classes, T(7)),
           status(targets.size(), int8_t(99)),
+          iterations(targets.size(), -1),
           certificate(targets.size() * kCertificateFields, 7.0) {
         const int64_t K = int64_t(targets.size());
         args = {scalar_of<T>,
                 head,
                 gaps.data(),
-                {1, head.classes},
+                1,
+                head.classes,
                 targets.data(),
                 K,
                 0,
@@ -57,6 +60,7 @@ struct ClassCall {
                 perturbations.data(),
                 norms.data(),
                 status.data(),
+                iterations.data(),
                 duals.data(),
                 certificate.data(),
                 nullptr,
@@ -155,6 +159,7 @@ void test_samples(const PreparedHead& head, const std::vector<T>& logits, int64_
     std::vector<double> certificate(size_t(K * kCertificateFields), 0.0);
     std::vector<T> norms(size_t(n * K)), points(size_t(n * K * d)), want_norms(size_t(n * K)), want_points(points);
     std::vector<int8_t> status(size_t(n * K)), want_status(size_t(n * K));
+    std::vector<int32_t> iterations(size_t(n * K)), want_iterations(size_t(n * K));
     const Aligned workspace(cpu::sample_workspace_bytes(C, d, K, 1));
     SampleSolve args{scalar_of<T>,
                      head,
@@ -167,6 +172,7 @@ void test_samples(const PreparedHead& head, const std::vector<T>& logits, int64_
                      1000,
                      want_norms.data(),
                      want_status.data(),
+                     want_iterations.data(),
                      want_points.data(),
                      certificate.data(),
                      workspace.get(),
@@ -174,12 +180,15 @@ void test_samples(const PreparedHead& head, const std::vector<T>& logits, int64_
     cpu::solve_samples(args);
     args.norms = norms.data();
     args.status = status.data();
+    args.iterations = iterations.data();
     args.perturbations = points.data();
     for (int lanes : kLanes) {
         std::fill(status.begin(), status.end(), int8_t(99));
+        std::fill(iterations.begin(), iterations.end(), -1);
         run_samples<T, Effort::quick>(args, lanes);
         run_samples<T, Effort::thorough>(args, lanes);
         check(status == want_status, "samples: the statuses of the CPU, C=%d, %d lanes", int(C), lanes);
+        check(iterations == want_iterations, "samples: the iterations of the CPU, C=%d, %d lanes", int(C), lanes);
         for (int64_t at = 0; at < n * K; ++at) {
             const double norm = double(want_norms[at]), off = std::fabs(double(norms[at]) - norm);
             check(
@@ -231,6 +240,23 @@ void test_sizes() {
         test_classes<T>(head.view(), gaps, all_of(C), "diagonal");
         if (C > 1) gaps[1] = T(INFINITY);
         test_classes<T>(head.view(), gaps, all_of(C), "not finite");
+    }
+}
+
+// Towards class 0, where each violated constraint is taken up once: as many steps as there are, by quick tasks and, of
+// those that are too many for them, by thorough ones.
+void test_iterations() {
+    for (int classes : {20, 2 * core::kQuickActive + 60}) {
+        const Problem p = orthogonal(4, classes);
+        const Prepared<double> head = prepared(p);
+        std::vector<double> gaps(size_t(classes * classes), 0.0);
+        for (int j = 0; j < classes; ++j) gaps[size_t(j * classes)] = p.gaps[j];
+        const auto expected = std::count_if(p.gaps.begin(), p.gaps.end(), [](double gap) { return gap > 0; });
+        ClassCall<double> call(head.view(), gaps, {0}, nullptr);
+        run_classes<double, Effort::quick>(call.args, 5);
+        check((call.status[0] == kCrowded) == (expected > core::kQuickActive), "iterations: status %d", call.status[0]);
+        run_classes<double, Effort::thorough>(call.args, 5);
+        check(call.iterations[0] == expected, "iterations: %d steps, not %d", call.iterations[0], int(expected));
     }
 }
 
@@ -305,6 +331,7 @@ int main() {
     test_families(31);
     test_sizes<float>();
     test_sizes<double>();
+    test_iterations();
     test_crowded();
     test_dense<float>();
     test_dense<double>();

@@ -17,7 +17,7 @@ pytest.importorskip("torchvision")
 pytest.importorskip("safetensors")
 pytest.importorskip("sklearn")
 
-from PIL import Image
+from suspects import MODEL, PIXELS, draw, write_suspect
 
 from tacfast import cli
 from tacfast.demo import make_trial
@@ -25,18 +25,8 @@ from tacfast.models import build_model, load_checkpoint, load_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-MODEL = ("--arch", "small_preact_resnet", "--arch-args", '{"in_channels": 1}', "--num-classes", "10")
-PIXELS = ("--mean", "0", "--std", "1")
 # A repair that leaves the backdoor as it was.
 TOO_LITTLE = ("--mode", "latent", "--epochs", "2", "--lr", "0.001", "--max-drop", "0.5")
-
-
-def draw(folder, data, names=str):
-    for i, (image, label) in enumerate(zip(data.images, data.labels.tolist(), strict=True)):
-        path = folder / names(label) / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((image[0] * 255).round().byte().numpy()).save(path)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +37,7 @@ def trial():
 @pytest.fixture(scope="module")
 def suspect(trial, tmp_path_factory):
     """Folder with the state dict of a backdoored network, and clean images of it."""
-    folder = tmp_path_factory.mktemp("suspect")
-    torch.save(trial.model.state_dict(), folder / "model.pth")
-    draw(folder / "images", trial.clean)
-    return folder
+    return write_suspect(tmp_path_factory.mktemp("suspect"), trial)
 
 
 def run(capsys, *arguments):
@@ -318,12 +305,39 @@ def test_an_interrupted_repair_goes_on(suspect, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(command, "repair_model", interrupted)
     state = ("--resume", tmp_path / "state")
     assert repair(capsys, suspect, tmp_path / "two.pt", *settings, *state)[0] == 130
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["state.lr0.003", "whole.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state.lr0.003", "state.scan", "whole.pt"]
     assert repair(capsys, suspect, tmp_path / "two.pt", *settings, *state)[0] in (0, 5)
     assert calls == [1, 2, 3]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["two.pt", "whole.pt"]
     whole, two = (torch.load(tmp_path / name) for name in ("whole.pt", "two.pt"))
     assert all(torch.equal(whole[name], two[name]) for name in whole)
+
+
+def test_a_repair_interrupted_between_two_learning_rates_tries_none_again(suspect, tmp_path, capsys, monkeypatch):
+    from tacfast.commands import repair as command
+
+    run_repair, events, interrupts = command.repair_model, [], [("lr", 0.03), ("epoch", 0.03)]
+
+    def note(event):
+        events.append(event)
+        if event in interrupts:
+            interrupts.remove(event)
+            raise KeyboardInterrupt
+
+    def roll_back_the_first(*args, mode, on_epoch, **kwargs):
+        note(("lr", mode.lr))
+        result = run_repair(*args, mode=mode, on_epoch=lambda record: note(("epoch", mode.lr)), **kwargs)
+        return dataclasses.replace(result, rolled_back=mode.lr == 0.1)
+
+    monkeypatch.setattr(command, "repair_model", roll_back_the_first)
+    settings = ("--target", "4", "--mode", "latent", "--epochs", "1", "--max-drop", "1", "--resume", tmp_path / "state")
+    first = [("lr", 0.1), ("epoch", 0.1), ("lr", 0.03)]
+    for expected in (first, [("lr", 0.1), ("lr", 0.03), ("epoch", 0.03)], [("lr", 0.03)]):
+        events.clear()
+        status = repair(capsys, suspect, tmp_path / "two.pt", *settings)[0]
+        assert events == expected  # what was rolled back is known again from its state, and not trained again
+    assert status in (0, 5)
+    assert [path.name for path in tmp_path.iterdir()] == ["two.pt"]
 
 
 def test_nothing_found_is_not_repaired(suspect, trial, tmp_path, capsys):

@@ -1,6 +1,5 @@
 """Trainings and grids killed by SIGKILL at random moments: what is lost, and that the outcome is the same."""
 
-import os
 import random
 import re
 import resource
@@ -19,52 +18,14 @@ pytest.importorskip("jinja2")
 pytest.importorskip("fcntl")
 
 import small_grid
+from processes import ENVIRONMENT, Process
 from small_grid import DEFENCES, TINY, make_grid
 
 from benchmarks.defence.cells import NETWORK_CELL, SCAN_CELL
 from benchmarks.defence.store import Store
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(small_grid.ROOT), "COLUMNS": "200"}
 # The quick version runs by default, the thorough one with -m slow.
 KILLS = [2, pytest.param(30, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
-
-
-class Process:
-    """A process of its own group whose lines are kept with the moments when they came."""
-
-    def __init__(self, command, log, **options):
-        self.log = log
-        with log.open("wb") as file:
-            self.popen = subprocess.Popen(
-                list(map(str, command)),
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=ENVIRONMENT,
-                start_new_session=True,
-                **options,
-            )
-
-    @property
-    def text(self):
-        return self.log.read_text(errors="replace")
-
-    def wait_for(self, word, count=1):
-        """Until the word was said so often, or the process is over."""
-        while self.text.count(word) < count and self.popen.poll() is None:
-            time.sleep(0.01)
-
-    def finish(self, seconds):
-        """Wait that long; whether it ended by itself."""
-        try:
-            self.popen.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
-
-    def kill(self):
-        """SIGKILL to the process alone, not to those that it started."""
-        self.popen.send_signal(signal.SIGKILL)
-        self.popen.wait()
 
 
 def alive(group):
@@ -130,8 +91,7 @@ def test_a_training_that_is_killed_loses_at_most_an_epoch(tmp_path, kills):
     assert killed >= min(kills, 2)
     assert out.read_bytes() == whole.read_bytes()
     left = {path.name for path in tmp_path.iterdir()} - {"log"}
-    temporary = {name for name in left if name.endswith(".tmp")}  # of a write that was cut off
-    assert left - temporary - {f"{out.name}.state"} == {
+    assert left - {f"{out.name}.state"} == {
         f"{name}.{kind}" for name in ("whole", "killed") for kind in ("json", "safetensors")
     }
 

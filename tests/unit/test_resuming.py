@@ -1,6 +1,7 @@
 import dataclasses
 import importlib.util
 import os
+import subprocess
 import sys
 
 import pytest
@@ -101,7 +102,6 @@ def test_it_may_be_interrupted_twice_and_the_model_may_fail(path):
 def test_a_killed_scan_goes_on_from_the_last_write(path, monkeypatch):
     model = Counting()
     expected = scan(model, batches())
-    monkeypatch.setattr(tally, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(tally, "SAVE_FACTOR", 0)
 
     def killed(seen):
@@ -115,12 +115,46 @@ def test_a_killed_scan_goes_on_from_the_last_write(path, monkeypatch):
     assert seen[0] == 60  # five batches were in the file, the sixth is counted once
 
 
-def test_nothing_is_written_now_and_then_in_a_short_scan(path):
-    def look(_):
-        assert not path.exists()
-
-    scan(Counting(), batches(), resume=path, on_batch=look)
+def test_a_scan_that_is_killed_while_it_judges_has_seen_everything(path, monkeypatch):
+    model = Counting()
+    expected = scan(model, batches(), quick=True)
+    monkeypatch.setattr(tally, "SAVE_FACTOR", 10**9)  # after the first batch nothing is written now and then
+    with monkeypatch.context() as patch:
+        patch.setattr("tacfast.scanning.leave_blocks_out", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            scan(model, batches(), resume=path, quick=True)
+    model.samples = 0
+    assert equal(scan(model, batches(), resume=path, quick=True), expected)
+    assert model.samples == 20  # the first batch: to find the head, and to know the model by
     assert not path.exists()
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_what_is_kept_and_where_it_goes_on_is_told(path, caplog):
+    caplog.set_level("INFO", "tacfast.resuming")
+    scan(Counting(), batches(), resume=path, quick=True)
+    assert caplog.messages == []
+    with pytest.raises(KeyboardInterrupt):
+        scan(Counting(), failing(7, KeyboardInterrupt()), resume=path, quick=True)
+    scan(Counting(), batches(), resume=path, quick=True)
+    assert caplog.messages == [
+        f"70 samples are kept in {path}: do the same again to go on from there",
+        f"going on after 70 samples, from {path}",
+    ]
+
+
+def test_two_processes_do_not_share_a_file(path):
+    code = f"from tacfast._files import only_process\nwith only_process({str(path)!r}, 'x'): print(); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(BlockingIOError, match=r"resume: another process works with .*, wait for it"):
+            scan(Counting(), batches(), resume=path)
+        other.kill()
+    scan(Counting(), batches(), resume=path)  # its lock is gone with it
+    assert list(path.parent.iterdir()) == []
 
 
 def test_what_is_looked_at_again_is_the_same_too(path):

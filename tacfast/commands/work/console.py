@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,11 +15,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from ...models import resuming
 from ...models.checkpoint import KEY
 from ...report.words import class_label
 
+STDOUT = Path("-")
 # Classes that are shown, those that are the easiest to reach.
 MAX_ROWS = 5
+
+
+def console_for(json: Path | None, *, quiet: bool = False) -> Console:
+    """Where a command prints what is for people; where JSON goes, nothing else may."""
+    if quiet:
+        resuming.log.setLevel(logging.WARNING)
+    return Console(stderr=json == STDOUT, quiet=quiet)
 
 
 @contextmanager

@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ... import __version__
-from ..._files import write_atomically
+from ..._files import only_process, write_atomically
 from ..._text import first_line, printable
 from ...models.checkpoint import digest_of, find_checkpoint
+from ...models.resuming import telling
 from ...report import write_index
 from ...report.files import finite
 
@@ -53,17 +54,22 @@ def scan_many(
     scan_one : scans a checkpoint, writes its reports as JSON and as HTML, and returns the facts
     """
     out.mkdir(parents=True, exist_ok=True)
-    known = {row["path"]: row for row in read_summary(out)}
-    settings = json.loads(json.dumps(finite(settings | {"tacfast": __version__})))  # as they come back from a file
     rows: dict[str, dict[str, Any]] = {}
-    for number, path in enumerate(checkpoints, 1):
-        console.print(f"{number}/{len(checkpoints)} {printable(str(path))}", markup=False, highlight=False)
-        whole = str(path.absolute())
-        row = rows[whole] = _scanned(path, out, settings, known.get(whole), scan_one)
-        if row["error"]:
-            console.print(f"  error: {row['error']}", markup=False, highlight=False, soft_wrap=True)
-        # What an earlier run has of others is kept.
-        _write_summary(out, sorted((known | rows).values(), key=_place))
+    kept = telling(out, lambda: f"{len(rows)} of {len(checkpoints)} models are" if rows else None)
+    with only_process(out / SUMMARY, "out"), kept:
+        known = {row["path"]: row for row in read_summary(out)}
+        settings = json.loads(json.dumps(finite(settings | {"tacfast": __version__})))  # as they come back from a file
+        for number, path in enumerate(checkpoints, 1):
+            console.print(f"{number}/{len(checkpoints)} {printable(str(path))}", markup=False, highlight=False)
+            whole = str(path.absolute())
+            row = _scanned(path, out, settings, known.get(whole), scan_one)
+            if row["error"]:
+                console.print(f"  error: {row['error']}", markup=False, highlight=False, soft_wrap=True)
+            elif row is known.get(whole):
+                console.print("  was done before")
+            rows[whole] = row
+            # What an earlier run has of others is kept.
+            _write_summary(out, sorted((known | rows).values(), key=_place))
     told = sorted(rows.values(), key=_place)
     console.print()
     console.print(_table(told))

@@ -15,19 +15,21 @@ from ... import __version__
 from ..._processes import all_processes
 from ...data import FolderLoader, hold_out
 from ...defenses import MODES, DivergedError, RepairResult
-from ...defenses import repair as repair_model
 from ...defenses.modes import Ours
+from ...defenses.repairing import forget as forget_repair
+from ...defenses.repairing import repair_and_keep
 from ...defenses.universal import calm_state
 from ...models import save_checkpoint, write_defense_result
 from ...models.checkpoint import PICKLES, check_target, find_checkpoint
 from ...models.huggingface import check_new_folder, is_folder_of, write_folder
 from ...report import repair_facts, scan_facts
 from ...scanning import ScanReport
+from ...scanning import forget as forget_scan
 from ..options import SuspectOptions
 from .confirm import STATUS, confirm
-from .console import print_attack, print_confirmation, print_repair, printer, progress
+from .console import STDOUT, console_for, print_attack, print_confirmation, print_repair, printer, progress
 from .loading import TRAINED_BY, Suspect, check_files, open_loader, open_suspect
-from .scan import EXIT_STATUS, STDOUT, describe, errors_told, leave_unless_first, run_scan, show_scan, write_reports
+from .scan import EXIT_STATUS, describe, errors_told, leave_unless_first, run_scan, show_scan, write_reports
 from .triggered import Triggered
 
 # What has an option of its own, or is known from elsewhere.
@@ -70,15 +72,14 @@ class Repair:
 
     def run(self, *, quiet: bool, json: Path | None, html: Path | None) -> None:
         """Scan, repair, write and print; leave with the status of what came of it, unless that is 0."""
-        to_stdout = json == STDOUT
-        console = Console(stderr=to_stdout, quiet=quiet)
+        console = console_for(json, quiet=quiet)
         replace(self.mode, lr=self.rates[0])  # a setting out of range is told now, before the work
         checkpoint = find_checkpoint(self.checkpoint)
         if _as_folder(checkpoint, self.out):
             check_new_folder(self.out)
         else:
             check_target(self.out)
-        files = {"out": self.out, "json": None if to_stdout else json, "html": html, "resume": self.resume}
+        files = {"out": self.out, "json": None if json == STDOUT else json, "html": html, "resume": self.resume}
         check_files(checkpoint, self.given.class_names, **files)
         with errors_told(checkpoint, json):
             self._run(console, checkpoint, json, html)
@@ -87,20 +88,23 @@ class Repair:
         suspect = open_suspect(checkpoint, self.data, self.given)
         trained, held = self._shares(suspect)
         everything = self._loader(suspect)
-        report = run_scan(console, suspect, everything, self.given.head)
+        scanned = None if self.resume is None else self.resume.with_name(f"{self.resume.name}.scan")
+        report = run_scan(console, suspect, everything, self.given.head, resume=scanned)
         triggered = Triggered(suspect, self.batch_size, workers=self.given.workers)
         about = describe(suspect, report, everything, triggered)
         facts = scan_facts(report, **about)
         show_scan(console, facts, suspect.names)
         if not (report.verdict.aims or self.mode.targets or getattr(self.mode, "harden", False)):
             write_reports(facts, report, json=json, html=html)
+            self._forget(scanned)
             _say("nothing to repair, nothing written; --target repairs a class of your choice, --harden all")
             raise typer.Exit(EXIT_STATUS[report.verdict.label] or 1)
         result = self._first_kept(console, suspect, report, trained, held)
-        leave_unless_first()
+        leave_unless_first(scanned)
         if result.rolled_back:
             facts["repair"] = repair_facts(result)
             write_reports(facts, report, json=json, html=html)
+            self._forget(scanned)
             _give_up(console, facts["repair"], suspect.names)
         before, after = facts["attack"], triggered.measure(result.model)
         assert result.confirmation is not None
@@ -116,6 +120,7 @@ class Repair:
         facts["attack"] = after and before | {"after": after}
         _write_weights(suspect, result, facts["repair"], self.out, suspect.images.subset(trained).digests())
         write_reports(facts, report, json=json, html=html)
+        self._forget(scanned)
         _show_repair(console, facts, suspect.names, self.out)
 
     def _shares(self, suspect: Suspect) -> tuple[list[int], list[int]]:
@@ -149,7 +154,7 @@ class Repair:
 
         def attempt(rate: float) -> RepairResult:
             with progress(console, f"repairing, lr {rate:g}", self.mode.epochs, then="scanning again") as advance:
-                return repair_model(
+                return repair_and_keep(
                     suspect.model,
                     self._loader(suspect, trained, shuffle=True),
                     report,
@@ -160,10 +165,16 @@ class Repair:
                     group=processes.group,
                 )
 
-        # Rates are tried in order, so those before one that has a state are done with.
+        # Rates are tried in order, so those before the last that has a state are done with.
         states = [_state_of(self.resume, rate) for rate in self.rates]
-        first = next((i for i, path in enumerate(states) if path is not None and _has_state(path)), 0)
+        first = max((i for i, path in enumerate(states) if path is not None and _has_state(path)), default=0)
         return first_kept(self.rates[processes.first(first) :], attempt)
+
+    def _forget(self, scanned: Path | None) -> None:
+        """Delete what was kept in case of an interruption: all is written."""
+        forget_scan(scanned, all_processes().group)
+        for rate in self.rates:
+            forget_repair(_state_of(self.resume, rate))
 
 
 def _say(text: str) -> None:

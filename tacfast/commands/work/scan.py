@@ -16,15 +16,14 @@ from ...data import FolderLoader
 from ...report import error_facts, scan_facts, write_html, write_json
 from ...report.ci import write_junit, write_sarif
 from ...report.files import as_json
-from ...scanning import ScanReport
-from ...scanning import scan as scan_model
+from ...scanning import ScanReport, forget
+from ...scanning import scan_and_keep as scan_model
 from ..options import SuspectOptions
-from .console import print_attack, print_scan, print_warnings, progress
+from .console import STDOUT, console_for, print_attack, print_scan, print_warnings, progress
 from .loading import Suspect, check_files, check_outputs, first_head, open_loader, open_suspect
 from .many import ERROR, ORDER, error_row, row_of, scan_many
 from .triggered import Triggered
 
-STDOUT = Path("-")
 # By the label of the verdict; 1 is an error and 2 wrong usage.
 EXIT_STATUS = {"nothing_found": 0, ERROR: 1, "suspicious": 3, "borderline": 4, "inconclusive": 4}
 
@@ -44,9 +43,8 @@ class Scans:
 
     def one(self, checkpoint: Path, *, json: Path | None, html: Path | None, resume: Path | None) -> NoReturn:
         """Scan one, print and write what is found, and leave with the status of the verdict."""
-        to_stdout = json == STDOUT
-        console = Console(stderr=to_stdout, quiet=self.quiet)  # where JSON goes, nothing else may
-        files = {"json": None if to_stdout else json, "html": html, "resume": resume}
+        console = console_for(json, quiet=self.quiet)
+        files = {"json": None if json == STDOUT else json, "html": html, "resume": resume}
         check_files(checkpoint, self.given.class_names, **files, junit=self.junit, sarif=self.sarif)
         row: dict[str, Any] = {"path": str(checkpoint)}
         try:
@@ -61,7 +59,7 @@ class Scans:
 
     def many(self, checkpoints: Sequence[Path], out: Path) -> NoReturn:
         """Scan each, write all to the folder ``out``, and leave with the status of the worst."""
-        console = Console(quiet=self.quiet)
+        console = console_for(None, quiet=self.quiet)
         told = {"data": self.data, "quick": self.quick, **asdict(self.given)}
         del told["workers"], told["device"]  # which change no result
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in told.items()}
@@ -95,12 +93,13 @@ class Scans:
             suspect.images, self.batch_size, workers=given.workers, skip_unreadable=given.skip_unreadable
         )
         report = run_scan(console, suspect, loader, given.head, resume=resume, quick=self.quick)
-        leave_unless_first()
+        leave_unless_first(resume)
         triggered = Triggered(suspect, self.batch_size, workers=given.workers)
         about = describe(suspect, report, loader, triggered)
         facts = scan_facts(report, **about)
         # First what may be lost: printing fails where nobody reads on.
         write_reports(facts, report, json=json, html=html)
+        forget(resume, all_processes().group)
         return facts, about["names"]
 
 
@@ -139,7 +138,7 @@ def run_scan(
     quick: bool = False,
     task: str = "scanning",
 ) -> ScanReport:
-    """Scan with a progress bar; of several processes each reads its share of the images."""
+    """Scan with a progress bar; of several processes each reads its share of the images. ``resume`` is left."""
     found, processes = first_head(suspect.model, loader, head), all_processes()
     own = loader if processes.size == 1 else loader.share(processes.rank, processes.size)
     with progress(console, task, len(own.images), then="judging") as advance:
@@ -151,9 +150,10 @@ def run_scan(
     return report
 
 
-def leave_unless_first() -> None:
+def leave_unless_first(resume: Path | None) -> None:
     """Nothing is left to do but for the first of several processes, whose exit status is that of all."""
-    if all_processes().rank > 0:
+    if (processes := all_processes()).rank > 0:
+        forget(resume, processes.group)
         raise SystemExit  # no typer.Exit, which is an Exception: it would be told as an error
 
 

@@ -47,7 +47,7 @@ def train(
         return _run(console, first, dataset, path, where, provide_clean_model).model
 
     trained = _run(console, plan, dataset, out, where, provide_clean_model)
-    leave_unless_first()
+    leave_unless_first(None)
     metrics = _measure(trained.model, dataset, trained.splits.test, trained.attack)
     facts = {"acc": metrics.acc} if trained.attack is None else asdict(metrics)
     save_trained(replace(trained, checkpoint=replace(trained.checkpoint, metrics=facts)), out, half=half)

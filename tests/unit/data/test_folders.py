@@ -1,4 +1,5 @@
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -206,6 +207,16 @@ def test_unreadable_images_are_an_error_or_counted(folder, workers):
         _, labels = read(loader)
         assert labels.tolist() == [0, 0, 1, 1, 2, 2]
         assert [message.split(": ")[1].rsplit("/", 2)[-2] for message in loader.unreadable] == ["ant", "bee", "cat"]
+
+
+def test_images_that_are_gone_with_their_folder_are_an_error_though_unreadable_ones_are_skipped(folder):
+    loader = FolderLoader(find_images(folder, GREY, 3), 1, skip_unreadable=True)
+    batches = iter(loader)
+    next(batches)
+    shutil.rmtree(folder / "bee")
+    with pytest.raises(ValueError, match=r"data: expected an image, got .*bee.*No such file"):
+        list(batches)
+    assert not loader.unreadable
 
 
 def test_a_decompression_bomb_is_unreadable(folder, monkeypatch):

@@ -19,6 +19,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 import tacfast
 from tacfast import scan
+from tacfast.defenses.training import Training
+from tacfast.defenses.universal import CALM
 
 repair = partial(tacfast.repair, mode="latent")
 
@@ -146,6 +148,34 @@ def test_unlearning_a_perturbation_resumes(trial, report, tmp_path):
     resumed = kill_and_resume(trial, report, "plain", tmp_path / "state", (1, 3), **settings)
     assert same(weights(whole.model), weights(resumed.model))
     assert resumed.history == whole.history
+
+
+def test_killed_in_a_second_training_the_first_is_not_done_again(trial, report, tmp_path, monkeypatch):
+    """Where the first costs too much, the state of its end tells so until the second one has a state."""
+    settings = {"mode": "universal", "epochs": 2, "lr": 0.5, "targets": (TARGET,), "max_drop": 0.0}
+    settings["held_out"] = trial.data.subset(trial.splits.train[:100]).loader()
+    epochs, run_epoch = [], Training._run_epoch
+
+    def count(self):
+        if len(epochs) == 2 and kill:
+            raise KilledError
+        epochs.append(self._settings.max_norm)
+        return run_epoch(self)
+
+    monkeypatch.setattr(Training, "_run_epoch", count)
+    kill = False
+    whole = repair(trial.model, loader(trial, "plain"), report, **settings)
+    assert epochs == [None, None, CALM, CALM]
+    epochs.clear()
+    kill = True
+    with pytest.raises(KilledError):
+        repair(trial.model, loader(trial, "plain"), report, resume=tmp_path / "state", **settings)
+    epochs.clear()
+    kill = False
+    resumed = repair(trial.model, loader(trial, "plain"), report, resume=tmp_path / "state", **settings)
+    assert epochs == [CALM, CALM]
+    assert same(weights(whole.model), weights(resumed.model))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_killed_after_the_last_epoch_nothing_is_trained_again(trial, report, tmp_path):

@@ -48,6 +48,7 @@ def solution(norms, *, classes=None, num_classes=None, trim=RULE_TRIM, margin=RU
         norms=values,
         classes=torch.arange(k) if classes is None else torch.tensor(classes),
         status=states if status is None else torch.tensor(status, dtype=torch.int8),
+        iterations=torch.zeros(k, dtype=torch.int32),
         duals=torch.zeros(k, c),
         gaps=torch.zeros(c, c),
         certificate=Certificate(blank, blank, blank, blank, blank, blank),

@@ -259,8 +259,10 @@ def test_what_is_written_transformers_reads(folders, tmp_path, kind):
     model = restore_model(load_checkpoint(folders / kind)).eval()
     with torch.no_grad():
         next(model.parameters()).add_(0.1)
+    (tmp_path / "new" / ".out.new" / "half").mkdir(parents=True)  # as a process leaves it that was killed
     write_folder(model, folders / kind, tmp_path / "new" / "out", {"provenance": {"tool": "x"}})
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["out"]
+    assert not (tmp_path / "new" / "out" / "half").exists()
     expected = model(IMAGES).logits
     theirs = AutoModelForImageClassification.from_pretrained(tmp_path / "new" / "out").eval()
     assert torch.equal(theirs(IMAGES).logits, expected)

@@ -12,8 +12,6 @@ import warnings
 import zipfile
 from _codecs import encode
 from collections import Counter, OrderedDict, defaultdict
-from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +29,7 @@ from checkpoints import (
     with_pickle,
     zipped,
 )
+from memory import limited_memory, peak_memory
 from torch import nn
 
 from tacfast.models import CheckpointError, _pickles, load_checkpoint, read_weights
@@ -167,6 +166,20 @@ def test_programs_are_refused_by_name(write, tmp_path, not_loaded):
     assert "exported program (.pt2)" in refusal(tmp_path / "program.pt2")
 
 
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (b"\x08\x07\x12\x07pytorch\x1a\x05", "an ONNX file, a program whose layers have no names: save the weights of"),
+        (b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras writes"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "fetch that with git lfs pull"),
+        (b"\n<!doctype html><html>", "a page of a web site"),
+        (b"\x1f\x8b\x08\x00", "compressed: unpack it first"),
+    ],
+)
+def test_what_comes_in_the_place_of_weights_is_called_by_its_name(write, start, message):
+    assert message in refusal(write(start + b"and so on" * 10))
+
+
 def test_only_dense_real_tensors_are_taken(write, recwarn):
     quantised = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
     recwarn.clear()
@@ -286,7 +299,8 @@ EXHAUSTING = {
     "bytearray": Call(bytearray, HUGE),
     "size": Call(torch.Size, (-1, HUGE)),
     "codec": Call(encode, "a" * 10**6, "punycode"),
-    "set": {1},
+    "set": {(1, 2)},
+    "device": Call(torch.device, "c" * 10**6),
     "one hash": {k * (2**61 - 1): None for k in range(1000)},
     "copied pairs": many_calls(OrderedDict, [["a", None]] * 5000),
     "copied counts": many_calls(Counter, dict.fromkeys(range(5000))),
@@ -409,29 +423,6 @@ def test_tensors_of_safetensors_do_not_depend_on_the_file_any_more(write):
     assert torch.equal(found["w"], torch.ones(1000))
 
 
-def peak_memory():
-    """The most that this process has used so far, in MiB."""
-    resource = pytest.importorskip("resource")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-@contextmanager
-def limited_memory(mebibytes):
-    """Let the process ask the system for no more than so much address space beyond what it has, where that is known."""
-    resource = pytest.importorskip("resource")
-    statm = Path("/proc/self/statm")
-    if not statm.exists():
-        yield
-        return
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    now = int(statm.read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + mebibytes * 2**20, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
-
-
 @pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_mutated_files_are_read_or_refused(tmp_path, count):
     draw, originals, path = random.Random(count), seeds(), tmp_path / "file"
@@ -500,8 +491,39 @@ def test_strangers_among_the_weights_are_refused(write, monkeypatch):
     among = {"weight": torch.ones(2), "path": pathlib.PurePosixPath("/a")}
     assert "got Stranger for 'path'" in refusal(write(saved(among)))
     assert "got Stranger" in refusal(write(saved(pathlib.PurePosixPath("/a"))))
-    # torch fills dictionaries of its own kinds alone.
-    assert "a dictionary of a kind of its own" in refusal(write(saved({"x": Settings(a=1), "w": torch.ones(2)})))
+    assert "got OrderedDict for 'x'" in refusal(write(saved({"x": Settings(a=1), "w": torch.ones(2)})))
+
+
+@pytest.mark.parametrize("options", [{}, LEGACY], ids=["zip", "legacy"])
+def test_dictionaries_of_other_kinds_are_passed_over_too(write, monkeypatch, options):
+    yacs = types.ModuleType("yacs.config")
+    yacs.Settings = Settings
+    monkeypatch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
+    monkeypatch.setitem(sys.modules, "yacs.config", yacs)
+    settings = Settings(a=1, b=Settings(c=[Settings(d={2, 3})]))
+    settings.frozen = True  # an attribute, as of yacs and EasyDict
+    content = {"hyper_parameters": settings, "state_dict": small_net().state_dict()}
+    path = write(saved(content, **options))
+    yacs.Settings = None  # whoever built one now would fail
+    assert_same(read_weights(path), small_net().state_dict())
+    found = load_file(path)["hyper_parameters"]
+    assert type(found) is OrderedDict
+    assert found == {"a": 1, "b": {"c": [{"d": {2, 3}}]}}
+
+
+def test_classes_that_are_only_named_are_passed_over(write):
+    """As settings have them; and Lightning once kept its callbacks under their classes."""
+    named = {"loss": nn.CrossEntropyLoss, "dtype": torch.float16, "run": shutil.copy, "device": torch.device("cuda", 1)}
+    content = {"state_dict": small_net().state_dict(), "args": named, "callbacks": {nn.ReLU: {"best": 0.5}}}
+    path = write(saved(content))
+    assert_same(read_weights(path), small_net().state_dict())
+    found = load_file(path)
+    assert "Stranger" in repr(found["args"]["loss"])
+    assert "Stranger" in repr(found["args"]["run"])
+    assert [each.__name__ for each in found["callbacks"]] == ["Stranger"]
+    assert found["args"]["device"] == torch.device("cuda", 1)
+    for instead in (os.system, nn.ReLU()):  # torch itself refuses the first, even by name
+        assert "refused, because it holds more than weights" in refusal(write(saved({**content, "args": instead})))
 
 
 @pytest.mark.parametrize("function", [os.system, eval, shutil.rmtree, argparse.ArgumentParser])

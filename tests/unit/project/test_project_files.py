@@ -1,6 +1,9 @@
 """Files around the code that no test runs: they can be read, and name what is there."""
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,9 +57,23 @@ def test_ci_is_the_script_that_everybody_can_run():
 def test_a_release_has_wheels_and_source_and_only_a_tag_publishes():
     jobs = load(GITHUB / "workflows" / "release.yml")["jobs"]
     assert {each["archs"] for each in jobs["wheels"]["strategy"]["matrix"]["include"]} == {"x86_64", "aarch64", "arm64"}
-    assert jobs["publish"]["needs"] == ["wheels", "sdist"]
+    assert jobs["publish"]["needs"] == [name for name in jobs if name != "publish"]
     assert jobs["publish"]["if"] == "github.event_name == 'push'"
     assert [name for name, job in jobs.items() if "id-token" in job.get("permissions", {})] == ["publish"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the sed of GNU, which the workflow has")
+def test_the_wheel_with_cuda_has_its_name_wherever_it_says_what_to_install(tmp_path):
+    shutil.copytree(ROOT / "tacfast", tmp_path / "tacfast", ignore=lambda _, names: [n for n in names if "_C" in n])
+    (tmp_path / "pyproject.toml").write_text(PYPROJECT)
+    steps = load(GITHUB / "workflows" / "release.yml")["jobs"]["cuda-wheels"]["steps"]
+    rename = next(step["run"] for step in steps if step.get("name", "").startswith("Its name"))
+    subprocess.run(["bash", "-e", "-c", rename], cwd=tmp_path, check=True)
+    texts = {path: path.read_text() for path in [tmp_path / "pyproject.toml", *tmp_path.rglob("*.py")]}
+    assert [path for path, text in texts.items() if "tacfast[" in text] == []
+    changed = texts[tmp_path / "pyproject.toml"]
+    assert 'name = "tacfast-cu13"\n' in changed
+    assert changed.replace("tacfast-cu13", "tacfast") == PYPROJECT
 
 
 def test_wheels_are_built_from_the_oldest_python_that_is_supported():
@@ -92,11 +109,16 @@ def test_paths_are_found_in_text():
     assert PATH.findall(text) == ["tacfast/models/_pickles.py", "SECURITY.md", "benchmarks/results/LOG.md"]
 
 
-def test_the_citation_is_of_this_version_and_of_the_paper():
+def test_the_version_is_written_in_one_place():
+    provider = re.search(r'^\[tool\.scikit-build\.metadata\.version\]\n.*\ninput = "(.*)"$', PYPROJECT, re.MULTILINE)[1]
+    assert re.findall(r'^__version__ = "(.*)"$', read(provider), re.MULTILINE) == [tacfast.__version__]
+    assert 'dynamic = ["version"]' in PYPROJECT
+    assert "version" not in load(ROOT / "CITATION.cff")
+
+
+def test_the_citation_is_of_the_paper():
     citation = load(ROOT / "CITATION.cff")
     assert {"cff-version", "message", "title", "authors"} <= set(citation)
-    assert citation["version"] == tacfast.__version__
-    assert f'version = "{tacfast.__version__}"' in PYPROJECT
     (paper,) = citation["references"]
     assert paper["url"] == "https://arxiv.org/abs/2511.08944"
     assert paper["url"] in read("README.md")

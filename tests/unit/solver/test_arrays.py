@@ -263,7 +263,7 @@ def test_solutions_of_other_kinds(queues, kind, tmp_path):
     plain_solution = tacfast.solve_tac(*p)
     solution = _results.with_kind(plain_solution, kind)
     arrays = [*vars(solution).values(), *vars(solution.certificate).values()]
-    assert sum(type(value) is DEVICE_ARRAYS[kind] for value in arrays) == 12
+    assert sum(type(value) is DEVICE_ARRAYS[kind] for value in arrays) == 13
     assert solution.statuses == plain_solution.statuses
     shares = solution.flipped(*p)
     assert type(shares) is DEVICE_ARRAYS[kind]

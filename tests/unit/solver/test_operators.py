@@ -30,7 +30,7 @@ OPERATORS = {
     "gaps_of_logits": (START, LOGITS),
     "logits": (P.latents, HEAD, 6, torch.float64),
     "trimmed_gaps": (R.T.contiguous(), [LOGITS[:10], LOGITS[10:]], 0.3),
-    "solve_classes": (P.W, HEAD, R, CLASSES, 0.1, 0.0, "auto", 1e-6, 100, 30, True),
+    "solve_classes": (P.W, HEAD, R, CLASSES, 0.1, 0.0, "auto", 1e-6, 100, 30, True, "torch"),
     "solve_samples": (P.latents, P.W, HEAD, CLASSES, 0.0, 1e-6, 100, True, torch.float32),
     "attach_gradients": (P.latents.clone().requires_grad_(), P.W.clone().requires_grad_(), P.b, *SOLVED),
     "pull_back": (torch.ones(2, 10), torch.ones(2), P.latents, P.W, P.b, *SOLVED, [True, True, False]),

@@ -78,7 +78,7 @@ def test_many_samples_on_any_number_of_threads(threads):
     assert (logits.amax(2) - own <= 1e-4).all()
 
 
-@pytest.mark.parametrize(("return_perturbations", "size"), [(False, 20 * 5 * 9), (True, 20 * 5 * (9 + 8 * 8))])
+@pytest.mark.parametrize(("return_perturbations", "size"), [(False, 20 * 5 * 13), (True, 20 * 5 * (13 + 8 * 8))])
 def test_a_result_larger_than_allowed_is_refused(return_perturbations, size):
     p = plain(n=20, classes=5, dim=8)
     arguments = {"return_perturbations": return_perturbations}

@@ -1,0 +1,22 @@
+"""What is said of work that goes on from a file, and of work that is interrupted and keeps one."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+# The command line shows what is logged here.
+log = logging.getLogger("tacfast.resuming")
+
+
+@contextmanager
+def telling(path: str | os.PathLike[str], kept: Callable[[], str | None]) -> Iterator[None]:
+    """Where the work inside is interrupted, say what of it is kept; ``kept`` gives that in words, or None."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (what := kept()) is not None:
+            log.info("%s kept in %s: do the same again to go on from there", what, os.fspath(path))
+        raise
