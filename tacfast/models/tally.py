@@ -177,17 +177,17 @@ class ResumeFile:
                 yield batch
                 start = time.monotonic()
                 if start >= due:
-                    self.write()
+                    self._write()
                     end = time.monotonic()
                     due = end + SAVE_FACTOR * (end - start)
         except GeneratorExit:  # the loop was left while it added a batch, which may be half added
             raise
         except BaseException:
-            self.write()
+            self._write()
             raise
-        self.write()  # to judge takes a while, too
+        self._write()  # to judge takes a while, too
 
-    def write(self) -> None:
+    def _write(self) -> None:
         """Replace the file by what has been seen so far."""
         from safetensors.torch import save
 
