@@ -137,7 +137,7 @@ def write(path, network, **fields):
         (
             {"class_names": tuple("abcdefghij")},
             (),
-            "class_names: expected those of digits in its order (0, 1, 2, 3, 4 and 5 more), got a, b,",
+            "class_names: expected those of digits in its order (0, 1, 2, 3, 4, 5, 6, 7 and 2 more), got a, b,",
         ),
         (
             {"provenance": {"data": "digits", "splits": {"train": "x"}}},
@@ -176,7 +176,7 @@ def test_the_files_of_the_data_set_are_pointed_to_its_name(network, tmp_path, ca
     image.new("L", (8, 8)).save(tmp_path / "n01443537" / "images" / "0.png")
     status, _, error = run(capsys, "scan", network, "--data", tmp_path)
     assert status == 1
-    assert "expected folders named as the classes (0, 1, 2, 3, 4 and 5 more), got n01443537" in error
+    assert "expected folders named as the classes (0, 1, 2, 3, 4, 5, 6, 7 and 2 more), got n01443537" in error
     assert error.endswith("; the model was trained on digits, and --data digits takes its images")
 
 

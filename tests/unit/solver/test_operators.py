@@ -103,6 +103,7 @@ if "missing" in sys.argv:
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import tacfast
+    tacfast.solve_tac  # until it is asked for, nothing is imported
 import numpy as np
 from tacfast.solver._compiled import build_info
 rng = np.random.default_rng(0)
