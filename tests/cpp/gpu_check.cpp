@@ -461,6 +461,23 @@ void check_families() {
     }
 }
 
+// Towards class 0, where each violated constraint is taken up once, by quick tasks or, where they are many, by
+// thorough.
+void check_iterations() {
+    for (int64_t C : {20, 2 * core::kQuickActive + 60}) {
+        const Problem p = orthogonal(4, int(C));
+        const Prepared<double> head(p.W, C, C, 1);
+        const auto expected = std::count_if(p.gaps.begin(), p.gaps.end(), [](double gap) { return gap > 0; });
+        Question<double> q{head, p.gaps, {0}};  // as the logits of one sample, of which that of class 0 is 0
+        const CudaSampleAnswer<double> sample(q, 1, false);
+        q.right.assign(size_t(C * C), 0.0);
+        for (int64_t j = 0; j < C; ++j) q.right[size_t(j * C)] = p.gaps[size_t(j)];
+        const CudaClassAnswer<double> shared(q);
+        check(sample.iterations[0] == expected && shared.iterations[0] == expected, "%d and %d iterations, not %d",
+              sample.iterations[0], shared.iterations[0], int(expected));
+    }
+}
+
 // All constraints active: more than quick tasks have room for, so that one factor serves every class.
 void check_dense() {
     const Problem p = simplex(5, core::kQuickActive + 30);
@@ -491,6 +508,7 @@ int main() {
     check_solves<float>();
     check_solves<double>();
     check_families();
+    check_iterations();
     check_dense();
     return report("cuda");
 }

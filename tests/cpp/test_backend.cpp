@@ -299,6 +299,7 @@ void test_iterations() {
         warm.guess.assign(a.duals.begin(), a.duals.end());
         check(sizeof(T) == 4 || ClassAnswer<T>(warm, 1, T(99)).iterations[1] == 0, "iterations: a right guess");
     }
+    q.right = gaps_of(logits, n, C);
     q.max_iter = 2;
     const ClassAnswer<T> stopped(q, 1, T(99));
     check(stopped.status[1] == kMaxIter && stopped.iterations[1] == 2, "iterations: %d of 2", stopped.iterations[1]);

@@ -252,7 +252,8 @@ void test_iterations() {
         std::vector<double> gaps(size_t(classes * classes), 0.0);
         for (int j = 0; j < classes; ++j) gaps[size_t(j * classes)] = p.gaps[j];
         const auto expected = std::count_if(p.gaps.begin(), p.gaps.end(), [](double gap) { return gap > 0; });
-        ClassCall<double> call(head.view(), gaps, {0}, nullptr);
+        const std::vector<int64_t> targets{0};  // the call keeps its address
+        ClassCall<double> call(head.view(), gaps, targets, nullptr);
         run_classes<double, Effort::quick>(call.args, 5);
         check((call.status[0] == kCrowded) == (expected > core::kQuickActive), "iterations: status %d", call.status[0]);
         run_classes<double, Effort::thorough>(call.args, 5);
