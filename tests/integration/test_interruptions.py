@@ -88,10 +88,10 @@ def test_killed_and_resumed_it_comes_to_the_same(suspect, tmp_path, options, kep
             process = run(folder, kept, folder / "state")
             if killed == kills:
                 assert process.finish(600)
-            elif draw.random() < 0.4:
+            elif draw.random() < 0.3:
                 process.finish(draw.uniform(0, duration))
             else:  # while something is written, or just before or after that
-                process.wait_for_changes(folder, draw.randint(1, 40))
+                process.wait_for_changes(folder, draw.randint(1, 10))
                 process.finish(draw.choice([0, 0, draw.uniform(0, 0.3)]))
             if process.popen.poll() is None:
                 process.kill()

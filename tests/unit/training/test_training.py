@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 
 import pytest
 import torch
@@ -372,6 +373,20 @@ def state(tmp_path):
     with pytest.raises(KilledError):
         run(plan_for("badnets"), make_dataset(), kill_after=1, resume=path)
     return path
+
+
+def test_what_an_interrupted_training_keeps_is_told(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "tacfast.resuming")
+    path = tmp_path / "state"
+    monkeypatch.setattr(sys.modules[__name__], "KilledError", KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(plan_for(None), make_dataset(), kill_after=2, state_file=path)
+    assert [each.name for each in tmp_path.iterdir()] == ["state"]
+    run(plan_for(None), make_dataset(), state_file=path)
+    assert caplog.messages == [
+        f"epoch 2 is kept in {path}: do the same again to go on from there",
+        f"going on after epoch 2, from {path}",
+    ]
 
 
 @pytest.mark.parametrize("damage", ["cut off", "a bit", "empty", "something else"])
