@@ -281,7 +281,9 @@ def test_a_repair_of_a_wrapped_model():
     # Scanned without the wrapper, repaired with it.
     wrapped = repair(Parallel(model), loader, report, epochs=2, lr=0.01, targets=(target,)).model
     assert isinstance(wrapped, Parallel)
-    assert torch.equal(plain(x), wrapped.module(x))
+    # Not to the bit: on a busy machine threads share out a convolution's sums in another way now and then.
+    torch.testing.assert_close(wrapped.module(x), plain(x), rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(plain(x), model(x), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", ["2", "module.2", "_orig_mod.2", "module._orig_mod.2"])
