@@ -291,7 +291,7 @@ def test_an_interrupted_repair_goes_on(suspect, tmp_path, capsys, monkeypatch):
 
     settings = ("--target", "4", "--epochs", "3", "--lr", "0.003", "--max-drop", "0.9")
     assert repair(capsys, suspect, tmp_path / "whole.pt", *settings)[0] in (0, 5)
-    run_repair, calls = command.repair_model, []
+    run_repair, calls = command.repair_and_keep, []
 
     def interrupted(*args, on_epoch, **kwargs):
         def tell(record):
@@ -302,7 +302,7 @@ def test_an_interrupted_repair_goes_on(suspect, tmp_path, capsys, monkeypatch):
 
         return run_repair(*args, on_epoch=tell, **kwargs)
 
-    monkeypatch.setattr(command, "repair_model", interrupted)
+    monkeypatch.setattr(command, "repair_and_keep", interrupted)
     state = ("--resume", tmp_path / "state")
     assert repair(capsys, suspect, tmp_path / "two.pt", *settings, *state)[0] == 130
     assert sorted(path.name for path in tmp_path.iterdir()) == ["state.lr0.003", "state.scan", "whole.pt"]
@@ -314,9 +314,9 @@ def test_an_interrupted_repair_goes_on(suspect, tmp_path, capsys, monkeypatch):
 
 
 def test_a_repair_interrupted_between_two_learning_rates_tries_none_again(suspect, tmp_path, capsys, monkeypatch):
-    from tacfast.commands import repair as command
+    from tacfast.commands.work import repair as command
 
-    run_repair, events, interrupts = command.repair_model, [], [("lr", 0.03), ("epoch", 0.03)]
+    run_repair, events, interrupts = command.repair_and_keep, [], [("lr", 0.03), ("epoch", 0.03)]
 
     def note(event):
         events.append(event)
@@ -329,7 +329,7 @@ def test_a_repair_interrupted_between_two_learning_rates_tries_none_again(suspec
         result = run_repair(*args, mode=mode, on_epoch=lambda record: note(("epoch", mode.lr)), **kwargs)
         return dataclasses.replace(result, rolled_back=mode.lr == 0.1)
 
-    monkeypatch.setattr(command, "repair_model", roll_back_the_first)
+    monkeypatch.setattr(command, "repair_and_keep", roll_back_the_first)
     settings = ("--target", "4", "--mode", "latent", "--epochs", "1", "--max-drop", "1", "--resume", tmp_path / "state")
     first = [("lr", 0.1), ("epoch", 0.1), ("lr", 0.03)]
     for expected in (first, [("lr", 0.1), ("lr", 0.03), ("epoch", 0.03)], [("lr", 0.03)]):
@@ -460,7 +460,7 @@ def test_a_repair_that_the_attack_survives_is_status_five(suspect, trial, record
     """Although the second scan sees nothing."""
     from tacfast.commands.work import repair as command
 
-    out, real = tmp_path / "repaired.safetensors", command.repair_model
+    out, real = tmp_path / "repaired.safetensors", command.repair_and_keep
 
     def blind(*args, **kwargs):
         result = real(*args, **kwargs)
@@ -468,7 +468,7 @@ def test_a_repair_that_the_attack_survives_is_status_five(suspect, trial, record
         confirmation = dataclasses.replace(result.confirmation, verdict=quiet, followed={})
         return dataclasses.replace(result, confirmation=confirmation)
 
-    monkeypatch.setattr(command, "repair_model", blind)
+    monkeypatch.setattr(command, "repair_and_keep", blind)
     files = ("--json", tmp_path / "a.json", "--html", tmp_path / "a.html", "--out", out)
     status, text, err = with_record(capsys, "repair", record, suspect, *files, *TOO_LITTLE)
     assert status == 5
