@@ -5,7 +5,7 @@ A plain eager call goes straight to the function: the dispatcher costs more than
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,15 +42,7 @@ def _fake_prepare_head(W: Tensor, bias: Tensor | None) -> Tensor:
     return W.new_empty(prepared_size(n_classes, stride), dtype=torch.float64)
 
 
-def _fake_gaps_of_latents(gaps: Tensor, latents: Tensor, head: Tensor) -> Tensor:
-    return torch.empty_like(gaps, memory_format=torch.contiguous_format)
-
-
-def _fake_gaps_of_logits(gaps: Tensor, logits: Tensor) -> Tensor:
-    return torch.empty_like(gaps, memory_format=torch.contiguous_format)
-
-
-def _fake_trimmed_gaps(gaps: Tensor, logits: Sequence[Tensor], trim: float) -> Tensor:
+def _fake_gaps(gaps: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(gaps, memory_format=torch.contiguous_format)
 
 
@@ -114,10 +106,10 @@ def _fake_pull_back(
 
 
 prepare_head = _operator(_stages.prepare_head_impl, _fake_prepare_head)
-gaps_of_latents = _operator(_stages.gaps_of_latents_impl, _fake_gaps_of_latents)
-gaps_of_logits = _operator(_stages.gaps_of_logits_impl, _fake_gaps_of_logits)
+gaps_of_latents = _operator(_stages.gaps_of_latents_impl, _fake_gaps)
+gaps_of_logits = _operator(_stages.gaps_of_logits_impl, _fake_gaps)
 logits = _operator(_stages.logits_impl, _fake_logits)
-trimmed_gaps = _operator(_stages.trimmed_gaps_impl, _fake_trimmed_gaps)
+trimmed_gaps = _operator(_stages.trimmed_gaps_impl, _fake_gaps)
 solve_classes = _operator(_stages.solve_classes_impl, _fake_solve_classes)
 solve_samples = _operator(_stages.solve_samples_impl, _fake_solve_samples)
 
