@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _reference
-from ._contract import Prepared, Problem, Raw, RawSamples, prepared_size
+from ._contract import Prepared, Problem, Raw, RawSamples, empty_results, empty_samples, prepared_size
 
 _LATENT_SCALARS = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 # Work, as classes × classes × dimensions, that is worth threads: some ten milliseconds. Torch's threads keep their
@@ -231,19 +231,6 @@ def trimmed_gaps(gaps: Tensor, chunks: list[Tensor], trim: float) -> Tensor:
     return trimmed
 
 
-def empty_results(classes: Tensor, dim: int, gaps: Tensor) -> Raw:
-    """Room for the results of these classes."""
-    count = classes.shape[0]
-    return Raw(
-        gaps.new_empty((count, dim)),
-        gaps.new_empty(count),
-        gaps.new_empty(count, dtype=torch.int8),
-        gaps.new_empty(count, dtype=torch.int32),
-        gaps.new_empty((count, gaps.shape[0])),
-        gaps.new_empty((6, count), dtype=torch.float64),
-    )
-
-
 def solve_classes(
     problem: Problem,
     gaps: Tensor,
@@ -298,11 +285,7 @@ def solve_samples(problem: Problem, logits: Tensor, return_perturbations: bool) 
     values = logits.contiguous()
     (n, n_classes), count, dim = values.shape, len(problem.classes), problem.dim
     threads, device = torch.get_num_threads(), values.device
-    norms = torch.empty((n, count), dtype=values.dtype, device=device)
-    status = torch.empty((n, count), dtype=torch.int8, device=device)
-    iterations = torch.empty((n, count), dtype=torch.int32, device=device)
-    perturbations = torch.empty((n, count, dim if return_perturbations else 0), dtype=values.dtype, device=device)
-    summary = _reference.empty_summary(count, device)
+    raw = empty_samples(values, problem.classes, dim if return_perturbations else 0, values.dtype)
     teams = (count, threads) if device.type == "cpu" else (n, count)
     workspace = _workspace(_side(device).sample_workspace_bytes(n_classes, dim, *teams), device)
     args = _C.SampleSolve(
@@ -315,16 +298,16 @@ def solve_samples(problem: Problem, logits: Tensor, return_perturbations: bool) 
         margin=problem.margin,
         tol=problem.tol,
         max_iter=problem.max_iter,
-        norms=norms.data_ptr(),
-        status=status.data_ptr(),
-        iterations=iterations.data_ptr(),
-        perturbations=perturbations.data_ptr() if return_perturbations else 0,
-        certificate=summary.data_ptr(),
+        norms=raw.norms.data_ptr(),
+        status=raw.status.data_ptr(),
+        iterations=raw.iterations.data_ptr(),
+        perturbations=raw.perturbations.data_ptr() if return_perturbations else 0,
+        certificate=raw.certificate.data_ptr(),
         workspace=workspace.data_ptr(),
         threads=threads,
     )
     _run("solve_samples", device, args)
-    return RawSamples(norms, status, iterations, perturbations, summary)
+    return raw
 
 
 def _head(head: Prepared, dim: int, same_share: float) -> _C.PreparedHead:

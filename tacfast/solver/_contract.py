@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -94,6 +95,36 @@ class RawSamples(NamedTuple):
     iterations: Tensor
     perturbations: Tensor
     certificate: Tensor
+
+
+def empty_results(classes: Tensor, dim: int, gaps: Tensor) -> Raw:
+    """Room for the results of these classes."""
+    count = classes.shape[0]
+    return Raw(
+        gaps.new_empty((count, dim)),
+        gaps.new_empty(count),
+        gaps.new_empty(count, dtype=torch.int8),
+        gaps.new_empty(count, dtype=torch.int32),
+        gaps.new_empty((count, gaps.shape[0])),
+        gaps.new_empty((6, count), dtype=torch.float64),
+    )
+
+
+def empty_samples(rows: Tensor, classes: Tensor, depth: int, dtype: torch.dtype) -> RawSamples:
+    """Room for the results of each of ``rows`` (n, ...) and class, with perturbations of ``depth`` entries.
+
+    The certificate is that of no samples: no residual, and bounds that any sample narrows.
+    """
+    n, count = rows.shape[0], classes.shape[0]
+    certificate = rows.new_zeros((6, count), dtype=torch.float64)
+    certificate[4] = torch.inf
+    return RawSamples(
+        rows.new_empty((n, count), dtype=dtype),
+        rows.new_empty((n, count), dtype=torch.int8),
+        rows.new_empty((n, count), dtype=torch.int32),
+        rows.new_empty((n, count, depth), dtype=dtype),
+        certificate,
+    )
 
 
 class Backend(Protocol):

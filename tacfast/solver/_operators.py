@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import _gradients, _stages
 from ._backend import backend
-from ._contract import prepared_size
+from ._contract import empty_results, empty_samples, prepared_size
 
 # The types of arguments that no dispatcher needs to see: no subclass of Tensor among them.
 _PLAIN = {Tensor, type(None), list, torch.dtype, int, float, bool, str}
@@ -50,43 +50,13 @@ def _fake_logits(latents: Tensor, head: Tensor, n_classes: int, dtype: torch.dty
     return latents.new_empty((latents.shape[0], n_classes), dtype=dtype)
 
 
-def _fake_solve_classes(
-    W: Tensor,
-    head: Tensor,
-    gaps: Tensor,
-    classes: Tensor,
-    *_: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    count = classes.shape[0]
-    return (
-        gaps.new_empty((count, W.shape[1])),
-        gaps.new_empty((count,)),
-        gaps.new_empty((count,), dtype=torch.int8),
-        gaps.new_empty((count,), dtype=torch.int32),
-        gaps.new_empty((count, gaps.shape[0])),
-        gaps.new_empty((6, count), dtype=torch.float64),
-    )
+def _fake_solve_classes(W: Tensor, head: Tensor, gaps: Tensor, classes: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return tuple(empty_results(classes, W.shape[1], gaps))
 
 
-def _fake_solve_samples(
-    latents: Tensor,
-    W: Tensor,
-    head: Tensor,
-    classes: Tensor,
-    margin: float,
-    tol: float,
-    max_iter: int,
-    return_perturbations: bool,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    n, count, dim = latents.shape[0], classes.shape[0], W.shape[1] if return_perturbations else 0
-    return (
-        latents.new_empty((n, count), dtype=dtype),
-        latents.new_empty((n, count), dtype=torch.int8),
-        latents.new_empty((n, count), dtype=torch.int32),
-        latents.new_empty((n, count, dim), dtype=dtype),
-        latents.new_empty((6, count), dtype=torch.float64),
-    )
+def _fake_solve_samples(latents: Tensor, W: Tensor, head: Tensor, classes: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return_perturbations, dtype = rest[-2:]
+    return tuple(empty_samples(latents, classes, W.shape[1] if return_perturbations else 0, dtype))
 
 
 def _fake_attach_gradients(

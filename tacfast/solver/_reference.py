@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._checks import first_bad
-from ._contract import Prepared, Problem, Raw, RawSamples
+from ._contract import Prepared, Problem, Raw, RawSamples, empty_results, empty_samples
 from ._results import Status
 
 _VIOLATION = 1e-13  # relative to |rho_j| + |a_j||s|: below this a violation is rounding
@@ -63,16 +63,10 @@ def trimmed_gaps(gaps: Tensor, chunks: list[Tensor], trim: float) -> Tensor:
 def solve_classes(problem: Problem, gaps: Tensor) -> Raw:
     """Solve the QP of every class from R = ``gaps`` (C, C)."""
     targets = problem.classes
-    n_classes, dtype, dim = len(gaps), gaps.dtype, problem.dim
-    rows = problem.head.rows[:, :dim]
-    raw = Raw(
-        torch.full((len(targets), dim), torch.nan, dtype=dtype, device=gaps.device),
-        torch.full((len(targets),), torch.inf, dtype=dtype, device=gaps.device),
-        torch.zeros(len(targets), dtype=torch.int8, device=gaps.device),
-        torch.zeros(len(targets), dtype=torch.int32, device=gaps.device),
-        torch.zeros((len(targets), n_classes), dtype=dtype, device=gaps.device),
-        torch.zeros((6, len(targets)), dtype=torch.float64, device=gaps.device),
-    )
+    rows, dtype = problem.head.rows[:, : problem.dim], gaps.dtype
+    raw = empty_results(targets, problem.dim, gaps)
+    raw.perturbations.fill_(torch.nan)
+    raw.norms.fill_(torch.inf)
     for r, k in enumerate(targets.tolist()):
         rho, kept = _constraints(rows, problem, gaps[k].double(), k)
         status, s, duals, raw.iterations[r] = _solve_class(rows, rho, kept, k, problem.max_iter)
@@ -97,32 +91,19 @@ def solve_classes(problem: Problem, gaps: Tensor) -> Raw:
 
 def solve_samples(problem: Problem, logits: Tensor, return_perturbations: bool) -> RawSamples:
     """Solve one QP for every row of ``logits`` (n, C) and every class."""
-    n, count = len(logits), len(problem.classes)
-    norms = torch.empty((n, count), dtype=logits.dtype, device=logits.device)
-    status = torch.empty((n, count), dtype=torch.int8, device=logits.device)
-    iterations = torch.empty((n, count), dtype=torch.int32, device=logits.device)
     depth = problem.dim if return_perturbations else 0
-    perturbations = torch.empty((n, count, depth), dtype=logits.dtype, device=logits.device)
-    summary = empty_summary(count, logits.device)
-    for i in range(n):
-        row = logits[i].double()
-        gaps = row[None, :] - row[:, None]
-        one = solve_classes(problem, gaps)
-        norms[i], status[i], iterations[i] = one.norms.to(norms.dtype), one.status, one.iterations
-        perturbations[i] = one.perturbations[:, :depth].to(perturbations.dtype)
+    raw = empty_samples(logits, problem.classes, depth, logits.dtype)
+    summary = raw.certificate
+    for i, row in enumerate(logits.double()):
+        one = solve_classes(problem, row[None, :] - row[:, None])
+        raw.norms[i], raw.status[i], raw.iterations[i] = one.norms.to(logits.dtype), one.status, one.iterations
+        raw.perturbations[i] = one.perturbations[:, :depth].to(logits.dtype)
         residuals = one.certificate[:4]
         residuals[:, one.status == Status.INFEASIBLE] = 0
         summary[:4] = torch.maximum(summary[:4], residuals)
         summary[4] = torch.minimum(summary[4], one.certificate[4])
         summary[5] = torch.maximum(summary[5], one.certificate[5])
-    return RawSamples(norms, status, iterations, perturbations, summary)
-
-
-def empty_summary(count: int, device: torch.device) -> Tensor:
-    """The (6, K) certificate summary of no samples: no residual, and bounds that any sample narrows."""
-    summary = torch.zeros((6, count), dtype=torch.float64, device=device)
-    summary[4] = torch.inf
-    return summary
+    return raw
 
 
 def certify(rows: Tensor, rho: Tensor, kept: Tensor, k: int, s: Tensor, duals: Tensor) -> Tensor:

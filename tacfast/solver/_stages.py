@@ -12,7 +12,7 @@ from torch import Tensor
 from . import _compiled, _reference
 from ._backend import backend
 from ._checks import check_class_values, check_finite, describe_bad, first_bad, result_dtype
-from ._contract import Prepared, Problem, Raw, RawSamples
+from ._contract import Prepared, Problem, Raw, RawSamples, empty_results
 from ._dense import all_active_multipliers
 from ._projected_gradient import predict_multipliers
 from ._results import RESIDUALS, Certificate, SolverError, Status, TacSolution, with_kind
@@ -194,7 +194,7 @@ _PROBES = 4
 
 def _probe(problem: Problem, gaps: Tensor) -> tuple[Raw, int]:
     """Solve the first few classes; how many of them have large active sets tells whether most classes have."""
-    raw = _compiled.empty_results(problem.classes, problem.dim, gaps)
+    raw = empty_results(problem.classes, problem.dim, gaps)
     _compiled.solve_classes(problem, gaps, out=raw, last=_PROBES, max_active=len(gaps) // 2)
     return raw, raw.status[:_PROBES].tolist().count(_compiled.CROWDED)
 
