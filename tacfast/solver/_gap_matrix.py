@@ -214,12 +214,10 @@ class GapMatrix(Shown, Generic[Kind]):
         total = sum(map(len, kept))
         if total <= count:
             return torch.cat([self._W.new_empty((0, len(self._W))), *kept])
-        chosen = torch.randperm(total, generator=torch.Generator().manual_seed(0))[:count].sort().values
-        ends = torch.tensor([len(chunk) for chunk in kept]).cumsum(0)
-        starts = ends - torch.tensor([len(chunk) for chunk in kept])
-        parts = zip(kept, starts.tolist(), ends.tolist(), strict=True)
-        rows = [(chunk, chosen[(chosen >= low) & (chosen < high)] - low) for chunk, low, high in parts]
-        return torch.cat([chunk[some.to(chunk.device)] for chunk, some in rows])
+        chosen = torch.zeros(total, dtype=torch.bool)
+        chosen[torch.randperm(total, generator=torch.Generator().manual_seed(0))[:count]] = True
+        parts = zip(kept, torch.split(chosen, list(map(len, kept))), strict=True)
+        return torch.cat([chunk[some.to(chunk.device)] for chunk, some in parts])
 
     def all_reduce(self, group: torch.distributed.ProcessGroup | None = None) -> GapMatrix[Kind]:
         """Merge over all processes of a group, in place; a process may have seen nothing. Returns self.
