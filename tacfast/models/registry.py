@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any, cast
 
 from torch import nn
@@ -79,11 +80,11 @@ def _find_builder(arch: str) -> Callable[..., nn.Module]:
         kind = arch.removeprefix(huggingface.PREFIX)
         return lambda num_classes, **config: huggingface.outline(kind, num_classes, config)
     if arch.startswith(TIMM):
-        timm = _timm()
+        timm = _installed("timm")
         if timm is None:
             raise ImportError(f"{arch} needs timm: pip install 'tacfast[vision]'")
         return _timm_builder(timm, arch)
-    torchvision, timm = _torchvision(), _timm()
+    torchvision, timm = _installed("torchvision"), _installed("timm")
     if torchvision is not None and arch in _torchvision_names(torchvision):
         defaults = {"aux_logits": False, "init_weights": False} if arch in AUXILIARY else {}
         return lambda **arguments: torchvision.models.get_model(arch, weights=None, **{**defaults, **arguments})
@@ -115,17 +116,9 @@ def _torchvision_names(torchvision: Any) -> list[str]:
     return cast("list[str]", torchvision.models.list_models(module=torchvision.models))
 
 
-def _torchvision() -> Any:
+def _installed(library: str) -> Any:
+    """The library; None without it."""
     try:
-        import torchvision
+        return import_module(library)
     except ImportError:
         return None
-    return torchvision
-
-
-def _timm() -> Any:
-    try:
-        import timm
-    except ImportError:
-        return None
-    return timm
