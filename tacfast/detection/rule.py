@@ -75,7 +75,7 @@ class Rule:
         ValueError
             If ``samples_per_class`` does not have C entries.
         """
-        known = _known_anywhere([values[statistic.name] for statistic in self.statistics])
+        known = ~torch.stack([values[statistic.name] for statistic in self.statistics]).isnan().all(0)
         short = _short_classes(known, samples_per_class)
         findings = self.findings(values, list(short))
         scores = combined_scores(findings)
@@ -130,7 +130,8 @@ def combined_scores(findings: Sequence[Finding]) -> dict[int, float]:
     combined = {}
     for k in findings[0].scores:
         scores = _scores_of(k, findings)
-        combined[k] = _largest([*scores, sum(scores) / math.sqrt(len(scores))])
+        scores.append(sum(scores) / math.sqrt(len(scores)))
+        combined[k] = max((score for score in scores if not math.isnan(score)), default=math.nan)
     return combined
 
 
@@ -138,18 +139,9 @@ def _scores_of(k: int, findings: Sequence[Finding]) -> list[float]:
     return [found.scores[k] for found in findings]
 
 
-def _known_anywhere(values: Sequence[Tensor]) -> Tensor:
-    """(C,) bool, whether any statistic has a value."""
-    return ~torch.stack(list(values)).isnan().all(0)
-
-
 def _by_class(values: Tensor) -> dict[int, float]:
     # One and the same NaN is equal to itself in a dict, so that verdicts can be compared.
     return {k: math.nan if math.isnan(value) else value for k, value in enumerate(values.tolist())}
-
-
-def _largest(scores: Sequence[float]) -> float:
-    return max((score for score in scores if not math.isnan(score)), default=math.nan)
 
 
 def _short_classes(known: Tensor, samples_per_class: Sequence[int] | Tensor | None) -> dict[int, int]:
