@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import typer
@@ -11,6 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ...demo import PLOT_FILE, REPORT_FILE, DemoResult, prepare_folder, run_demo, write_demo
 from ...report import before_after_table
+from .console import printer
 
 STAGES = {"train": "training the model", "scan": "scanning it", "repair": "repairing it"}
 
@@ -39,8 +39,7 @@ def _print_result(console: Console, result: DemoResult, out: Path) -> None:
     verdict = result.report.verdict
     truth = "no class" if result.poisoned_class is None else f"class {result.poisoned_class}"
     found = f", class {result.found_class}" if result.found_class is not None else ""
-    # Paths and reasons are text, never markup, and break where the terminal breaks them.
-    say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    say = printer(console)
     say(f"\nVerdict: {verdict.label}{found} (poisoned: {truth})", style="bold")
     for reason in verdict.reasons:
         say(f"  {reason}")
