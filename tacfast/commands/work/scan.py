@@ -136,12 +136,11 @@ def run_scan(
     *,
     resume: Path | None = None,
     quick: bool = False,
-    task: str = "scanning",
 ) -> ScanReport:
     """Scan with a progress bar; of several processes each reads its share of the images. ``resume`` is left."""
     found, processes = first_head(suspect.model, loader, head), all_processes()
     own = loader if processes.size == 1 else loader.share(processes.rank, processes.size)
-    with progress(console, task, len(own.images), then="judging") as advance:
+    with progress(console, "scanning", len(own.images), then="judging") as advance:
         report = scan_model(
             suspect.model, own, head=found, on_batch=advance, resume=resume, quick=quick, group=processes.group
         )
