@@ -167,7 +167,8 @@ class Repair:
 
         # Rates are tried in order, so those before the last that has a state are done with.
         states = [_state_of(self.resume, rate) for rate in self.rates]
-        first = max((i for i, path in enumerate(states) if path is not None and _has_state(path)), default=0)
+        begun = (path is not None and (path.exists() or calm_state(path).exists()) for path in states)
+        first = max((i for i, there in enumerate(begun) if there), default=0)
         return first_kept(self.rates[processes.first(first) :], attempt)
 
     def _forget(self, scanned: Path | None) -> None:
@@ -184,11 +185,6 @@ def _say(text: str) -> None:
 def _state_of(state: Path | None, rate: float) -> Path | None:
     """The state of the attempt at one learning rate."""
     return None if state is None else state.with_name(f"{state.name}.lr{rate:g}")
-
-
-def _has_state(path: Path) -> bool:
-    """Whether an attempt was interrupted there."""
-    return path.exists() or calm_state(path).exists()
 
 
 def first_kept(rates: Sequence[float], attempt: Callable[[float], RepairResult]) -> RepairResult:
