@@ -13,11 +13,12 @@ from .._files import write_atomically
 from .._text import printable
 from ..detection import Perturbation
 from ..solver._results import RESIDUALS
-from .plots import MAX_RANGES, easiest, history_svg, is_image, norms_svg, perturbation_png, ranges_svg, scores_svg
+from . import plots
 from .words import class_label, number
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from matplotlib.figure import Figure
 
 TEMPLATES = Path(__file__).with_name("templates")
 # Rows of a table, and classes in a picture for a wide and for a narrow screen, that can still be read.
@@ -48,13 +49,17 @@ def write_html(
     names = {row["class"]: row["name"] for row in facts["classes"] if row["name"] is not None}
     text = page.render(
         facts=facts,
-        classes=easiest(facts["classes"], MAX_ROWS),
+        classes=plots.easiest(facts["classes"], MAX_ROWS),
         limit=MAX_ROWS,
         residuals=RESIDUALS,
         losses=_losses(facts),
         robust=_robust(facts),
         pictures=_pictures(facts),
-        changes={each.target: data_uri(perturbation_png(each), "png") for each in perturbations if is_image(each)},
+        changes={
+            each.target: data_uri(plots.perturbation_figure(each), "png")
+            for each in perturbations
+            if plots.is_image(each)
+        },
         label=lambda k: class_label(names, k),
     )
     write_atomically(path, text.encode())
@@ -134,30 +139,34 @@ def _lowest(key: str, before: Sequence[float], after: Sequence[float]) -> list[d
 def _pictures(facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Each picture for wide and for narrow screens, as data URIs, and how many classes it shows."""
 
-    def drawn(draw: Callable[[list[dict[str, Any]], float], bytes], *, side_by_side: bool) -> dict[str, Any]:
+    def drawn(draw: Callable[[list[dict[str, Any]], float], Figure], *, side_by_side: bool) -> dict[str, Any]:
         found = {}
         for kind, (width, most) in (("wide", WIDE), ("narrow", NARROW)):
-            shown = easiest(facts["classes"], most if side_by_side else MAX_RANGES)
-            found[kind] = data_uri(draw(shown, width)), len(shown)
+            shown = plots.easiest(facts["classes"], most if side_by_side else plots.MAX_RANGES)
+            found[kind] = data_uri(draw(shown, width), "svg"), len(shown)
         return found
 
     found = {
-        "scores": drawn(lambda classes, width: scores_svg(facts, classes, width), side_by_side=True),
-        "norms": drawn(norms_svg, side_by_side=True),
+        "scores": drawn(lambda classes, width: plots.bare_scores_figure(facts, classes, width), side_by_side=True),
+        "norms": drawn(plots.norms_figure, side_by_side=True),
     }
     if facts["stability"] is not None:
-        found["ranges"] = drawn(lambda classes, width: ranges_svg(facts, classes, width), side_by_side=False)
+        found["ranges"] = drawn(
+            lambda classes, width: plots.ranges_figure(facts["verdict"]["threshold"], classes, width),
+            side_by_side=False,
+        )
     repair = facts["repair"]
     if repair is not None and repair["held_out"]:
         found["history"] = drawn(
-            lambda _, width: history_svg(repair["held_out"], repair["epoch"], width), side_by_side=False
+            lambda _, width: plots.history_figure(repair["held_out"], repair["epoch"], width), side_by_side=False
         )
     return found
 
 
-def data_uri(picture: bytes, kind: str = "svg+xml") -> str:
-    """A picture for the ``src`` of an ``img``."""
-    return f"data:image/{kind};base64," + base64.b64encode(picture).decode()
+def data_uri(figure: Figure, kind: str) -> str:
+    """A figure, as SVG or PNG like `saved`, for the ``src`` of an ``img``."""
+    media = "svg+xml" if kind == "svg" else kind
+    return f"data:image/{media};base64," + base64.b64encode(plots.saved(figure, kind)).decode()
 
 
 def _score(value: float) -> str:

@@ -130,11 +130,6 @@ def is_image(perturbation: Perturbation) -> bool:
     return perturbation.inputs.ndim == 4 and perturbation.inputs.shape[1] in (1, 3)
 
 
-def perturbation_png(perturbation: Perturbation) -> bytes:
-    """The picture of `perturbation_figure` as PNG."""
-    return saved(perturbation_figure(perturbation), "png")
-
-
 def perturbation_figure(perturbation: Perturbation) -> Figure:
     """Draw images without and with a universal perturbation, and the difference.
 
@@ -170,16 +165,11 @@ def _draw_images(rows: Mapping[str, Tensor], titles: Sequence[str]) -> Figure:
     return figure
 
 
-def scores_svg(facts: Mapping[str, Any], classes: Sequence[Mapping[str, Any]], width: float) -> bytes:
-    """Draw the picture of `plot_scores` for some of the classes, without its title, ``width`` inches wide, as SVG."""
+def bare_scores_figure(facts: Mapping[str, Any], classes: Sequence[Mapping[str, Any]], width: float) -> Figure:
+    """Draw the picture of `plot_scores` for some of the classes, without its title, ``width`` inches wide."""
     figure = new_figure(width, 3.2 + 0.7 * CHARACTER_WIDTH * _longest(classes))
     _draw_scores(figure, facts, classes)
-    return saved(figure, "svg")
-
-
-def norms_svg(classes: Sequence[Mapping[str, Any]], width: float) -> bytes:
-    """The picture of `norms_figure` as SVG."""
-    return saved(norms_figure(classes, width), "svg")
+    return figure
 
 
 def norms_figure(classes: Sequence[Mapping[str, Any]], width: float) -> Figure:
@@ -205,11 +195,6 @@ def norms_figure(classes: Sequence[Mapping[str, Any]], width: float) -> Figure:
     return figure
 
 
-def ranges_svg(facts: Mapping[str, Any], classes: Sequence[Mapping[str, Any]], width: float) -> bytes:
-    """The picture of `ranges_figure` as SVG."""
-    return saved(ranges_figure(facts["verdict"]["threshold"], classes, width), "svg")
-
-
 def ranges_figure(threshold: float, classes: Sequence[Mapping[str, Any]], width: float) -> Figure:
     """Draw the score (a mark) and its jackknife range (a bar) of each of ``classes``, below one another.
 
@@ -233,8 +218,8 @@ def ranges_figure(threshold: float, classes: Sequence[Mapping[str, Any]], width:
     return figure
 
 
-def history_svg(accuracies: Sequence[float], chosen: int, width: float) -> bytes:
-    """Draw the held-out accuracy after epoch 1, 2, … of a repair and the ``chosen`` epoch (0: none), as SVG."""
+def history_figure(accuracies: Sequence[float], chosen: int, width: float) -> Figure:
+    """Draw the held-out accuracy after epoch 1, 2, … of a repair and the ``chosen`` epoch (0: none)."""
     figure = new_figure(width, 2.6)
     axes = figure.add_subplot()
     epochs = range(1, len(accuracies) + 1)
@@ -246,7 +231,7 @@ def history_svg(accuracies: Sequence[float], chosen: int, width: float) -> bytes
     axes.set_ylabel("share correct")
     axes.locator_params(axis="x", integer=True)
     _finish(figure, axes)
-    return saved(figure, "svg")
+    return figure
 
 
 def _draw_scores(figure: Figure, facts: Mapping[str, Any], classes: Sequence[Mapping[str, Any]]) -> Axes:

@@ -10,21 +10,10 @@ from ..detection import Perturbation
 from ..jackknife import Stability
 from ..scanning import ScanReport
 from ..solver import TacSolution
+from . import plots
 from .facts import scan_facts, solution_facts
 from .files import finite
 from .html import data_uri
-from .plots import (
-    MAX_RANGES,
-    WIDTH,
-    easiest,
-    is_image,
-    norms_figure,
-    perturbation_figure,
-    ranges_figure,
-    saved,
-    scores_figure,
-    width_for,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,21 +41,21 @@ def to_html(result: Tabled) -> str:
     """The text of a result for a notebook, and its picture where Matplotlib is installed."""
     text = f"<pre>{escape(repr(result))}</pre>"
     try:
-        picture = saved(result.plot(), "png")
+        picture = data_uri(result.plot(), "png")
     except ImportError:
         return text
-    return f'{text}<img style="max-width: 100%" alt="" src="{data_uri(picture, "png")}">'
+    return f'{text}<img style="max-width: 100%" alt="" src="{picture}">'
 
 
 def scores(report: ScanReport) -> Figure:
     """See `ScanReport.plot`."""
-    return scores_figure(scan_facts(report))
+    return plots.scores_figure(scan_facts(report))
 
 
 def norms(solution: TacSolution[Any]) -> Figure:
     """See `TacSolution.plot`. A solution alone names no class."""
     rows = [{"name": None, "named": False, **row} for row in solution_facts(solution)["classes"]]
-    return norms_figure(rows, width_for(rows))
+    return plots.norms_figure(rows, plots.width_for(rows))
 
 
 def ranges(stability: Stability) -> Figure:
@@ -77,15 +66,15 @@ def ranges(stability: Stability) -> Figure:
         for k in stability.scores
     ]
     # As many classes are judged in every run, so that all have the same threshold.
-    return ranges_figure(stability.runs[0].threshold, easiest(rows, MAX_RANGES), WIDTH)
+    return plots.ranges_figure(stability.runs[0].threshold, plots.easiest(rows, plots.MAX_RANGES), plots.WIDTH)
 
 
 def perturbation(found: Perturbation) -> Figure:
     """See `Perturbation.plot`."""
-    if not is_image(found):
+    if not plots.is_image(found):
         shape = tuple(found.inputs.shape)
         raise ValueError(f"inputs: expected images (m, channels, h, w) with 1 or 3 channels, got shape {shape}")
-    return perturbation_figure(found)
+    return plots.perturbation_figure(found)
 
 
 def _facts(result: Tabled) -> dict[str, Any]:
