@@ -77,15 +77,13 @@ class MaskedChannels:
         """Train the masks alone, by SGD with momentum 0.9 and cut to [0, 1] after each step; returns them detached."""
         optimizer = torch.optim.SGD(self.masks.values(), lr=lr, momentum=0.9)
 
-        def update(loss: Tensor) -> None:
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            with torch.no_grad():
-                for mask in self.masks.values():
-                    mask.clamp_(0, 1)
+        @torch.no_grad()
+        def cut(*_: Any) -> None:
+            for mask in self.masks.values():
+                mask.clamp_(0, 1)
 
-        train_epochs(self._model, head, loader, epochs, step, optimizer=optimizer, tell=tell, update=update)
+        optimizer.register_step_post_hook(cut)
+        train_epochs(self._model, head, loader, epochs, step, optimizer=optimizer, tell=tell)
         return {name: mask.detach() for name, mask in self.masks.items()}
 
 

@@ -46,24 +46,17 @@ class FeatureShiftTuning(FineTuning):
             raise ValueError(f"model: expected a head {head.name!r} whose weight is a parameter, got a computed one")
         original = weight.detach().clone()
 
-        def rescale() -> None:
+        def rescale(*_: Any) -> None:
             with torch.no_grad():
                 weight.mul_(original.norm() / weight.norm())
 
         head.module.reset_parameters()
         rescale()
         optimizer, schedule = self.descent(model)
+        optimizer.register_step_post_hook(rescale)
 
         def step(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             logits = logits_of(model, inputs)
             return F.cross_entropy(widened(logits), labels) + self.alpha * (weight * original).sum(), logits
 
-        def update(loss: Tensor) -> None:
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            rescale()
-
-        train_epochs(
-            model, head, loader, self.epochs, step, optimizer=optimizer, schedule=schedule, tell=tell, update=update
-        )
+        train_epochs(model, head, loader, self.epochs, step, optimizer=optimizer, schedule=schedule, tell=tell)
