@@ -31,6 +31,25 @@ _log = logging.getLogger(__name__)
 WARM_UP = 0.3
 
 
+def is_integer(value: object) -> bool:
+    """Whether it is an int, and no bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_finite(value: object) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+# What is expected of a setting, in words, and whether a value is that.
+COUNT = "an integer >= 1", lambda value: is_integer(value) and value >= 1
+SEED = "an integer in [0, 2**63)", lambda value: is_integer(value) and 0 <= value < 2**63
+RATE = "a finite learning rate > 0", lambda value: is_finite(value) and value > 0
+NOT_NEGATIVE = "a finite number >= 0", lambda value: is_finite(value) and value >= 0
+BELOW_ONE = "a number in [0, 1)", lambda value: is_finite(value) and 0 <= value < 1
+SHARE = "a share in [0, 1]", lambda value: is_finite(value) and 0 <= value <= 1
+
+
 class Settings:
     """Settings of a way to repair, fields of a frozen dataclass that its ``__post_init__`` checks."""
 
@@ -38,6 +57,11 @@ class Settings:
         """Raise ValueError, naming the setting, what was expected and what came, unless that ``holds``."""
         if not holds:
             raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+
+    def check_each(self, rule: tuple[str, Callable[[Any], bool]], *names: str) -> None:
+        """The same for each of these settings, of a rule that says what is expected and whether a value is that."""
+        for name in names:
+            self.check(name, rule[0], rule[1](getattr(self, name)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +94,13 @@ class TrainingSettings(Settings):
     max_norm: float | None = None
 
     def __post_init__(self) -> None:
-        self.check("epochs", "an integer >= 1", is_integer(self.epochs) and self.epochs >= 1)
-        self.check("lr", "a finite learning rate > 0", is_finite(self.lr) and self.lr > 0)
-        self.check("momentum", "a number in [0, 1)", is_finite(self.momentum) and 0 <= self.momentum < 1)
-        self.check("weight_decay", "a finite number >= 0", is_finite(self.weight_decay) and self.weight_decay >= 0)
+        self.check_each(COUNT, "epochs")
+        self.check_each(RATE, "lr")
+        self.check_each(BELOW_ONE, "momentum")
+        self.check_each(NOT_NEGATIVE, "weight_decay")
         drop = self.max_drop
         self.check("max_drop", "a share in [0, 1], or None", drop is None or (is_finite(drop) and 0 <= drop <= 1))
-        self.check("seed", "an integer in [0, 2**63)", is_integer(self.seed) and 0 <= self.seed < 2**63)
+        self.check_each(SEED, "seed")
         norm = self.max_norm
         self.check("max_norm", "a finite norm > 0, or None", norm is None or (is_finite(norm) and norm > 0))
 
@@ -84,16 +108,6 @@ class TrainingSettings(Settings):
     def first_choice(self) -> int:
         """The first epoch whose learning rate falls."""
         return math.floor(WARM_UP * self.epochs) + 1
-
-
-def is_integer(value: object) -> bool:
-    """Whether it is an int, and no bool."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_finite(value: object) -> bool:
-    """Whether it is a finite number."""
-    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 class Objective:

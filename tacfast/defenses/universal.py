@@ -28,7 +28,7 @@ from .base import EpochRecord, RepairResult
 from .latent import frozen_logits
 from .shifts import capped, solve_shifts
 from .targeted import TargetedRepair
-from .training import DivergedError, Objective, is_finite, trainable_batches, widened
+from .training import NOT_NEGATIVE, DivergedError, Objective, is_finite, trainable_batches, widened
 
 # The perturbation is first looked for on so many samples.
 SAMPLES = 500
@@ -92,9 +92,7 @@ class UniversalRepair(TargetedRepair):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("lam", "led", "distill", "own", "shift"):
-            value = getattr(self, name)
-            self.check(name, "a finite number >= 0", is_finite(value) and value >= 0)
+        self.check_each(NOT_NEGATIVE, "lam", "led", "distill", "own", "shift")
         radius = self.radius
         self.check("radius", "a finite share > 0, or None", radius is None or (is_finite(radius) and radius > 0))
         self.check("slack", "a finite factor > 0", is_finite(self.slack) and self.slack > 0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...models.head import Head
-from ..training import is_finite, is_integer, widened
+from ..training import COUNT, NOT_NEGATIVE, RATE, SHARE, widened
 from .base import PruningRival, Tell
 from .channels import MaskedChannels, prune_by_masks
 
@@ -45,10 +45,10 @@ class AdversarialNeuronPruning(PruningRival):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check("epochs", "an integer >= 1", is_integer(self.epochs) and self.epochs >= 1)
-        self.check("lr", "a finite learning rate > 0", is_finite(self.lr) and self.lr > 0)
-        self.check("eps", "a finite number >= 0", is_finite(self.eps) and self.eps >= 0)
-        self.check("alpha", "a share in [0, 1]", is_finite(self.alpha) and 0 <= self.alpha <= 1)
+        self.check_each(COUNT, "epochs")
+        self.check_each(RATE, "lr")
+        self.check_each(NOT_NEGATIVE, "eps")
+        self.check_each(SHARE, "alpha")
 
     def prune(self, model: nn.Module, head: Head, loader: Iterable[Any], tell: Tell) -> Iterator[float]:
         """Train the masks, then prune ``model`` in place by their threshold."""
@@ -60,8 +60,7 @@ class AdversarialNeuronPruning(PruningRival):
             natural, robust = (F.cross_entropy(widened(out), labels) for out in (logits, noisy))
             return self.alpha * natural + (1 - self.alpha) * robust, logits
 
-        masks = channels.fit(head, loader, self.epochs, self.lr, step, tell)
-        yield from prune_by_masks(model, masks)
+        yield from prune_by_masks(model, channels.fit(head, loader, self.epochs, self.lr, step, tell))
 
     def _worst_noise(self, channels: MaskedChannels, inputs: Tensor, labels: Tensor) -> Noise:
         """One signed step of ascent from a random start, of the size ε and kept within ε."""

@@ -19,7 +19,7 @@ from ...models.head import Head
 from ...scanning import ScanReport
 from ..base import EpochRecord, RepairResult, scanned_copy
 from ..held_out import HeldOut, cloned_weights, fewest_correct, load_weights
-from ..training import DivergedError, Settings, is_finite, is_integer, not_finite, trainable, trainable_batches, widened
+from ..training import SEED, SHARE, DivergedError, Settings, not_finite, trainable, trainable_batches, widened
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Rival(Settings, ABC):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.check("seed", "an integer in [0, 2**63)", is_integer(self.seed) and 0 <= self.seed < 2**63)
+        self.check_each(SEED, "seed")
 
     @abstractmethod
     def treat(
@@ -140,7 +140,7 @@ class PruningRival(Rival):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check("max_drop", "a share in [0, 1]", is_finite(self.max_drop) and 0 <= self.max_drop <= 1)
+        self.check_each(SHARE, "max_drop")
 
     @abstractmethod
     def prune(self, model: nn.Module, head: Head, loader: Iterable[Any], tell: Tell) -> Iterator[float]:

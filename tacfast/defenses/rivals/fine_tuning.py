@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ...models.head import Head, logits_of
 from ..held_out import HeldOut
-from ..training import is_finite, is_integer, widened
+from ..training import BELOW_ONE, COUNT, NOT_NEGATIVE, RATE, widened
 from .base import Rival, Tell, train_epochs
 
 
@@ -35,10 +35,10 @@ class FineTuning(Rival):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check("epochs", "an integer >= 1", is_integer(self.epochs) and self.epochs >= 1)
-        self.check("lr", "a finite learning rate > 0", is_finite(self.lr) and self.lr > 0)
-        self.check("momentum", "a number in [0, 1)", is_finite(self.momentum) and 0 <= self.momentum < 1)
-        self.check("weight_decay", "a finite number >= 0", is_finite(self.weight_decay) and self.weight_decay >= 0)
+        self.check_each(COUNT, "epochs")
+        self.check_each(RATE, "lr")
+        self.check_each(BELOW_ONE, "momentum")
+        self.check_each(NOT_NEGATIVE, "weight_decay")
 
     def descent(self, model: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
         """Give SGD over all weights, and the cosine of its learning rate."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ...models.head import Head, logits_of
 from ..held_out import HeldOut
-from ..training import is_finite, widened
+from ..training import NOT_NEGATIVE, widened
 from .base import Tell, train_epochs
 from .fine_tuning import FineTuning
 
@@ -37,7 +37,7 @@ class FeatureShiftTuning(FineTuning):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check("alpha", "a finite number >= 0", is_finite(self.alpha) and self.alpha >= 0)
+        self.check_each(NOT_NEGATIVE, "alpha")
 
     def treat(self, model: nn.Module, head: Head, loader: Iterable[Any], held_out: HeldOut | None, tell: Tell) -> None:
         """Train ``model`` with a new head in place; a head that computes its weight (spectral_norm) is refused."""

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ...models.head import Head, logits_of
 from ..held_out import HeldOut
-from ..training import is_finite, widened
+from ..training import NOT_NEGATIVE, is_finite, widened
 from .base import Tell, train_epochs
 from .fine_tuning import FineTuning
 
@@ -38,7 +38,7 @@ class SharpnessAwareTuning(FineTuning):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check("rho", "a finite number >= 0", is_finite(self.rho) and self.rho >= 0)
+        self.check_each(NOT_NEGATIVE, "rho")
         smooth = is_finite(self.label_smoothing) and 0 <= self.label_smoothing < 1
         self.check("label_smoothing", "a share in [0, 1)", smooth)
 

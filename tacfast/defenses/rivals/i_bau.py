@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ...models.head import Head, evaluation_mode, logits_of
 from ..held_out import HeldOut
-from ..training import is_finite, is_integer, trainable_batches, widened
+from ..training import COUNT, RATE, trainable_batches, widened
 from .base import Rival, Tell, train_epochs
 
 # Of the published code: rates of the ascent and of the map whose fixed point it is, the penalty on the squared norm,
@@ -48,10 +48,9 @@ class ImplicitUnlearning(Rival):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check("rounds", "an integer >= 1", is_integer(self.rounds) and self.rounds >= 1)
-        self.check("steps", "an integer >= 1", is_integer(self.steps) and self.steps >= 1)
-        self.check("lr", "a finite learning rate > 0", is_finite(self.lr) and self.lr > 0)
-        self.check("iterations", "an integer >= 1", is_integer(self.iterations) and self.iterations >= 1)
+        self.check_each(COUNT, "rounds", "steps")
+        self.check_each(RATE, "lr")
+        self.check_each(COUNT, "iterations")
 
     def treat(self, model: nn.Module, head: Head, loader: Iterable[Any], held_out: HeldOut | None, tell: Tell) -> None:
         """Unlearn in place."""

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ...models.head import Head, evaluation_mode, logits_of
 from ..held_out import HeldOut
-from ..training import is_finite, is_integer, trainable_batches, widened
+from ..training import COUNT, NOT_NEGATIVE, is_finite, is_integer, trainable_batches, widened
 from .base import Tell, train_epochs
 from .fine_tuning import FineTuning
 
@@ -63,8 +63,8 @@ class NeuralCleanse(FineTuning):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check("samples", "an integer >= 2", is_integer(self.samples) and self.samples >= 2)
-        self.check("steps", "an integer >= 1", is_integer(self.steps) and self.steps >= 1)
-        self.check("min_index", "a finite number >= 0", is_finite(self.min_index) and self.min_index >= 0)
+        self.check_each(COUNT, "steps")
+        self.check_each(NOT_NEGATIVE, "min_index")
         self.check("stamped", "a share in (0, 1]", is_finite(self.stamped) and 0 < self.stamped <= 1)
 
     def treat(

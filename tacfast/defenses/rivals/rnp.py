@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ...models.head import Head
 from ..held_out import cloned_weights, load_weights
-from ..training import is_finite, is_integer, widened
+from ..training import COUNT, NOT_NEGATIVE, RATE, is_finite, widened
 from .base import PruningRival, Tell
 from .channels import MaskedChannels, batch_norms, prune_by_masks
 from .unlearning import unlearn
@@ -51,13 +51,9 @@ class ReconstructiveNeuronPruning(PruningRival):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "unlearning_epochs"):
-            value = getattr(self, name)
-            self.check(name, "an integer >= 1", is_integer(value) and value >= 1)
-        for name in ("lr", "unlearning_lr"):
-            value = getattr(self, name)
-            self.check(name, "a finite learning rate > 0", is_finite(value) and value > 0)
-        self.check("weight_decay", "a finite number >= 0", is_finite(self.weight_decay) and self.weight_decay >= 0)
+        self.check_each(COUNT, "epochs", "unlearning_epochs")
+        self.check_each(RATE, "lr", "unlearning_lr")
+        self.check_each(NOT_NEGATIVE, "weight_decay")
         self.check("floor", "a share in [0, 1)", is_finite(self.floor) and 0 <= self.floor < 1)
 
     def prune(self, model: nn.Module, head: Head, loader: Iterable[Any], tell: Tell) -> Iterator[float]:
@@ -80,5 +76,4 @@ class ReconstructiveNeuronPruning(PruningRival):
             logits = channels.run(inputs)
             return RECOVERING_WEIGHT * F.cross_entropy(widened(logits), labels), logits
 
-        masks = channels.fit(head, loader, self.epochs, self.lr, step, tell)
-        yield from prune_by_masks(model, masks)
+        yield from prune_by_masks(model, channels.fit(head, loader, self.epochs, self.lr, step, tell))

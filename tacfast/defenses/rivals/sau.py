@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ...models.head import Head, evaluation_mode, logits_of
 from ..held_out import HeldOut
-from ..training import is_finite, is_integer, widened
+from ..training import COUNT, NOT_NEGATIVE, RATE, is_finite, widened
 from .base import Rival, Tell, train_epochs
 
 
@@ -48,12 +48,11 @@ class SharedAdversarialUnlearning(Rival):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check("epochs", "an integer >= 1", is_integer(self.epochs) and self.epochs >= 1)
-        self.check("lr", "a finite learning rate > 0", is_finite(self.lr) and self.lr > 0)
+        self.check_each(COUNT, "epochs")
+        self.check_each(RATE, "lr")
         self.check("radius", "a change of pixels in (0, 1]", is_finite(self.radius) and 0 < self.radius <= 1)
-        self.check("steps", "an integer >= 1", is_integer(self.steps) and self.steps >= 1)
-        weight = self.adversarial_weight
-        self.check("adversarial_weight", "a finite number >= 0", is_finite(weight) and weight >= 0)
+        self.check_each(COUNT, "steps")
+        self.check_each(NOT_NEGATIVE, "adversarial_weight")
 
     def treat(self, model: nn.Module, head: Head, loader: Iterable[Any], held_out: HeldOut | None, tell: Tell) -> None:
         """Unlearn in place; the accuracies that are told are those of the clean images in evaluation mode."""

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ...models.head import Head, logits_of, unwrapped
 from ..held_out import HeldOut, cloned_weights, load_weights
-from ..training import is_finite, is_integer, widened
+from ..training import BELOW_ONE, COUNT, NOT_NEGATIVE, RATE, SHARE, widened
 from .base import Rival, Tell, train_epochs
 from .unlearning import unlearn
 
@@ -57,21 +57,11 @@ class TwoStageDefense(Rival):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "unlearning_epochs"):
-            value = getattr(self, name)
-            self.check(name, "an integer >= 1", is_integer(value) and value >= 1)
-        for name in ("lr", "unlearning_lr"):
-            value = getattr(self, name)
-            self.check(name, "a finite learning rate > 0", is_finite(value) and value > 0)
-        for name in ("momentum", "floor"):
-            value = getattr(self, name)
-            self.check(name, "a number in [0, 1)", is_finite(value) and 0 <= value < 1)
-        for name in ("neurons", "weights", "alpha"):
-            value = getattr(self, name)
-            self.check(name, "a share in [0, 1]", is_finite(value) and 0 <= value <= 1)
-        for name in ("weight_decay", "radius"):
-            value = getattr(self, name)
-            self.check(name, "a finite number >= 0", is_finite(value) and value >= 0)
+        self.check_each(COUNT, "epochs", "unlearning_epochs")
+        self.check_each(RATE, "lr", "unlearning_lr")
+        self.check_each(BELOW_ONE, "momentum", "floor")
+        self.check_each(SHARE, "neurons", "weights", "alpha")
+        self.check_each(NOT_NEGATIVE, "weight_decay", "radius")
 
     def treat(self, model: nn.Module, head: Head, loader: Iterable[Any], held_out: HeldOut | None, tell: Tell) -> None:
         """Reinitialise and fine-tune ``model`` in place."""
