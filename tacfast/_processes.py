@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import os
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from datetime import timedelta
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -15,11 +11,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ._text import first_line
-
-# One that does not answer for so long is given up: another may be busy with what it alone has to do.
-TIMEOUT = timedelta(minutes=30)
-# Exit status of wrong usage.
-USAGE = 2
 
 T = TypeVar("T")
 
@@ -58,7 +49,7 @@ class Processes:
         if self.group is None:
             return [value]
         values: list[T] = [value] * self.size
-        with _lost():
+        with lost():
             dist.all_gather_object(values, value, group=self.group)
         return values
 
@@ -67,14 +58,14 @@ class Processes:
         if self.group is None:
             return value
         values = [value]
-        with _lost():
+        with lost():
             dist.broadcast_object_list(values, group=self.group, group_src=0)
         return values[0]
 
     def add(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over the processes, which are given the same bits; in place, where there are several."""
         if self.group is not None:
-            with _lost():
+            with lost():
                 dist.all_reduce(tensor, group=self.group)
         return tensor
 
@@ -123,7 +114,7 @@ ALONE = Processes()
 
 
 @contextmanager
-def _lost() -> Iterator[None]:
+def lost() -> Iterator[None]:
     """Say in plain words what a backend says of its sockets."""
     try:
         yield
@@ -136,51 +127,3 @@ def _lost() -> Iterator[None]:
 def all_processes() -> Processes:
     """Those that `joined` joined, else this one alone."""
     return Processes(dist.group.WORLD if dist.is_available() and dist.is_initialized() else None)
-
-
-@contextmanager
-def joined() -> Iterator[None]:
-    """Join the other processes that torchrun started; the block is a command that leaves by SystemExit.
-
-    Each has the GPU of its number on its machine, where there are GPUs. But for number 0, none prints anything, unless
-    it is used wrongly. They leave together, with the exit status of number 0: torchrun kills all when one has another
-    status than 0.
-    """
-    backend = "gloo"
-    if torch.cuda.is_available():
-        here, number = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
-        if number >= here:
-            raise ValueError(
-                f"--nproc-per-node: expected a GPU for each process, got {here} GPUs and at least {number + 1} "
-                "processes; with CUDA_VISIBLE_DEVICES= they run without"
-            )
-        torch.cuda.set_device(number)
-        backend = "cpu:gloo,cuda:nccl"
-    with _lost():
-        dist.init_process_group(backend, timeout=TIMEOUT)
-    processes = all_processes()
-    try:
-        if processes.rank == 0:
-            yield
-        else:
-            with _unless_used_wrongly_quiet():
-                yield
-    except SystemExit as stop:
-        if stop.code == USAGE:
-            raise
-        sys.stdout.flush()
-        status = processes.first(stop.code)
-        dist.destroy_process_group()
-        raise SystemExit(status) from None
-
-
-@contextmanager
-def _unless_used_wrongly_quiet() -> Iterator[None]:
-    said = io.StringIO()
-    try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(said):
-            yield
-    except SystemExit as stop:
-        if stop.code == USAGE:
-            sys.stderr.write(said.getvalue())
-        raise

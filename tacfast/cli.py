@@ -85,7 +85,7 @@ def _joined() -> AbstractContextManager[None]:
     """Join the other processes, where torchrun started several; torch, which that takes, is not imported elsewhere."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
         return nullcontext()
-    from ._processes import joined
+    from .commands.work.joined import joined
 
     return joined()
 

@@ -75,8 +75,8 @@ MUTATIONS = [
              "values.to(start.dtype, copy=False,", GAPS),
     Mutation("reduced precision reaches the logits", "tacfast/solver/_stages.py", "if narrowed else dtype",
              "if False else dtype", "inputs"),
-    Mutation("equal rows are judged by the resolution of float64", "tacfast/solver/_stages.py", "torch.finfo(dtype).eps",
-             "torch.finfo(torch.float64).eps", SOLVE),
+    Mutation("equal rows are judged by the resolution of float64", "tacfast/solver/_stages.py",
+             "torch.finfo(dtype).eps", "torch.finfo(torch.float64).eps", SOLVE),
     Mutation("ties read as failures", "tacfast/solver/_results.py", "<= slack", "< 0 * slack", "results"),
 ]  # fmt: skip
 

@@ -137,9 +137,7 @@ def test_every_exported_record_of_arrays_is_tested_here():
         each
         for each in exported
         if dataclasses.is_dataclass(each)
-        and any(
-            word in str(field.type) for field in dataclasses.fields(each) for word in ("Tensor", "Array", "Mapping")
-        )
+        and any(word in str(field.type) for field in dataclasses.fields(each) for word in ("Tensor", "Kind", "Mapping"))
     }
     settled = {attacks.Victim}  # what an attack is given
     assert {tacfast.TacSolution, detection.Finding, models.Latents} <= records

@@ -380,9 +380,9 @@ def test_what_an_interrupted_training_keeps_is_told(tmp_path, monkeypatch, caplo
     path = tmp_path / "state"
     monkeypatch.setattr(sys.modules[__name__], "KilledError", KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
-        run(plan_for(None), make_dataset(), kill_after=2, state_file=path)
+        run(plan_for(None), make_dataset(), kill_after=2, resume=path)
     assert [each.name for each in tmp_path.iterdir()] == ["state"]
-    run(plan_for(None), make_dataset(), state_file=path)
+    run(plan_for(None), make_dataset(), resume=path)
     assert caplog.messages == [
         f"epoch 2 is kept in {path}: do the same again to go on from there",
         f"going on after epoch 2, from {path}",
