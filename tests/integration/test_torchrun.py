@@ -223,7 +223,10 @@ def test_nobody_waits_for_one_that_was_killed(network):
 
 @pytest.mark.slow
 def test_nobody_waits_for_long_for_one_that_hangs(network):
-    soon = "from datetime import timedelta\nfrom tacfast.commands.work import joined\njoined.TIMEOUT = timedelta(seconds=5)\n"
+    soon = (
+        "from datetime import timedelta\nfrom tacfast.commands.work import joined\n"
+        "joined.TIMEOUT = timedelta(seconds=5)\n"
+    )
     before = dying("import time; time.sleep(12)")
     code = calling("scan", network, "--data", "digits", "--batch-size", "32", before=soon + before)
     (status, said), (other, _) = both(code, code)
