@@ -6,19 +6,19 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._files import only_process, write_atomically
+from .._files import write_atomically
 from .._processes import Processes
 from ..solver import GapMatrix
 from .head import Head
 from .latents import LatentBatch, first_batch, latent_batches
-from .resuming import log, telling
+from .resuming import held, log
 
 # Between two writes passes this many times what the last one took: they cost 5 % of the scan at most.
 SAVE_FACTOR = 20
@@ -121,18 +121,9 @@ class ResumeFile:
         if self._path.is_dir():
             raise IsADirectoryError(f"resume: expected a file, got the folder {self._path}")
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Work with it, no other process does; when that is interrupted, say what it keeps.
-
-        Raises
-        ------
-        BlockingIOError
-            If another process does.
-        """
-        kept = telling(self._path, lambda: f"{self._kept} samples are" if self._kept else None)
-        with only_process(self._path, "resume"), kept:
-            yield
+    def held(self) -> AbstractContextManager[None]:
+        """Work with it alone, see `held`."""
+        return held(self._path, lambda: f"{self._kept} samples are" if self._kept else None)
 
     def restore(self, model: nn.Module, loader: Iterable[Any], head: Head) -> Iterable[Any]:
         """Fill the tally with what the file holds, if it exists; returns the loader with all its batches.
