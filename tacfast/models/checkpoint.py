@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from .._files import write_atomically
+from .._lazy import needed
 from .._shown import Shown
 from .._text import excerpt, listed
 from . import huggingface
@@ -194,11 +195,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
         torch.save(weights, content)
         write_atomically(target, content.getvalue())
         return
-    try:
-        from safetensors.torch import save
-    except ImportError as error:
-        raise ImportError("safetensors files need safetensors: pip install 'tacfast[io]'") from error
-    data = save(weights, metadata={"format": "pt"})
+    safetensors = needed("safetensors.torch", "safetensors files need safetensors: pip install 'tacfast[io]'")
+    data: bytes = safetensors.save(weights, metadata={"format": "pt"})
     described = {item.name: getattr(checkpoint, item.name) for item in fields(checkpoint) if item.name != "weights"}
     head = {"format": FORMAT, "version": VERSION, "weights_sha256": hashlib.sha256(data).hexdigest()}
     text = json.dumps({**head, **described}, indent=2, ensure_ascii=False, allow_nan=False)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .._files import write_atomically
+from .._lazy import needed
 from .._processes import Processes
 from ..solver import GapMatrix
 from .head import Head
@@ -111,10 +112,7 @@ class ResumeFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], tally: Tally) -> None:
-        try:
-            import safetensors.torch  # noqa: F401
-        except ImportError as error:
-            raise ImportError("resume: expected safetensors to be installed: pip install 'tacfast[io]'") from error
+        needed("safetensors.torch", "resume: expected safetensors to be installed: pip install 'tacfast[io]'")
         self._path, self._tally, self._kept = Path(path), tally, 0
         if not self._path.parent.is_dir():
             raise FileNotFoundError(f"resume: expected a file in an existing folder, got {self._path}")
