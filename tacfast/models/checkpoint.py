@@ -23,16 +23,7 @@ from .._text import excerpt, listed
 from . import huggingface
 from .backdoorbench import ATTACK_RESULT, result_in
 from .registry import build_model
-from .weights import (
-    DTYPES,
-    CheckpointError,
-    key_of,
-    load_file,
-    load_weights,
-    match_weights,
-    shown_path,
-    weights_in,
-)
+from .weights import DTYPES, CheckpointError, key_of, load_file, load_weights, match_weights, shown_path, weights_in
 
 # In the provenance: under which name of the file the weights were.
 KEY = "state dict"
