@@ -35,6 +35,14 @@ def lazily(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]
     return get, lambda: sorted({*vars(module), *places})
 
 
+def needed(module: str, otherwise: str) -> Any:
+    """An optional module; where it is missing, ImportError says ``otherwise``."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ImportError(otherwise) from error
+
+
 class Registry(MutableMapping[str, T], Generic[T]):
     """Things by name, of which the names are known without an import.
 

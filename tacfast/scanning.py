@@ -17,16 +17,7 @@ from torch import Tensor, nn
 
 from ._processes import Processes
 from ._shown import Tabled
-from .detection import (
-    FULL,
-    QUICK,
-    RULE_TRIM,
-    Evidence,
-    Perturbation,
-    Verdict,
-    obstacles_of,
-    reconstruct,
-)
+from .detection import FULL, QUICK, RULE_TRIM, Evidence, Perturbation, Verdict, obstacles_of, reconstruct
 from .detection.universal import differ
 from .detection.verdict import said
 from .jackknife import Stability, check_blocks, leave_blocks_out, weigh

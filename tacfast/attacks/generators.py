@@ -67,12 +67,16 @@ def move(network: nn.Module, optimizer: torch.optim.Optimizer | None, device: to
             optimizer.load_state_dict(optimizer.state_dict())  # casts its state to the weights' new device
 
 
-def in_chunks(make: Callable[[Tensor, Tensor], Tensor], images: Tensor, sources: Tensor, on: nn.Module) -> Tensor:
+def in_chunks(
+    make: Callable[[Tensor, Tensor], Tensor], images: Tensor, sources: Tensor, on: nn.Module, channels: int
+) -> Tensor:
     """Apply ``make`` to images and the sources of their triggers, both (n, channels, h, w), without gradients.
 
     It runs on the device of the network ``on``, on a few images at a time; what it makes has the device and the
     dtype of ``images``.
     """
+    if images.ndim != 4 or images.shape[1] != channels:
+        raise ValueError(f"images: expected shape (n, {channels}, h, w), got {tuple(images.shape)}")
     device = next(on.parameters()).device
     with torch.no_grad():
         made = [

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.randomness import isolated_randomness
-from .base import Attack, Victim
+from .base import Attack, Victim, check_target
 from .generators import AnySize, descend, halvings, in_chunks, logits_of, move
 
 # Of the optimisers and the losses, as published.
@@ -111,8 +111,7 @@ class InputAware(Attack):
     trained = True
 
     def __post_init__(self) -> None:
-        if self.target < 0:
-            raise ValueError(f"target: expected a class >= 0, got {self.target}")
+        check_target(self.target)
         if not 0 < self.mask_density < 1:
             raise ValueError(f"mask_density: expected a share in (0, 1), got {self.mask_density}")
         channels, depth = self.image_shape[0], halvings(self.image_shape, smallest=4, most=3)
@@ -176,9 +175,7 @@ class InputAware(Attack):
         return self._applied(images, images.roll(1, 0)) if len(images) > 1 else images.clone()
 
     def _applied(self, images: Tensor, sources: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[1] != self.image_shape[0]:
-            raise ValueError(f"images: expected shape (n, {self.image_shape[0]}, h, w), got {tuple(images.shape)}")
-        return in_chunks(self._apply, images, sources, self.patterns)
+        return in_chunks(self._apply, images, sources, self.patterns, self.image_shape[0])
 
     def state_dict(self) -> dict[str, Any]:
         """Weights of both generators, and the state of the optimiser."""

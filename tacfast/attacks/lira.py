@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.randomness import isolated_randomness
-from .base import Attack
+from .base import Attack, check_target
 from .generators import AnySize, descend, halvings, in_chunks, logits_of, move
 
 # At most so many images of a batch train the generator, to keep a step cheap.
@@ -64,8 +64,7 @@ class LIRA(Attack):
     trained = True
 
     def __post_init__(self) -> None:
-        if self.target < 0:
-            raise ValueError(f"target: expected a class >= 0, got {self.target}")
+        check_target(self.target)
         if not 0 < self.epsilon <= 1:
             raise ValueError(f"epsilon: expected a bound in (0, 1], got {self.epsilon}")
         depth = halvings(self.image_shape, smallest=2, most=4)
@@ -90,9 +89,7 @@ class LIRA(Attack):
 
     def trigger(self, images: Tensor) -> Tensor:
         """Copy of ``images`` (n, channels, h, w), each with its noise."""
-        if images.ndim != 4 or images.shape[1] != self.image_shape[0]:
-            raise ValueError(f"images: expected shape (n, {self.image_shape[0]}, h, w), got {tuple(images.shape)}")
-        return in_chunks(self._apply, images, images, self.noise)
+        return in_chunks(self._apply, images, images, self.noise, self.image_shape[0])
 
     def state_dict(self) -> dict[str, Any]:
         """Weights of the generator, and the state of its optimiser."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.head import evaluation_mode, find_head, latest_call, unwrapped
-from .base import Attack, Victim
+from .base import Attack, Victim, check_target
 
 # So many clean images the patch is fitted on.
 IMAGES = 32
@@ -48,8 +48,7 @@ class TrojanNN(Attack):
     trained = True
 
     def __post_init__(self) -> None:
-        if self.target < 0:
-            raise ValueError(f"target: expected a class >= 0, got {self.target}")
+        check_target(self.target)
         for name in ("size", "neurons", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least one, got {getattr(self, name)}")

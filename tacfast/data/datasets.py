@@ -59,14 +59,9 @@ class ImageDataset(Shown):
         test : share of all images, where there is no official test set; elsewhere that is taken whole
         seed : of the generator used here; torch's global one is not touched
         """
-        official = len(self.data) - self.n_train
-        return split_indices(
-            self.n_train,
-            clean=clean,
-            held_out=held_out,
-            test=torch.arange(self.n_train, self.n_train + official) if official else test,
-            seed=seed,
-        )
+        official = torch.arange(self.n_train, len(self.data))
+        tested = official if len(official) else test
+        return split_indices(self.n_train, clean=clean, held_out=held_out, test=tested, seed=seed)
 
 
 def load_dataset(name: str, root: str | os.PathLike[str] | None = None) -> ImageDataset:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from .._lazy import needed
 from .images import LabelledImages
 from .listing import Listing
 
@@ -20,11 +21,7 @@ def load_digits() -> LabelledImages:
     ImportError
         Without the extra ``digits`` (scikit-learn, which embeds the images).
     """
-    try:
-        from sklearn.datasets import load_digits as load
-    except ImportError as error:
-        raise ImportError("the digits need scikit-learn: pip install 'tacfast[digits]'") from error
-    raw = load()
+    raw = needed("sklearn.datasets", "the digits need scikit-learn: pip install 'tacfast[digits]'").load_digits()
     images = torch.tensor(raw.images, dtype=torch.float32).unsqueeze(1) / 16
     return LabelledImages(images, torch.tensor(raw.target, dtype=torch.int64))
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .._lazy import needed
 from .._text import listed
 
 if TYPE_CHECKING:
@@ -117,11 +118,7 @@ class Preprocessing:
 
 def pillow() -> Any:
     """PIL's module of images; ImportError that names the extra, without it."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("reading images needs Pillow: pip install 'tacfast[vision]'") from error
-    return Image
+    return needed("PIL.Image", "reading images needs Pillow: pip install 'tacfast[vision]'")
 
 
 @dataclass(frozen=True, eq=False)

@@ -163,12 +163,8 @@ class EpochChoice:
             load_weights(self._model, self._blended(share))
         accuracy = self._held_out.measure(self._model)
         if allowed and sum(accuracy.correct) >= self._enough:
-            self.epoch, self.after, self._weights, self.share = (
-                self._last,
-                accuracy,
-                cloned_weights(self._model),
-                share,
-            )
+            self.epoch, self.after, self.share = self._last, accuracy, share
+            self._weights = cloned_weights(self._model)
         load_weights(self._model, trained)
         return accuracy.overall
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
@@ -68,21 +68,7 @@ class PruneRepair(ShiftSettings):
                 choice = EpochChoice(repaired, measured, self.max_drop, first=self.first_choice, before=before)
                 training = Training(repaired, head, loader, self, Objective(), choice, processes)
                 training.run(on_epoch, resume)
-        return RepairResult(
-            model=repaired,
-            history=tuple(training.history),
-            seconds=training.seconds,
-            mode="prune",
-            epoch=choice.epoch,
-            rolled_back=choice.epoch == 0 and len(pruned) == 0,
-            before=before,
-            after=choice.after,
-            asked=choice.asked,
-            first=self.first_choice,
-            targets=targets,
-            pruned=tuple(sorted(pruned.tolist())),
-            settings=asdict(self),
-        )
+        return training.result("prune", targets, pruned=tuple(sorted(pruned.tolist())))
 
 
 def rank_latents(shifts: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any, ClassVar
 
@@ -107,18 +107,4 @@ class TargetedRepair(TargetSettings, ABC):
             objective = self.objective(repaired, head, loader, targets, processes)
             training = Training(repaired, head, loader, self, objective, choice, processes)
             training.run(on_epoch, resume)
-        return RepairResult(
-            model=repaired,
-            history=tuple(training.history),
-            seconds=training.seconds,
-            mode=self.name,
-            epoch=choice.epoch,
-            rolled_back=choice.epoch == 0,
-            before=choice.before,
-            after=choice.after,
-            asked=choice.asked,
-            first=self.first_choice,
-            targets=targets,
-            blend=choice.share if choice.epoch else 0.0,
-            settings=asdict(self),
-        )
+        return training.result(self.name, targets, blend=choice.share if choice.epoch else 0.0)

@@ -22,7 +22,7 @@ from ..models.head import Head, kept_modes, latest_call, unwrapped
 from ..models.latents import split_batch
 from ..models.precision import bfloat16_autocast, native_bfloat16
 from ..models.state_file import StateFile, fingerprint, named_weights
-from .base import EpochRecord, warn_caller
+from .base import EpochRecord, RepairResult, warn_caller
 from .held_out import EpochChoice, load_weights
 
 _log = logging.getLogger(__name__)
@@ -267,6 +267,28 @@ class Training:
     def seconds(self) -> float:
         """Wall-clock time since the beginning, that before an interruption included."""
         return self._earlier + time.perf_counter() - self._start
+
+    def result(
+        self, mode: str, targets: tuple[int, ...], *, blend: float = 1.0, pruned: tuple[int, ...] = ()
+    ) -> RepairResult:
+        """What came of it, for a mode of that name."""
+        choice = self._choice
+        return RepairResult(
+            model=self._model,
+            history=tuple(self.history),
+            seconds=self.seconds,
+            mode=mode,
+            epoch=choice.epoch,
+            rolled_back=choice.epoch == 0 and not pruned,
+            before=choice.before,
+            after=choice.after,
+            asked=choice.asked,
+            first=self._settings.first_choice,
+            blend=blend,
+            targets=targets,
+            pruned=pruned,
+            settings=asdict(self._settings),
+        )
 
     def run(
         self, on_epoch: Callable[[EpochRecord], None] | None = None, resume: str | PathLike[str] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -95,13 +96,9 @@ class UniversalPerturbation:
         inputs, classify = evidence.for_model()
         distortion, unit = self.distortion(evidence)
         budgets = [size * unit for size in growing(self.first, self.last, self.steps)]
-        batch = min(self.batch, evidence.together)
-        if classes is None:
-            return climb(inputs, classify, distortion, budgets, batch=batch, together=evidence.together)
-        aims = torch.tensor(classes, dtype=torch.int64)
-        return climb(
-            inputs, classify, distortion, budgets, batch=batch, classes=aims, enough=1.0, together=evidence.together
-        )
+        most = evidence.together
+        run = partial(climb, inputs, classify, distortion, budgets, batch=min(self.batch, most), together=most)
+        return run() if classes is None else run(classes=torch.tensor(classes, dtype=torch.int64), enough=1.0)
 
     def distortion(self, evidence: Evidence) -> tuple[Distortion, float]:
         """What grows, and the unit of its sizes."""

@@ -117,8 +117,6 @@ def run_defense(defense: Defense, trial: Trial, *, batch_size: int = 32, held_ou
     suspect, report = copy.deepcopy((trial.model, trial.report))
     given, kept = (trial.clean, trial.held_out) if held_out is None else trial.split_clean(held_out)
     loader = given.loader(batch_size, shuffle=True, transform=trial.augment)
-    if len(kept) == 0:
-        result = defense(suspect, loader, report)
-    else:
-        result = defense(suspect, loader, report, held_out=kept.loader())
+    measured = {"held_out": kept.loader()} if len(kept) else {}
+    result = defense(suspect, loader, report, **measured)
     return Outcome(result=result, before=before, after=trial.evaluate(result.model))

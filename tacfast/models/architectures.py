@@ -125,20 +125,11 @@ class SmallVggBn(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         before = in_channels
-        for factor, pooled in (
-            (1, True),
-            (2, True),
-            (4, False),
-            (4, True),
-            (8, False),
-            (8, True),
-            (8, False),
-            (8, True),
-        ):
-            layers += [nn.Conv2d(before, factor * width, 3, 1, 1), nn.BatchNorm2d(factor * width), nn.ReLU()]
-            before = factor * width
-            if pooled:
-                layers.append(nn.MaxPool2d(2, ceil_mode=True))
+        for stage in ((1,), (2,), (4, 4), (8, 8), (8, 8)):
+            for factor in stage:
+                layers += [nn.Conv2d(before, factor * width, 3, 1, 1), nn.BatchNorm2d(factor * width), nn.ReLU()]
+                before = factor * width
+            layers.append(nn.MaxPool2d(2, ceil_mode=True))
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(before, num_classes)
 

@@ -17,21 +17,13 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from .._files import write_atomically
+from .._lazy import needed
 from .._shown import Shown
 from .._text import excerpt, listed
 from . import huggingface
 from .backdoorbench import ATTACK_RESULT, result_in
 from .registry import build_model
-from .weights import (
-    DTYPES,
-    CheckpointError,
-    key_of,
-    load_file,
-    load_weights,
-    match_weights,
-    shown_path,
-    weights_in,
-)
+from .weights import DTYPES, CheckpointError, key_of, load_file, load_weights, match_weights, shown_path, weights_in
 
 # In the provenance: under which name of the file the weights were.
 KEY = "state dict"
@@ -194,11 +186,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
         torch.save(weights, content)
         write_atomically(target, content.getvalue())
         return
-    try:
-        from safetensors.torch import save
-    except ImportError as error:
-        raise ImportError("safetensors files need safetensors: pip install 'tacfast[io]'") from error
-    data = save(weights, metadata={"format": "pt"})
+    safetensors = needed("safetensors.torch", "safetensors files need safetensors: pip install 'tacfast[io]'")
+    data: bytes = safetensors.save(weights, metadata={"format": "pt"})
     described = {item.name: getattr(checkpoint, item.name) for item in fields(checkpoint) if item.name != "weights"}
     head = {"format": FORMAT, "version": VERSION, "weights_sha256": hashlib.sha256(data).hexdigest()}
     text = json.dumps({**head, **described}, indent=2, ensure_ascii=False, allow_nan=False)

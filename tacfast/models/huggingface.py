@@ -16,6 +16,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from .._files import only_process, write_atomically
+from .._lazy import needed
 from .._text import excerpt, listed
 from .weights import CheckpointError, load_file, shown_path, weights_in
 
@@ -263,11 +264,7 @@ def _fill_folder(model: nn.Module, like: Path, made: Path, about: Mapping[str, A
 
 
 def _library() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError("models of transformers need it: pip install 'tacfast[hf]'") from error
-    return transformers
+    return needed("transformers", "models of transformers need it: pip install 'tacfast[hf]'")
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._files import only_process, write_atomically
-from .resuming import log, telling
+from .._files import write_atomically
+from .resuming import held, log
 
 FORMAT = 2
 DIGEST_BYTES = hashlib.sha256().digest_size
@@ -48,18 +48,9 @@ class StateFile:
         if self._path.is_dir():
             raise ValueError(f"resume: expected a file, got the folder {self._path}")
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Work with it, no other process does; when that is interrupted, say what it keeps.
-
-        Raises
-        ------
-        BlockingIOError
-            If another process does.
-        """
-        kept = telling(self._path, lambda: f"epoch {self._epochs} is" if self._epochs else None)
-        with only_process(self._path, "resume"), kept:
-            yield
+    def held(self) -> AbstractContextManager[None]:
+        """Work with it alone, see `held`."""
+        return held(self._path, lambda: f"epoch {self._epochs} is" if self._epochs else None)
 
     def read(self) -> dict[str, Any] | None:
         """Return what was written last, tensors on the CPU; None if there is no file.

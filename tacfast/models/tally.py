@@ -6,19 +6,20 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._files import only_process, write_atomically
+from .._files import write_atomically
+from .._lazy import needed
 from .._processes import Processes
 from ..solver import GapMatrix
 from .head import Head
 from .latents import LatentBatch, first_batch, latent_batches
-from .resuming import log, telling
+from .resuming import held, log
 
 # Between two writes passes this many times what the last one took: they cost 5 % of the scan at most.
 SAVE_FACTOR = 20
@@ -111,28 +112,16 @@ class ResumeFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], tally: Tally) -> None:
-        try:
-            import safetensors.torch  # noqa: F401
-        except ImportError as error:
-            raise ImportError("resume: expected safetensors to be installed: pip install 'tacfast[io]'") from error
+        needed("safetensors.torch", "resume: expected safetensors to be installed: pip install 'tacfast[io]'")
         self._path, self._tally, self._kept = Path(path), tally, 0
         if not self._path.parent.is_dir():
             raise FileNotFoundError(f"resume: expected a file in an existing folder, got {self._path}")
         if self._path.is_dir():
             raise IsADirectoryError(f"resume: expected a file, got the folder {self._path}")
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Work with it, no other process does; when that is interrupted, say what it keeps.
-
-        Raises
-        ------
-        BlockingIOError
-            If another process does.
-        """
-        kept = telling(self._path, lambda: f"{self._kept} samples are" if self._kept else None)
-        with only_process(self._path, "resume"), kept:
-            yield
+    def held(self) -> AbstractContextManager[None]:
+        """Work with it alone, see `held`."""
+        return held(self._path, lambda: f"{self._kept} samples are" if self._kept else None)
 
     def restore(self, model: nn.Module, loader: Iterable[Any], head: Head) -> Iterable[Any]:
         """Fill the tally with what the file holds, if it exists; returns the loader with all its batches.

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .._lazy import needed
 from .._text import excerpt, listed, printable
 from ._archives import LEGACY_MAGIC, ZIP_MAGIC, load_pickled
 from ._pickles import ContentError, ForeignObjectError
@@ -281,12 +282,9 @@ def _check_safetensors(file: BinaryIO, start: bytes) -> None:
 
 
 def _load_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    try:
-        from safetensors.torch import load_file as load
-    except ImportError as error:
-        raise ImportError("safetensors files need safetensors: pip install 'tacfast[io]'") from error
+    safetensors = needed("safetensors.torch", "safetensors files need safetensors: pip install 'tacfast[io]'")
     # Copied, because the tensors are windows into the file, which may be cut short while they live.
-    return {name: tensor.clone() for name, tensor in load(path).items()}
+    return {name: tensor.clone() for name, tensor in safetensors.load_file(path).items()}
 
 
 def _first_line(error: Exception) -> str:

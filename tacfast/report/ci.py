@@ -60,9 +60,7 @@ def write_sarif(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]])
             "ruleId": row["label"],
             "level": RULES[row["label"]][0],
             "message": {"text": printable(_message(row))},
-            "locations": [
-                {"physicalLocation": {"artifactLocation": {"uri": Path(row["path"]).absolute().as_uri()}}},
-            ],
+            "locations": [{"physicalLocation": {"artifactLocation": {"uri": Path(row["path"]).absolute().as_uri()}}}],
         }
         for row in rows
         if row["label"] in RULES

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._files import write_atomically
+from .._lazy import needed
 from .._text import printable
 from ..detection import Perturbation
 from ..solver._results import RESIDUALS
@@ -85,14 +86,11 @@ def write_index(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]])
 
 
 def _environment() -> Environment:
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    except ImportError as error:
-        raise ImportError("HTML reports need Jinja2: pip install 'tacfast[report]'") from error
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+    jinja2 = needed("jinja2", "HTML reports need Jinja2: pip install 'tacfast[report]'")
+    environment: Environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
-        undefined=StrictUndefined,
+        undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=lambda value: printable(value) if type(value) is str else value,  # a subclass of it is markup

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .._files import write_atomically
+from .._lazy import needed
 from ..detection import Perturbation
 from .words import number, short_name
 
@@ -49,12 +50,10 @@ def new_figure(width: float, height: float = 4.2) -> Figure:
     ImportError
         Without the extra ``report`` (Matplotlib).
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures need Matplotlib: pip install 'tacfast[report]'") from error
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
+    figures = needed("matplotlib.figure", "pictures need Matplotlib: pip install 'tacfast[report]'")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure: Figure = figures.Figure(figsize=(width, height), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .._lazy import needed
 from ..evaluation import Metrics
 
 if TYPE_CHECKING:
@@ -18,11 +19,8 @@ def before_after_table(before: Metrics, after: Metrics | None, *, title: str = "
     ImportError
         Without the extra ``cli`` (Rich).
     """
-    try:
-        from rich.table import Table
-    except ImportError as error:
-        raise ImportError("tables need Rich: pip install 'tacfast[cli]'") from error
-    table = Table(title=title or None, title_justify="left")
+    tables = needed("rich.table", "tables need Rich: pip install 'tacfast[cli]'")
+    table: Table = tables.Table(title=title or None, title_justify="left")
     table.add_column("on the test images")
     table.add_column("before", justify="right")
     if after is not None:

@@ -6,6 +6,7 @@ import math
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from .._lazy import needed
 from ..detection import Perturbation
 from ..jackknife import Stability
 from ..scanning import ScanReport
@@ -30,11 +31,9 @@ def to_dict(result: Tabled) -> dict[str, Any]:
 
 def to_pandas(result: Tabled) -> DataFrame:
     """See `Tabled.to_pandas`; what is nested in the facts has a column with a dotted name."""
-    try:
-        import pandas
-    except ImportError as error:
-        raise ImportError("tables need pandas: pip install pandas") from error
-    return pandas.json_normalize(_facts(result)["classes"]).set_index("class")
+    pandas = needed("pandas", "tables need pandas: pip install pandas")
+    table: DataFrame = pandas.json_normalize(_facts(result)["classes"]).set_index("class")
+    return table
 
 
 def to_html(result: Tabled) -> str:

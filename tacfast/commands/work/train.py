@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import typer
@@ -118,13 +117,7 @@ def _in_words(metrics: Metrics, attack: Attack | None) -> str:
 
 @contextmanager
 def _bar(console: Console, text: str) -> Iterator[tuple[Callable[[int, int], None], Callable[..., None]]]:
-    columns: tuple[Any, ...] = (
-        TextColumn("{task.description:>20}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bars:
+    columns = TextColumn("{task.description:>20}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %")
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bars:
         task = bars.add_task(text, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total), printer(console)

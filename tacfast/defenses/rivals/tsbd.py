@@ -89,7 +89,7 @@ class TwoStageDefense(Rival):
         def update(loss: Tensor) -> None:
             parameters = dict(model.named_parameters())
             here = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
-            there = self._gradient_ahead(model, parameters, here, *batch)
+            there = self._gradient_ahead(model, parameters, here, batch)
             for parameter, first, second in zip(parameters.values(), here, there, strict=True):
                 parameter.grad = torch.lerp(first, second, self.alpha)
             optimizer.step()
@@ -97,14 +97,10 @@ class TwoStageDefense(Rival):
         train_epochs(model, head, loader, self.epochs, step, optimizer=optimizer, tell=tell, update=update)
 
     def _gradient_ahead(
-        self,
-        model: nn.Module,
-        parameters: Mapping[str, Tensor],
-        gradients: tuple[Tensor, ...],
-        inputs: Tensor,
-        labels: Tensor,
+        self, model: nn.Module, parameters: Mapping[str, Tensor], gradients: tuple[Tensor, ...], batch: list[Tensor]
     ) -> tuple[Tensor, ...]:
         """∇L at the distance r up the gradient; the statistics of BatchNorm do not notice."""
+        inputs, labels = batch
         norm = torch.stack([gradient.float().norm() for gradient in gradients]).norm()
         scale = self.radius / norm if norm > 0 else 0.0
         ahead = {
