@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import pkgutil
 import sys
 from collections.abc import Callable, Iterator, MutableMapping
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -16,23 +17,28 @@ def lazily(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]
     """``__getattr__`` and ``__dir__`` of a package (PEP 562).
 
     Its names are those that its ``__init__.py`` imports where ``TYPE_CHECKING`` holds, so that type checkers and this
-    read the same lines.
+    read the same lines, and those of its modules.
     """
     module = sys.modules[package]
-    assert module.__file__ is not None
-    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+    tree = ast.parse(inspect.getsource(module))
     guarded = [node for part in tree.body if isinstance(part, ast.If) for node in ast.walk(part)]
     imports = [node for node in guarded if isinstance(node, ast.ImportFrom)]
     places = {alias.name: "." * node.level + str(node.module) for node in imports for alias in node.names}
+    parts = {each.name for each in pkgutil.iter_modules(module.__path__) if not each.name.startswith("_")}
 
     def get(name: str) -> Any:
+        if name in parts:
+            return import_module(f"{package}.{name}")
         if name not in places:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(import_module(places[name], package), name)
         setattr(module, name, value)  # so that it is looked up once
         return value
 
-    return get, lambda: sorted({*vars(module), *places})
+    def names() -> list[str]:
+        return sorted({*places, *parts, *(name for name in vars(module) if name.startswith("__"))})
+
+    return get, names
 
 
 def needed(module: str, otherwise: str) -> Any:
@@ -56,6 +62,9 @@ class Registry(MutableMapping[str, T], Generic[T]):
         self._package = package
         self._found: dict[str, Any] = dict.fromkeys(places)
         self._places = places
+
+    def __repr__(self) -> str:
+        return f"Registry({', '.join(self._found)})"
 
     def __getitem__(self, name: str) -> T:
         if self._found[name] is None:

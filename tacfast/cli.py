@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from threading import current_thread, main_thread
 
 from ._text import first_line, printable
 
@@ -33,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a name that the terminal cannot show must not stop a run
     try:
-        return _run(arguments)
+        with _Interrupts() as interrupts:
+            return _run(arguments, interrupts)
     except KeyboardInterrupt:
         status = INTERRUPTED
     except SystemExit as stop:
@@ -46,6 +49,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _show_warning(message: Warning | str, *_: object) -> None:
     """A warning in one line, without the line of code that Python adds."""
     print(f"tacfast: warning: {printable(' '.join(str(message).split()))}", file=sys.stderr)
+
+
+class _Interrupts:
+    """Notes Ctrl-C, because a library that is interrupted while it is imported may swallow it and fail later."""
+
+    def __enter__(self) -> _Interrupts:
+        self.came = False
+        self._before = signal.getsignal(signal.SIGINT)
+        self._ours = self._before is signal.default_int_handler and current_thread() is main_thread()
+        if self._ours:
+            signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._ours:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _note(self, *_: object) -> None:
+        self.came = True
+        raise KeyboardInterrupt
 
 
 class _Resuming(logging.Handler):
@@ -65,7 +88,7 @@ class _Resuming(logging.Handler):
         print(f"tacfast: {printable(record.getMessage())}", file=sys.stderr)
 
 
-def _run(arguments: Sequence[str] | None) -> int:
+def _run(arguments: Sequence[str] | None, interrupts: _Interrupts) -> int:
     try:
         with warnings.catch_warnings(), _Resuming(), _joined():
             warnings.showwarning = _show_warning  # type: ignore[assignment]
@@ -73,6 +96,8 @@ def _run(arguments: Sequence[str] | None) -> int:
 
             app(args=None if arguments is None else list(arguments), prog_name="tacfast")
     except Exception as error:
+        if interrupts.came:
+            raise KeyboardInterrupt from error
         line = _sentence(error)
         if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in ("typer", "rich"):
             line = "the command line needs an extra: pip install 'tacfast[all]'"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -194,6 +194,12 @@ Json = Annotated[
 Html = Annotated[Path | None, result_option(metavar="FILE", help="Write a report that stands alone.")]
 
 
+def check_choice(option: str, value: str | None, known: Collection[str]) -> None:
+    """Raise typer.BadParameter, naming the option, unless it is one of those that are known, or not given."""
+    if value is not None and value not in known:
+        raise typer.BadParameter(f"expected one of {', '.join(known)}, got {value!r}", param_hint=option)
+
+
 def check_there(checkpoint: Path, data: str) -> None:
     """Raise, before anything slow, unless there are such a checkpoint and such images.
 
@@ -229,6 +235,9 @@ class SuspectOptions:
     skip_unreadable: SkipUnreadable = False
     workers: Workers = None
     device: Device = None
+
+    def __post_init__(self) -> None:
+        check_choice("--preset", self.preset, PRESETS)
 
 
 def gathered(command: Callable[..., None]) -> Callable[..., None]:

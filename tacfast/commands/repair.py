@@ -103,8 +103,7 @@ def repair(
     """
     if not 0 < held_out < 1:
         raise typer.BadParameter(f"expected a share in (0, 1), got {held_out:g}", param_hint="--held-out")
-    if mode not in MODES:
-        raise typer.BadParameter(f"expected one of {', '.join(MODES)}, got {mode!r}", param_hint="--mode")
+    options.check_choice("--mode", mode, MODES)
     if harden and mode != "auto":
         raise typer.BadParameter(f"only mode auto does that, got --mode {mode}", param_hint="--harden")
     if json is None:  # which tells errors, too

@@ -76,7 +76,7 @@ def scan(
     for option, value in (("--json", json), ("--html", html), ("--resume", resume)):
         if out is not None and value is not None:
             raise typer.BadParameter("expected none with --out, which keeps everything", param_hint=option)
-    if out is None and json is None:  # which tell errors, too
+    if not (out or json or junit or sarif):  # which tell errors, too
         options.check_there(checkpoints[0], data)
     from .work import scan as work
 

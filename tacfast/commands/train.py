@@ -24,8 +24,8 @@ def train(
         Path,
         options.result_option(
             metavar="FILE",
-            help="The weights, .safetensors; a .json beside it says what they are, and FILE.state, from which an "
-            "interrupted training goes on, is deleted at the end.",
+            help="The weights, .safetensors; a .json beside it says what they are. An interrupted training goes on "
+            "from FILE.state, that of the clean network for trojannn from a .clean.state; both are deleted at the end.",
             show_default=False,
         ),
     ],
@@ -62,6 +62,15 @@ def train(
     device: options.Device = None,
 ) -> None:
     """Train a classifier, clean or with a backdoor. Killed and called again, it goes on after the last whole epoch."""
+    for option, value, known in (
+        ("--data", data, DATASETS),
+        ("--attack", attack, ATTACKS),
+        ("--schedule", schedule, SCHEDULES),
+        ("--precision", precision, PRECISIONS),
+    ):
+        options.check_choice(option, value, known)
+    if out.suffix != ".safetensors":
+        raise typer.BadParameter(f"expected a name that ends in .safetensors, got {out}", param_hint="--out")
     from ..training.trained import Plan
     from .work import train as work
 

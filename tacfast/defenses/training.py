@@ -305,10 +305,10 @@ class Training:
         with self._processes.together():
             path = resume if self._processes.rank == 0 else None
             store = None if path is None else StateFile(path, self._identity())
-            state = None if store is None else store.read()
-        state = self._processes.first(state)
         with nullcontext() if store is None else store.held(), trainable(self._model):
-            if state is not None:
+            with self._processes.together():
+                state = None if store is None else store.read()
+            if (state := self._processes.first(state)) is not None:
                 self._load(state)
             while len(self.history) < self._settings.epochs:
                 record = self._run_epoch()

@@ -36,7 +36,7 @@ def write_junit(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]],
     suite = ElementTree.Element("testsuite", name="tacfast scan", tests=str(len(rows)))
     counted = {"failure": 0, "error": 0, "skipped": 0}
     for row in rows:
-        case = ElementTree.SubElement(suite, "testcase", classname="tacfast.scan", name=printable(row["path"]))
+        case = ElementTree.SubElement(suite, "testcase", classname="tacfast.scan", name=printable(str(_place(row))))
         case.set("time", f"{row.get('seconds') or 0:.3f}")
         label = row["label"]
         if label not in RULES:
@@ -60,7 +60,7 @@ def write_sarif(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]])
             "ruleId": row["label"],
             "level": RULES[row["label"]][0],
             "message": {"text": printable(_message(row))},
-            "locations": [{"physicalLocation": {"artifactLocation": {"uri": Path(row["path"]).absolute().as_uri()}}}],
+            "locations": [{"physicalLocation": {"artifactLocation": {"uri": _place(row).as_uri()}}}],
         }
         for row in rows
         if row["label"] in RULES
@@ -72,3 +72,7 @@ def write_sarif(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]])
 
 def _message(row: Mapping[str, Any]) -> str:
     return str(row.get("error") or row["headline"])
+
+
+def _place(row: Mapping[str, Any]) -> Path:
+    return Path(row["path"]).resolve()

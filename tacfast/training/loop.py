@@ -174,7 +174,7 @@ class _Training:
         self._schedule = self._make_schedule(recipe.epochs * self._batches + 1)
         self._history: list[TrainedEpoch] = []
         path = resume if processes.rank == 0 else None
-        self._store = None if path is None else StateFile(path, self._identity(), "train")
+        self._store = None if path is None else StateFile(path, self._identity(), "training")
 
     def _make_schedule(self, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
         if self._recipe.schedule == "cosine":

@@ -297,7 +297,7 @@ def test_two_processes_do_not_work_with_the_same_files(suspect, tmp_path, capsys
     for file, options in {
         "out/summary.jsonl": ("scan", "--out", tmp_path / "out"),
         "state": ("scan", "--resume", tmp_path / "state"),
-        "state.lr0.01": ("repair", "--resume", tmp_path / "state", "--out", tmp_path / "a.pth"),
+        "kept": ("repair", "--resume", tmp_path / "kept", "--out", tmp_path / "a.pth"),
     }.items():
         (tmp_path / file).parent.mkdir(exist_ok=True)
         other_process(tmp_path / file)

@@ -295,3 +295,53 @@ def test_of_one_model_they_are_told_too(suspects, tmp_path, capsys, known, statu
     assert len(ElementTree.parse(junit).getroot()[0]) == 1
     assert [each["ruleId"] for each in json.loads(sarif.read_text())["runs"][0]["results"]] == [rule]
     assert run(capsys, *given, "--junit", sarif, "--sarif", sarif)[0] == 2
+
+
+def test_what_is_scanned_is_not_overwritten(suspects, tmp_path, capsys):
+    """Neither weights nor what describes them, also those in a folder, nor one report by another."""
+    for name in ("attacked", "harmless"):
+        for suffix in (".safetensors", ".json"):
+            shutil.copy(suspects / f"{name}{suffix}", tmp_path)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for path in tmp_path.glob("attacked.*"):
+        shutil.copy(path, folder)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
+    attacked, inside = tmp_path / "attacked.safetensors", folder / "attacked.safetensors"
+    out, report = ("--out", tmp_path / "out"), tmp_path / "report"
+    for given in (
+        (attacked, "--junit", attacked),
+        (attacked, *out, "--junit", attacked),
+        (attacked, tmp_path / "harmless.safetensors", *out, "--sarif", tmp_path / "harmless.json"),
+        (attacked, *out, "--junit", report, "--sarif", report),
+        (folder, "--html", inside),
+        (folder, "--json", inside.with_suffix(".json")),
+        (folder, *out, "--junit", inside),
+    ):
+        status, _, err = run(capsys, "scan", *given, "--data", suspects / "images")
+        assert (status, "expected another file than" in flat(err)) == (2, True), given
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
+
+
+def test_a_missing_model_is_told_too(suspects, tmp_path, capsys):
+    junit = tmp_path / "junit.xml"
+    given = ("scan", tmp_path / "nowhere.pt", "--data", suspects / "images", "--junit", junit)
+    assert run(capsys, *given)[0] == 1
+    assert ElementTree.parse(junit).getroot().get("errors") == "1"
+
+
+def test_a_damaged_line_of_the_summary_is_done_again(suspects, tmp_path, capsys):
+    given = ("scan", suspects / "attacked.safetensors", "--data", suspects / "images", "--out", tmp_path)
+    assert run(capsys, *given)[0] == 3
+    (row,) = rows_of(tmp_path)
+    (tmp_path / "summary.jsonl").write_text(json.dumps(row | {"seconds": "abc"}) + "\n")
+    assert run(capsys, *given, "--junit", tmp_path / "junit.xml")[0] == 3
+    assert rows_of(tmp_path)[0]["seconds"] > 0
+
+
+def test_a_folder_that_cannot_be_made_is_named(suspects, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    given = ("scan", suspects / "broken.pt", "--data", suspects / "images", "--out", tmp_path / "file")
+    status, _, err = run(capsys, *given)
+    assert status == 1
+    assert err.startswith("tacfast: error: out: expected a folder, or the name of a new one, got ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from torch import nn
 from ..._text import excerpt, first_line, listed
 from ...data import FolderLoader, ImageFolder, ImageRows
 from ...models import Checkpoint, Head, HeadError, find_head, load_checkpoint, restore_model
-from ...models.checkpoint import KEY, SAFETENSORS, digest_of, find_checkpoint, sidecar_of
+from ...models.checkpoint import KEY, SAFETENSORS, SUFFIXES, digest_of, find_checkpoint, sidecar_of
+from ...models.huggingface import ABOUT, CONFIG, PREPROCESSOR
 from ...models.latents import split_batch
 from ...models.presets import PRESETS
 from ...report import check_writable
@@ -134,7 +136,8 @@ def open_suspect(path: Path, data: str, given: SuspectOptions) -> Suspect:
         "image_size": None if size is None else (size, size),
         "class_names": None if names is None else read_names(names),
     }
-    usual = {name: value for name, value in _preset(given.preset).items() if getattr(read, name) is None}
+    preset = {} if given.preset is None else PRESETS[given.preset]._asdict()
+    usual = {name: value for name, value in preset.items() if getattr(read, name) is None}
     known = usual | {name: value for name, value in told.items() if value is not None}
     needed = ("arch", "num_classes", "mean", "std")
     missing = [name for name in needed if name not in known and getattr(read, name) is None]
@@ -162,15 +165,6 @@ def device_of(name: str | None) -> torch.device:
             f"expected a device such as cpu or cuda:0, got {name!r}: {reason}", param_hint="--device"
         ) from None
     return device
-
-
-def _preset(name: str | None) -> dict[str, Any]:
-    """Fields of a checkpoint that a preset says; none without one."""
-    if name is None:
-        return {}
-    if name not in PRESETS:
-        raise typer.BadParameter(f"expected one of {', '.join(PRESETS)}, got {name!r}", param_hint="--preset")
-    return PRESETS[name]._asdict()
 
 
 def read_names(path: Path) -> tuple[str, ...]:
@@ -226,13 +220,13 @@ def first_head(model: nn.Module, loader: FolderLoader, name: str | None) -> Head
         ) from error
 
 
-def check_files(checkpoint: Path, read: Path | None = None, **outputs: Path | None) -> None:
+def check_files(read: Mapping[str, Sequence[Path]], **outputs: Path | Sequence[Path] | None) -> None:
     """Raise now, rather than after the work, if results could not be written, or only over one another.
 
     Parameters
     ----------
-    checkpoint : which, like the file beside it that describes it, must not be overwritten
-    read : another file that is read
+    read : what must not be overwritten, by the name of its argument; with a checkpoint what describes it, and of a
+        folder the checkpoints in it and what describes them
     outputs : the files that will be written, by the name of their option
 
     Raises
@@ -242,16 +236,25 @@ def check_files(checkpoint: Path, read: Path | None = None, **outputs: Path | No
     typer.BadParameter
         If two of them are the same file.
     """
-    given = {"CHECKPOINT": checkpoint, "--class-names": read, **{f"--{name}": path for name, path in outputs.items()}}
-    taken: dict[Path, str] = {}
-    for name, path in given.items():
-        if path is None:
-            continue
-        for each in (path, sidecar_of(path)) if path.suffix == SAFETENSORS else (path,):
-            other = taken.setdefault(each.resolve(), name)
-            if other != name:
-                raise typer.BadParameter(f"expected another file than {other} uses, got {each}", param_hint=name)
-    check_outputs(**outputs)
+    written = {name: [path] if isinstance(path, Path) else path or [] for name, path in outputs.items()}
+    taken = {each.resolve(): name for name, paths in read.items() for path in paths for each in _files_of(path)}
+    for name, paths in written.items():
+        for path in paths:
+            for each in _files_of(path):
+                if (other := taken.setdefault(each.resolve(), f"--{name}")) != f"--{name}":
+                    raise typer.BadParameter(
+                        f"expected another file than {other} uses, got {each}", param_hint=f"--{name}"
+                    )
+    check_outputs(**{name: paths[0] for name, paths in written.items() if paths})
+
+
+def _files_of(path: Path) -> list[Path]:
+    """A file and what lies beside it to describe it; of a folder its checkpoints, likewise, and its descriptions."""
+    if path.is_dir():
+        checkpoints = [each for each in path.iterdir() if each.suffix in SUFFIXES]
+        described = [path / name for name in (CONFIG, PREPROCESSOR, ABOUT)]
+        return [each for checkpoint in checkpoints for each in _files_of(checkpoint)] + described
+    return [path, sidecar_of(path)] if path.suffix == SAFETENSORS else [path]
 
 
 def check_outputs(**outputs: Path | None) -> None:

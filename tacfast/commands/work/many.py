@@ -33,7 +33,14 @@ FIELDS: dict[str, Any] = {
     "error": (str, type(None)),
 }
 NUMBER = (int, float, type(None))
-REPORTED: dict[str, Any] = {"headline": str, "html": str, "classes": list, "surprise": NUMBER, "accuracy": NUMBER}
+REPORTED: dict[str, Any] = {
+    "headline": str,
+    "html": str,
+    "classes": list,
+    "surprise": NUMBER,
+    "accuracy": NUMBER,
+    "seconds": NUMBER,
+}
 
 
 def scan_many(
@@ -53,7 +60,10 @@ def scan_many(
     settings : of the scan; what was done with others is done again
     scan_one : scans a checkpoint, writes its reports as JSON and as HTML, and returns the facts
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(f"out: expected a folder, or the name of a new one, got {out}: {error.strerror}") from error
     rows: dict[str, dict[str, Any]] = {}
     kept = telling(out, lambda: f"{len(rows)} of {len(checkpoints)} models are" if rows else None)
     with only_process(out / SUMMARY, "out"), kept:

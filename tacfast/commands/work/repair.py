@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from ... import __version__
+from ..._files import only_process
 from ..._processes import all_processes
 from ...data import FolderLoader, hold_out
 from ...defenses import MODES, DivergedError, RepairResult
@@ -22,6 +23,7 @@ from ...defenses.universal import calm_state
 from ...models import save_checkpoint, write_defense_result
 from ...models.checkpoint import PICKLES, check_target, find_checkpoint
 from ...models.huggingface import check_new_folder, is_folder_of, write_folder
+from ...models.resuming import telling_of
 from ...report import repair_facts, scan_facts
 from ...scanning import ScanReport
 from ...scanning import forget as forget_scan
@@ -29,7 +31,7 @@ from ..options import SuspectOptions
 from .confirm import STATUS, confirm
 from .console import STDOUT, console_for, print_attack, print_confirmation, print_repair, printer, progress
 from .loading import TRAINED_BY, Suspect, check_files, open_loader, open_suspect
-from .scan import EXIT_STATUS, describe, errors_told, leave_unless_first, run_scan, show_scan, write_reports
+from .scan import EXIT_STATUS, describe, errors_told, leave_unless_first, read_by, run_scan, show_scan, write_reports
 from .triggered import Triggered
 
 # What has an option of its own, or is known from elsewhere.
@@ -79,16 +81,19 @@ class Repair:
             check_new_folder(self.out)
         else:
             check_target(self.out)
-        files = {"out": self.out, "json": None if json == STDOUT else json, "html": html, "resume": self.resume}
-        check_files(checkpoint, self.given.class_names, **files)
-        with errors_told(checkpoint, json):
+        files = {"out": self.out, "json": None if json == STDOUT else json, "html": html, "resume": self._kept()}
+        check_files(read_by([checkpoint], self.given), **files)
+        alone = (
+            nullcontext() if self.resume is None or all_processes().rank > 0 else only_process(self.resume, "resume")
+        )
+        with alone, telling_of(self._kept()), errors_told(checkpoint, json):
             self._run(console, checkpoint, json, html)
 
     def _run(self, console: Console, checkpoint: Path, json: Path | None, html: Path | None) -> None:
         suspect = open_suspect(checkpoint, self.data, self.given)
         trained, held = self._shares(suspect)
         everything = self._loader(suspect)
-        scanned = None if self.resume is None else self.resume.with_name(f"{self.resume.name}.scan")
+        scanned = _beside(self.resume, "scan")
         report = run_scan(console, suspect, everything, self.given.head, resume=scanned)
         triggered = Triggered(suspect, self.batch_size, workers=self.given.workers)
         about = describe(suspect, report, everything, triggered)
@@ -171,6 +176,12 @@ class Repair:
         first = max((i for i, there in enumerate(begun) if there), default=0)
         return first_kept(self.rates[processes.first(first) :], attempt)
 
+    def _kept(self) -> list[Path]:
+        """All files that a repair may go on from."""
+        states = [_state_of(self.resume, rate) for rate in self.rates]
+        kept = [_beside(self.resume, "scan"), *states, *(calm_state(each) for each in states if each is not None)]
+        return [path for path in kept if path is not None]
+
     def _forget(self, scanned: Path | None) -> None:
         """Delete what was kept in case of an interruption: all is written."""
         forget_scan(scanned, all_processes().group)
@@ -182,9 +193,13 @@ def _say(text: str) -> None:
     typer.echo(f"tacfast: {text}", err=True)
 
 
-def _state_of(state: Path | None, rate: float) -> Path | None:
+def _state_of(resume: Path | None, rate: float) -> Path | None:
     """The state of the attempt at one learning rate."""
-    return None if state is None else state.with_name(f"{state.name}.lr{rate:g}")
+    return _beside(resume, f"lr{rate:g}")
+
+
+def _beside(resume: Path | None, what: str) -> Path | None:
+    return None if resume is None else resume.with_name(f"{resume.name}.{what}")
 
 
 def first_kept(rates: Sequence[float], attempt: Callable[[float], RepairResult]) -> RepairResult:

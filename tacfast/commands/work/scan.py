@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ..._processes import all_processes
 from ...data import FolderLoader
+from ...models.resuming import telling_of
 from ...report import error_facts, scan_facts, write_html, write_json
 from ...report.ci import write_junit, write_sarif
 from ...report.files import as_json
@@ -20,7 +21,7 @@ from ...scanning import ScanReport, forget
 from ...scanning import scan_and_keep as scan_model
 from ..options import SuspectOptions
 from .console import STDOUT, console_for, print_attack, print_scan, print_warnings, progress
-from .loading import Suspect, check_files, check_outputs, first_head, open_loader, open_suspect
+from .loading import Suspect, check_files, first_head, open_loader, open_suspect
 from .many import ERROR, ORDER, error_row, row_of, scan_many
 from .triggered import Triggered
 
@@ -45,10 +46,10 @@ class Scans:
         """Scan one, print and write what is found, and leave with the status of the verdict."""
         console = console_for(json, quiet=self.quiet)
         files = {"json": None if json == STDOUT else json, "html": html, "resume": resume}
-        check_files(checkpoint, self.given.class_names, **files, junit=self.junit, sarif=self.sarif)
+        check_files(read_by([checkpoint], self.given), **files, junit=self.junit, sarif=self.sarif)
         row: dict[str, Any] = {"path": str(checkpoint)}
         try:
-            with errors_told(checkpoint, json):
+            with telling_of([resume] if resume else []), errors_told(checkpoint, json):
                 facts, names = self._scanned(console, checkpoint, json, html, resume)
         except Exception as error:
             self._tell([row | error_row(error)])
@@ -69,7 +70,7 @@ class Scans:
 
         if (size := all_processes().size) > 1:
             raise typer.BadParameter(f"expected one process, got {size}: they share one model", param_hint="--out")
-        check_outputs(junit=self.junit, sarif=self.sarif)
+        check_files(read_by(checkpoints, self.given), junit=self.junit, sarif=self.sarif)
         rows = scan_many(console, checkpoints, out, settings, scan_one)
         self._tell(rows)
         raise typer.Exit(worst_status([row["label"] for row in rows], self.fail_on))
@@ -101,6 +102,11 @@ class Scans:
         write_reports(facts, report, json=json, html=html)
         forget(resume, all_processes().group)
         return facts, about["names"]
+
+
+def read_by(checkpoints: Sequence[Path], given: SuspectOptions) -> dict[str, Sequence[Path]]:
+    """What a command reads, by the name of the argument."""
+    return {"CHECKPOINT": checkpoints, "--class-names": () if given.class_names is None else (given.class_names,)}
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
@@ -17,11 +16,12 @@ from ..._processes import all_processes
 from ...attacks import Attack
 from ...data.datasets import ImageDataset, load_dataset
 from ...evaluation import Metrics, evaluate
-from ...models.checkpoint import SAFETENSORS, check_target
+from ...models.checkpoint import check_target
+from ...models.resuming import telling_of
 from ...training import TrainedEpoch
 from ...training.trained import Plan, Trained, load_trained, save_trained, train_plan
 from .console import printer
-from .loading import check_outputs, device_of
+from .loading import check_files, device_of
 from .scan import leave_unless_first
 
 # ACC and ASR after each epoch are measured on so many test images.
@@ -32,10 +32,8 @@ def train(
     plan: Plan, out: Path, *, data_root: Path | None, clean_model: Path | None, half: bool, device: str | None
 ) -> None:
     """Train with a progress bar, measure, and write the weights."""
-    if out.suffix != SAFETENSORS:
-        raise typer.BadParameter(f"expected a name that ends in {SAFETENSORS}, got {out}", param_hint="--out")
     check_target(out)
-    check_outputs(out=out)
+    check_files({} if clean_model is None else {"--clean-model": [clean_model]}, out=out)
     dataset, where, console = load_dataset(plan.data, data_root), device_of(device), Console()
 
     def provide_clean_model() -> nn.Module:
@@ -45,8 +43,14 @@ def train(
         path = out.with_suffix(".clean")
         return _run(console, first, dataset, path, where, provide_clean_model).model
 
-    trained = _run(console, plan, dataset, out, where, provide_clean_model)
-    leave_unless_first(None)
+    with telling_of([_state_of(out), _state_of(out.with_suffix(".clean"))]):
+        trained = _run(console, plan, dataset, out, where, provide_clean_model)
+        leave_unless_first(None)
+        _finish(console, trained, dataset, out, half=half)
+
+
+def _finish(console: Console, trained: Trained, dataset: ImageDataset, out: Path, *, half: bool) -> None:
+    """Measure, write the weights, and delete what was kept of the training."""
     metrics = _measure(trained.model, dataset, trained.splits.test, trained.attack)
     facts = {"acc": metrics.acc} if trained.attack is None else asdict(metrics)
     save_trained(replace(trained, checkpoint=replace(trained.checkpoint, metrics=facts)), out, half=half)
@@ -80,7 +84,7 @@ def _run(
                 + _in_words(_measure(model, dataset, glance, attack), attack)
             )
 
-        with _state_blamed(_state_of(path)):
+        with _state_blamed():
             return train_plan(
                 plan,
                 dataset,
@@ -94,15 +98,15 @@ def _run(
 
 
 @contextmanager
-def _state_blamed(state: Path) -> Iterator[None]:
-    """Blame the file rather than an argument that the command line does not have."""
+def _state_blamed() -> Iterator[None]:
+    """Blame the file, which the message names, and no argument that the command line does not have."""
     try:
         yield
     except ValueError as error:
         name, colon, message = str(error).partition("resume: ")
         if name or not colon:
             raise
-        raise ValueError(f"{state}: {message}") from error
+        raise ValueError(message) from error
 
 
 def _measure(model: nn.Module, dataset: ImageDataset, rows: torch.Tensor, attack: Attack | None) -> Metrics:

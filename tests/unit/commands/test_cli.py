@@ -1,9 +1,11 @@
 import dataclasses
 import functools
 import json
+import signal
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
 
 import pytest
 from shortcut import make_data, make_model
@@ -53,6 +55,9 @@ def test_other_import_errors_are_not_blamed_on_the_extras(monkeypatch, capsys):
         (["repair", "nowhere.pt", "--data", "digits", "--out", "x.pt"], 1),
         (["repair", "nowhere.pt", "--data", "digits", "--out", "x.pt", "--mode", "magic"], 2),
         (["scan", "a.pt", "b.pt", "--data", "digits"], 2),
+        (["scan", "a.pt", "--data", "digits", "--preset", "magic"], 2),
+        (["train", "--out", "x.safetensors", "--attack", "magic"], 2),
+        (["train", "--out", "x.pt"], 2),
     ],
 )
 def test_help_and_wrong_usage_do_not_wait_for_torch(arguments, status):
@@ -238,6 +243,33 @@ def test_brackets_are_text_and_long_lines_stay_whole(pretend, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert f"  {long}" in lines
     assert lines[-1].endswith(f"wrote {folder / 'report.json'} and {folder / 'scores.png'}")
+
+
+def test_an_interruption_that_a_library_swallows_is_told(monkeypatch, tmp_path, capsys):
+    def swallowing(*_, **__):
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise AttributeError("half imported")
+
+    monkeypatch.setattr(pytest.importorskip("tacfast.commands.work.demo"), "run_demo", swallowing)
+    before = signal.getsignal(signal.SIGINT)
+    assert cli.main(["demo", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err.endswith("tacfast: interrupted\n")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_packages_know_their_modules_and_names_without_having_imported_them():
+    code = (
+        "import sys, tacfast, tacfast.attacks; names = dir(tacfast); "
+        "assert {'scan', 'models', 'solver', '__version__'} <= set(names), names; "
+        "assert not {'TYPE_CHECKING', 'lazily', '_lazy'} & set(names), names; "
+        "assert 'torch' not in sys.modules; "
+        "print(tacfast.solver.solve_tac is tacfast.solve_tac, tacfast.attacks.ATTACKS); "
+        "tacfast.nothing"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout.startswith("True Registry(badnets, badnets-a2a, blended,")
+    assert run.stderr.endswith("AttributeError: module 'tacfast' has no attribute 'nothing'\n")
 
 
 def test_interrupting_the_import_of_the_commands_is_no_traceback(monkeypatch, capsys):

@@ -395,7 +395,7 @@ def test_a_damaged_state_is_noticed_and_the_training_starts_anew(state, damage):
     content[len(content) // 2] ^= 1
     contents = {"cut off": content[:-1], "a bit": content, "empty": b"", "something else": b"hello" * 100}
     state.write_bytes(bytes(contents[damage]))
-    with pytest.warns(UserWarning, match="expected a file written by train, got .*; trained from the beginning"):
+    with pytest.warns(UserWarning, match="expected a file written by training, got .*; trained from the beginning"):
         resumed = run(plan_for("badnets"), make_dataset(), resume=state)
     assert same(resumed[0], run(plan_for("badnets"), make_dataset())[0])
 
@@ -421,7 +421,7 @@ def test_a_damaged_state_is_noticed_and_the_training_starts_anew(state, damage):
 )
 def test_a_state_of_another_plan_is_refused(state, other):
     before = state.read_bytes()
-    with pytest.raises(ValueError, match=r"resume: expected the state of this train .*; remove the file"):
+    with pytest.raises(ValueError, match=r"resume: expected the state of this training .*; remove the file"):
         run(other, make_dataset(), resume=state)
     assert state.read_bytes() == before
 
@@ -431,7 +431,7 @@ def test_a_state_of_other_data_is_refused(state):
     labels = (dataset.data.labels + 1) % CLASSES
     other = dataclasses.replace(dataset, data=LabelledImages(dataset.data.images, labels))
     for changed in (other, dataclasses.replace(dataset, flip=True), dataclasses.replace(dataset, padding=2)):
-        with pytest.raises(ValueError, match="resume: expected the state of this train"):
+        with pytest.raises(ValueError, match="resume: expected the state of this training"):
             run(plan_for("badnets"), changed, resume=state)
 
 
