@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import threading
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ MAX_DIRECTORY_BYTES = 16 * 2**20
 END, LOCATOR, END64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL"), struct.Struct("<4sQ2H2L4Q")
 # What BackdoorBench writes for an attack; only there NumPy's arrays and numbers are expected.
 ATTACK_KEYS = frozenset({"model_name", "num_classes", "model", "bd_test"})
+# What torch may build is one list for all threads.
+_allowing = threading.Lock()
 
 
 def load_pickled(file: BinaryIO) -> Any:
@@ -62,14 +65,15 @@ def load_pickled(file: BinaryIO) -> Any:
 @contextmanager
 def _only(allowed: list[Any]) -> Iterator[None]:
     """Let torch build these, and nothing that the user has allowed it: that may bear the name of a stranger."""
-    before = torch.serialization.get_safe_globals()
-    torch.serialization.clear_safe_globals()
-    try:
-        torch.serialization.add_safe_globals(allowed)
-        yield
-    finally:
+    with _allowing:
+        before = torch.serialization.get_safe_globals()
         torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
+        try:
+            torch.serialization.add_safe_globals(allowed)
+            yield
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)
 
 
 def _stand_ins(contents: Contents) -> Iterator[Any]:

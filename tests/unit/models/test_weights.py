@@ -7,11 +7,13 @@ import random
 import shutil
 import struct
 import sys
+import threading
 import types
 import warnings
 import zipfile
 from _codecs import encode
 from collections import Counter, OrderedDict, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -560,3 +562,30 @@ def test_what_the_user_allows_torch_is_not_built_either(write):
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(before)
+
+
+def test_threads_read_one_after_the_other(write, monkeypatch):
+    """What torch may build is one list for all of them: each would give back what another has put there."""
+    expected = small_net().state_dict()
+    path = write(saved({"args": argparse.Namespace(a=1), "state_dict": expected}))
+    before, load = torch.serialization.get_safe_globals(), torch.load
+    first_is_in, second_is_in, first_is_done = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(*args, **options):
+        if first_is_in.is_set():
+            second_is_in.set()
+            first_is_done.wait(60)
+        else:
+            first_is_in.set()
+            second_is_in.wait(0.5)  # which does not come, unless both are let in
+        return load(*args, **options)
+
+    monkeypatch.setattr(torch, "load", slow)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(read_weights, path)
+        first_is_in.wait(60)
+        second = threads.submit(read_weights, path)
+        assert_same(first.result(), expected)
+        first_is_done.set()
+        assert_same(second.result(), expected)
+    assert set(torch.serialization.get_safe_globals()) == set(before)
