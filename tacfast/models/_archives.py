@@ -7,7 +7,6 @@ import os
 import struct
 import threading
 import zipfile
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -27,7 +26,7 @@ from ._pickles import (
     expect,
     scan_pickle,
 )
-from ._strangers import StrangeDictionary, Stranger, plain_dictionary
+from ._strangers import StrangeDictionary, plain_dictionary, renamed, stand_in
 
 ZIP_MAGIC = b"PK\x03\x04"
 # The first of the five pickles of the format before torch 1.6: the number 0x1950a86a20f9469cfc6c.
@@ -82,15 +81,8 @@ def _stand_ins(contents: Contents) -> Iterator[Any]:
         if name == DEFAULTDICT:
             yield plain_dictionary, name
         elif name not in KNOWN:
-            yield StrangeDictionary if name in contents.dictionaries else Stranger, _renamed(name)
-
-
-def _renamed(name: str) -> str:
-    """A name of Python 2, which pickles of protocol 2 have, as torch looks it up."""
-    module, _, last = name.rpartition(".")
-    if (module, last) in NAME_MAPPING:
-        module, last = NAME_MAPPING[module, last]
-    return f"{IMPORT_MAPPING.get(module, module)}.{last}"
+            known_as = renamed(name)
+            yield StrangeDictionary if name in contents.dictionaries else stand_in(known_as), known_as
 
 
 def _numpy_globals() -> list[Any]:

@@ -491,8 +491,13 @@ def test_strangers_among_the_weights_are_refused(write, monkeypatch):
     monkeypatch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
     monkeypatch.setitem(sys.modules, "yacs.config", yacs)
     among = {"weight": torch.ones(2), "path": pathlib.PurePosixPath("/a")}
-    assert "got Stranger for 'path'" in refusal(write(saved(among)))
-    assert "got Stranger" in refusal(write(saved(pathlib.PurePosixPath("/a"))))
+    assert refusal(write(saved(among))).endswith("got pathlib.PurePosixPath for 'path'")
+    settings = {"weight": torch.ones(2), "args": argparse.Namespace(a=1)}
+    assert refusal(write(saved(settings))).endswith("got argparse.Namespace for 'args'")
+    assert refusal(write(saved({"w": torch.ones(2), "loss": nn.ReLU}))).endswith(
+        "got torch.nn.modules.activation.ReLU itself for 'loss'"
+    )
+    assert refusal(write(saved(pathlib.PurePosixPath("/a")))).endswith("got pathlib.PurePosixPath")
     assert "got OrderedDict for 'x'" in refusal(write(saved({"x": Settings(a=1), "w": torch.ones(2)})))
 
 
@@ -532,6 +537,12 @@ def test_classes_that_are_only_named_are_passed_over(write):
 def test_only_known_strangers_are_passed_over(write, not_loaded, function):
     hostile = {"state_dict": small_net().state_dict(), "args": Call(function, "a")}
     assert "refused, because it holds more than weights" in refusal(write(saved(hostile)))
+
+
+@pytest.mark.parametrize(("value", "name"), [(frozenset([1]), "frozenset"), (range(3), "range"), (slice(1), "slice")])
+def test_plain_python_is_not_taken_for_a_class_of_somebodys_own(write, not_loaded, value, name):
+    path = write(saved({"state_dict": small_net().state_dict(), "args": value}))
+    assert f"it asks for 'builtins.{name}', whose code would have to run" in refusal(path)
 
 
 @pytest.mark.parametrize("name", [b"ctypes\nX\n", b"ccollections\ndefaultdict\n"])
