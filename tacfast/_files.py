@@ -1,4 +1,4 @@
-"""Files that are either written whole or not at all, and worked on by one process at a time."""
+"""Files that are either written whole or not at all, and worked on by one process, and one thread of it, at a time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import stat
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,10 @@ except ImportError:  # Windows
     LOCKS = False
 else:
     LOCKS = True
+
+# Locks that threads of this process hold: those of the system are the whole process's.
+_held: set[Path] = set()
+_holding = threading.Lock()
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -46,7 +51,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
 
 @contextmanager
 def only_process(path: str | os.PathLike[str], name: str) -> Iterator[None]:
-    """Keep other processes from working with ``path``; where locks are unknown, nothing is kept from anything.
+    """Keep other processes, and other threads, from working with ``path``; where locks are unknown, threads only.
 
     Of a process that was killed nothing is left but an empty file, which the next one takes and removes.
 
@@ -58,35 +63,54 @@ def only_process(path: str | os.PathLike[str], name: str) -> Iterator[None]:
     Raises
     ------
     BlockingIOError
-        If another process does.
+        If another one does.
+    OSError
+        Naming the path: if its folder does not exist or cannot be written to.
     """
-    if not LOCKS:
-        yield
-        return
-    target = Path(path)
-    lock = target.with_name(f".{target.name}.lock")
-    while True:
-        with lock.open("w") as file:
-            # Not flock: a process that reads images for one that was killed would go on to hold the lock for seconds.
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in (errno.EACCES, errno.EAGAIN):
-                    raise BlockingIOError(f"{name}: another process works with {path}, wait for it") from None
-            if not _is_same(file, lock):  # whoever held it has removed it
-                continue
+    target = Path(os.path.realpath(path))
+    lock = target.with_name(f"{_prefix(target)}lock")
+    with _holding:
+        if lock in _held:  # not even opened: to close it would give up the lock of the whole process
+            raise BlockingIOError(f"{name}: another thread works with {path}, wait for it")
+        _held.add(lock)
+    try:
+        if not LOCKS:
+            yield
+            return
+        with _locked(lock, path, name):
             try:
                 yield
             finally:
-                lock.unlink(missing_ok=True)
-            return
+                with suppress(OSError):
+                    lock.unlink(missing_ok=True)
+    finally:
+        with _holding:
+            _held.remove(lock)
+
+
+def _locked(lock: Path, path: str | os.PathLike[str], name: str) -> IO[str]:
+    """The lock file, ours until it is closed; errors are those of `only_process`."""
+    while True:
+        try:
+            file = lock.open("w")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        # Not flock: a process that reads images for one that was killed would go on to hold the lock for seconds.
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.close()
+                raise BlockingIOError(f"{name}: another process works with {path}, wait for it") from None
+        if _is_same(file, lock):
+            return file
+        file.close()  # whoever held it has removed it
 
 
 @contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
     """An empty file beside the target, gone on leaving; errors name the target instead of it."""
-    # Short, whatever the name of the target, and the same in every process.
-    prefix = f".{zlib.crc32(os.fsencode(target.name)):08x}."
+    prefix = _prefix(target)
     temporary = target.with_name(f"{prefix}{secrets.token_hex(8)}.tmp")
     try:
         for stale in target.parent.glob(f"{prefix}*.tmp"):
@@ -101,6 +125,11 @@ def _temporary(target: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # such as that of a folder that is no longer there
             temporary.unlink(missing_ok=True)
+
+
+def _prefix(target: Path) -> str:
+    """Of the names of files beside the target: short, whatever its own name, and the same in every process."""
+    return f".{zlib.crc32(os.fsencode(target.name)):08x}."
 
 
 def _remove_unless_locked(path: Path) -> None:

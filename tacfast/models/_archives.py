@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import os
 import struct
+import threading
 import zipfile
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -26,7 +26,7 @@ from ._pickles import (
     expect,
     scan_pickle,
 )
-from ._strangers import StrangeDictionary, Stranger, plain_dictionary
+from ._strangers import StrangeDictionary, plain_dictionary, renamed, stand_in
 
 ZIP_MAGIC = b"PK\x03\x04"
 # The first of the five pickles of the format before torch 1.6: the number 0x1950a86a20f9469cfc6c.
@@ -35,6 +35,8 @@ MAX_DIRECTORY_BYTES = 16 * 2**20
 END, LOCATOR, END64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL"), struct.Struct("<4sQ2H2L4Q")
 # What BackdoorBench writes for an attack; only there NumPy's arrays and numbers are expected.
 ATTACK_KEYS = frozenset({"model_name", "num_classes", "model", "bd_test"})
+# What torch may build is one list for all threads.
+_allowing = threading.Lock()
 
 
 def load_pickled(file: BinaryIO) -> Any:
@@ -62,14 +64,15 @@ def load_pickled(file: BinaryIO) -> Any:
 @contextmanager
 def _only(allowed: list[Any]) -> Iterator[None]:
     """Let torch build these, and nothing that the user has allowed it: that may bear the name of a stranger."""
-    before = torch.serialization.get_safe_globals()
-    torch.serialization.clear_safe_globals()
-    try:
-        torch.serialization.add_safe_globals(allowed)
-        yield
-    finally:
+    with _allowing:
+        before = torch.serialization.get_safe_globals()
         torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
+        try:
+            torch.serialization.add_safe_globals(allowed)
+            yield
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)
 
 
 def _stand_ins(contents: Contents) -> Iterator[Any]:
@@ -78,15 +81,8 @@ def _stand_ins(contents: Contents) -> Iterator[Any]:
         if name == DEFAULTDICT:
             yield plain_dictionary, name
         elif name not in KNOWN:
-            yield StrangeDictionary if name in contents.dictionaries else Stranger, _renamed(name)
-
-
-def _renamed(name: str) -> str:
-    """A name of Python 2, which pickles of protocol 2 have, as torch looks it up."""
-    module, _, last = name.rpartition(".")
-    if (module, last) in NAME_MAPPING:
-        module, last = NAME_MAPPING[module, last]
-    return f"{IMPORT_MAPPING.get(module, module)}.{last}"
+            known_as = renamed(name)
+            yield StrangeDictionary if name in contents.dictionaries else stand_in(known_as), known_as
 
 
 def _numpy_globals() -> list[Any]:

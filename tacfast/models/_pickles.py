@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from ._strangers import BLOCKED, is_stranger
+from ._strangers import BLOCKED, is_stranger, renamed
 
 # So that a hostile pickle costs less than a gigabyte: an instruction makes at most one object of some hundred bytes.
 MAX_OPCODES = 2_000_000
@@ -277,7 +277,7 @@ def expect(condition: bool) -> None:
 def foreign(asked: Any) -> ForeignObjectError:
     """What to raise for an object of a class that is not known."""
     expect(isinstance(asked, Named))
-    name = asked.name
+    name = renamed(asked.name)
     own = name.partition(".")[0] not in sys.stdlib_module_names
     where = ", as a whole pickled model does, or settings of a kind of their own" if own else ""
     return ForeignObjectError(f"it asks for {name[:80]!r}{where}")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
-from typing import Any
+from typing import Any, ClassVar
+
+from .._text import excerpt
 
 # Settings and notes that training scripts keep beside the weights. They are never built: something that does nothing
 # takes their place, whatever the pickle would do with them.
@@ -28,8 +31,18 @@ def is_stranger(name: str) -> bool:
     return name in STRANGERS or name.startswith(STRANGERS_OF)
 
 
+def renamed(name: str) -> str:
+    """A name of Python 2, which pickles of protocol 2 have, as Python 3 and torch know it."""
+    module, _, last = name.rpartition(".")
+    if (module, last) in NAME_MAPPING:
+        module, last = NAME_MAPPING[module, last]
+    return f"{IMPORT_MAPPING.get(module, module)}.{last}"
+
+
 class Stranger:
     """Stands for an object beside the weights whose own code is not run; it takes everything and does nothing."""
+
+    stands_for: ClassVar[str]
 
     def __new__(cls, *_: object, **__: object) -> Stranger:
         return super().__new__(cls)
@@ -39,6 +52,20 @@ class Stranger:
 
     def __setstate__(self, state: object) -> None:
         pass
+
+
+def stand_in(name: str) -> type[Stranger]:
+    """What takes the place of a class, or of a function, of this name."""
+    return type("Stranger", (Stranger,), {"stands_for": name})
+
+
+def kind_of(value: object) -> str:
+    """What an object of a file is, for messages: of a stranger, the name that the file gives it."""
+    if isinstance(value, Stranger):
+        return excerpt(value.stands_for)
+    if isinstance(value, type) and issubclass(value, Stranger):
+        return f"{excerpt(value.stands_for)} itself"
+    return type(value).__name__
 
 
 class StrangeDictionary:

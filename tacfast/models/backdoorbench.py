@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .._files import write_atomically
 from .._shown import Shown
+from ._strangers import kind_of
 from .presets import NORMALISATION
 from .weights import CheckpointError, load_file, shown_path, weights_in
 
@@ -128,7 +129,7 @@ def read_attack_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     info = Path(path).parent / "info.pickle"
     settings = load_file(info)
     if not isinstance(settings, dict) or not all(isinstance(name, str) for name in dict.keys(settings)):
-        raise CheckpointError(f"{shown_path(info)}: expected a dictionary of arguments, got {type(settings).__name__}")
+        raise CheckpointError(f"{shown_path(info)}: expected a dictionary of arguments, got {kind_of(settings)}")
     return dict(settings)
 
 

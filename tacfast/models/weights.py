@@ -15,6 +15,7 @@ from .._lazy import needed
 from .._text import excerpt, listed, printable
 from ._archives import LEGACY_MAGIC, ZIP_MAGIC, load_pickled
 from ._pickles import ContentError, ForeignObjectError
+from ._strangers import kind_of
 
 # Under these names training scripts keep the state dict beside epoch, optimiser and so on; the first one counts.
 STATE_DICT_NAMES = (
@@ -129,7 +130,7 @@ def weights_in(
     ----------
     loaded, path : what is in the file, and its name for messages
     key : under which the state dict is, with dots between names in names; found if None
-    prefix : only tensors whose name begins so, without it; all if None
+    prefix : only tensors whose name begins so, without it, whatever is beside them; all, and nothing else, if None
     """
     found = loaded
     wanted = key_of(loaded) if key is None else key
@@ -144,25 +145,25 @@ def weights_in(
         )
     weights = {}
     for name, value in dict.items(found):  # not found.items(): a pickle can give a dictionary any attribute
+        if prefix is not None and not (isinstance(name, str) and name.startswith(prefix)):
+            continue
         if not isinstance(name, str) or not isinstance(value, Tensor):
             key = repr(excerpt(name)) if isinstance(name, str) else f"a key of type {type(name).__name__}"
             raise CheckpointError(
-                f"{shown_path(path)}: expected a state dict of tensors by name, got {type(value).__name__} for {key}"
+                f"{shown_path(path)}: expected a state dict of tensors by name, got {kind_of(value)} for {key}"
             )
         if value.layout != torch.strided or value.dtype not in DTYPES or value.device.type != "cpu":
             raise CheckpointError(
                 f"{shown_path(path)}: expected dense tensors of real or whole numbers, "
                 f"got {value.dtype}, {value.layout} for {excerpt(name)!r}"
             )
-        weights[name] = value.detach()
-    if prefix is None:
-        return weights
-    kept = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-    if not kept:
+        weights[name.removeprefix(prefix or "")] = value.detach()
+    if not weights:
+        names = listed(name for name in dict.keys(found) if isinstance(name, str))
         raise CheckpointError(
-            f"{shown_path(path)}: expected names that begin with {prefix!r}, got {listed(weights) or 'nothing'}"
+            f"{shown_path(path)}: expected names that begin with {prefix!r}, got {names or 'nothing'}"
         )
-    return kept
+    return weights
 
 
 def _parts_of(loaded: Any, key: str) -> list[str]:
@@ -301,5 +302,5 @@ def shown_path(path: str | os.PathLike[str]) -> str:
 
 def _described(loaded: Any) -> str:
     if not isinstance(loaded, dict):
-        return type(loaded).__name__
+        return kind_of(loaded)
     return f"a dictionary with {listed(key for key in dict.keys(loaded) if isinstance(key, (str, int))) or 'nothing'}"

@@ -1,3 +1,4 @@
+import argparse
 import dataclasses
 import json
 import random
@@ -312,6 +313,18 @@ def test_the_state_dict_of_a_training_is_found_or_named(training, file, options,
 def test_a_name_that_is_not_there_is_told(training, options, message):
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(training / "last.pt", **options)
+
+
+def test_beside_what_a_prefix_chooses_may_be_anything(tmp_path):
+    """Such as settings among the tensors themselves."""
+    net, path = small_net().state_dict(), tmp_path / "flat.pt"
+    others = {"args": argparse.Namespace(lr=0.1), "epoch": 3, 7: None}
+    torch.save({f"net.{name}": value for name, value in net.items()} | others, path)
+    found = load_checkpoint(path, strip_prefix="net.").weights
+    assert found.keys() == net.keys()
+    assert all(torch.equal(found[name], net[name]) for name in net)
+    with pytest.raises(CheckpointError, match=r"got argparse\.Namespace for 'args'"):
+        load_checkpoint(path)
 
 
 def test_a_prefix_that_hides_the_models_names_is_named(training):

@@ -7,11 +7,13 @@ import random
 import shutil
 import struct
 import sys
+import threading
 import types
 import warnings
 import zipfile
 from _codecs import encode
 from collections import Counter, OrderedDict, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -489,8 +491,13 @@ def test_strangers_among_the_weights_are_refused(write, monkeypatch):
     monkeypatch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
     monkeypatch.setitem(sys.modules, "yacs.config", yacs)
     among = {"weight": torch.ones(2), "path": pathlib.PurePosixPath("/a")}
-    assert "got Stranger for 'path'" in refusal(write(saved(among)))
-    assert "got Stranger" in refusal(write(saved(pathlib.PurePosixPath("/a"))))
+    assert refusal(write(saved(among))).endswith("got pathlib.PurePosixPath for 'path'")
+    settings = {"weight": torch.ones(2), "args": argparse.Namespace(a=1)}
+    assert refusal(write(saved(settings))).endswith("got argparse.Namespace for 'args'")
+    assert refusal(write(saved({"w": torch.ones(2), "loss": nn.ReLU}))).endswith(
+        "got torch.nn.modules.activation.ReLU itself for 'loss'"
+    )
+    assert refusal(write(saved(pathlib.PurePosixPath("/a")))).endswith("got pathlib.PurePosixPath")
     assert "got OrderedDict for 'x'" in refusal(write(saved({"x": Settings(a=1), "w": torch.ones(2)})))
 
 
@@ -532,6 +539,12 @@ def test_only_known_strangers_are_passed_over(write, not_loaded, function):
     assert "refused, because it holds more than weights" in refusal(write(saved(hostile)))
 
 
+@pytest.mark.parametrize(("value", "name"), [(frozenset([1]), "frozenset"), (range(3), "range"), (slice(1), "slice")])
+def test_plain_python_is_not_taken_for_a_class_of_somebodys_own(write, not_loaded, value, name):
+    path = write(saved({"state_dict": small_net().state_dict(), "args": value}))
+    assert f"it asks for 'builtins.{name}', whose code would have to run" in refusal(path)
+
+
 @pytest.mark.parametrize("name", [b"ctypes\nX\n", b"ccollections\ndefaultdict\n"])
 def test_a_stranger_called_on_the_same_long_tuple_again_and_again_is_refused(write, not_loaded, name):
     # {"w": one call, "v": the same call, and again, and again}
@@ -560,3 +573,30 @@ def test_what_the_user_allows_torch_is_not_built_either(write):
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(before)
+
+
+def test_threads_read_one_after_the_other(write, monkeypatch):
+    """What torch may build is one list for all of them: each would give back what another has put there."""
+    expected = small_net().state_dict()
+    path = write(saved({"args": argparse.Namespace(a=1), "state_dict": expected}))
+    before, load = torch.serialization.get_safe_globals(), torch.load
+    first_is_in, second_is_in, first_is_done = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(*args, **options):
+        if first_is_in.is_set():
+            second_is_in.set()
+            first_is_done.wait(60)
+        else:
+            first_is_in.set()
+            second_is_in.wait(0.5)  # which does not come, unless both are let in
+        return load(*args, **options)
+
+    monkeypatch.setattr(torch, "load", slow)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(read_weights, path)
+        first_is_in.wait(60)
+        second = threads.submit(read_weights, path)
+        assert_same(first.result(), expected)
+        first_is_done.set()
+        assert_same(second.result(), expected)
+    assert set(torch.serialization.get_safe_globals()) == set(before)
