@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -10,9 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ._text import first_line
+from ._text import first_line, printable
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 class ProcessError(OSError):
@@ -115,12 +117,15 @@ ALONE = Processes()
 
 @contextmanager
 def lost() -> Iterator[None]:
-    """Say in plain words what a backend says of its sockets."""
+    """Say in plain words what a backend says of its sockets, or of a message cut short; its own words are logged."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
+        _log.debug("the backend says: %s", printable(str(error)))
         raise ProcessError(
-            f"another process is gone, or did not answer in time; if it said why, that is above ({first_line(error)})"
+            "another process is gone, or did not answer in time; if it said why, that is above"
         ) from error
 
 

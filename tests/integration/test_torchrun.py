@@ -208,7 +208,7 @@ def dying(how):
     )
 
 
-GONE = r"tacfast: error: another process is gone, or did not answer in time; if it said why, that is above \(.*\)\n"
+GONE = r"tacfast: error: another process is gone, or did not answer in time; if it said why, that is above\n"
 
 
 def test_nobody_waits_for_one_that_was_killed(network):
@@ -294,6 +294,33 @@ def test_an_interrupted_scan_goes_on(network, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"resumed.json", "alone.json"}
 
 
+@pytest.mark.parametrize(
+    ("failure", "told", "said"),
+    [
+        ("OSError('the disk is full')", r"tacfast: error: the disk is full\n$", GONE),
+        ("BrokenPipeError(errno.EPIPE, 'nobody reads on')", r"^(?!.*tacfast: error)", ""),  # Typer makes status 1 of it
+    ],
+)
+def test_nothing_kept_is_lost_where_the_report_cannot_be_written(network, tmp_path, failure, told, said):
+    full = (
+        "import errno\n"
+        "from tacfast.commands.work import scan\n"
+        "def write_json(*_):\n"
+        f"    raise {failure}\n"
+        "scan.write_json = write_json\n"
+    )
+    command = ("scan", network, "--data", "digits", "--resume", tmp_path / "state", "--json", tmp_path / "scan.json")
+    (first, by_first), (second, by_second) = both(*[calling(*command, before=full)] * 2)
+    assert (first, second) == (1, 1)
+    assert re.search(told, by_first)
+    assert re.fullmatch(said, by_second)
+    assert {path.name for path in tmp_path.iterdir()} == {"state.0-of-2", "state.1-of-2"}
+    for status, counted in both(*[calling(*command, before=COUNTING)] * 2):
+        assert status in (0, 3, 4)
+        assert re.search(r"^ran on 0$", counted, re.M)
+    assert [path.name for path in tmp_path.iterdir()] == ["scan.json"]
+
+
 # ---- train and repair ---------------------------------------------------------------------------------------------
 
 
@@ -324,6 +351,21 @@ def test_a_training_by_two(tmp_path):
     found = json.loads(out.with_suffix(".json").read_text())
     assert found["metrics"]["acc"] > 0.8
     assert len(found["provenance"]["history"]) == 6
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads as Linux shows them")
+def test_no_thread_of_the_group_outlives_it(tmp_path):
+    """One that is caught at work when Python ends aborts the process, once in many runs."""
+    left = (
+        "import atexit\n"
+        "from pathlib import Path\n"
+        "names = lambda: {path.read_text().strip() for path in Path('/proc/self/task').glob('*/comm')}\n"
+        "atexit.register(lambda: print('left', [name for name in names() if 'gloo' in name], file=sys.stderr))\n"
+    )
+    code = calling("train", "--out", tmp_path / "net.safetensors", *FAST, "--epochs", "1", before=left)
+    for status, said in both(code, code):
+        assert status == 0
+        assert said.endswith("left []\n")
 
 
 def test_a_repair_by_two(network, tmp_path):

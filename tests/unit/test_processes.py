@@ -3,16 +3,18 @@
 import contextlib
 import dataclasses
 import functools
+import logging
 import tempfile
 
 import backdoored
 import pytest
 import torch
+import torch.distributed.nn.functional  # before there is a group, which it would keep: see tacfast.commands.work.joined
 from torch import nn
 from trained import make_dataset
 
 from tacfast import find_head, repair, scan
-from tacfast._processes import ProcessError, Processes
+from tacfast._processes import ProcessError, Processes, lost
 from tacfast.attacks import BadNets, choose_rows
 from tacfast.training import Recipe
 from tacfast.training.loop import TrainingData, train
@@ -91,6 +93,19 @@ def test_one_process_needs_no_group():
     assert range(5)[alone.share(5)] == range(5)
     with pytest.raises(KeyError, match="mine"), alone.together():
         raise KeyError("mine")
+
+
+def test_what_a_backend_says_is_told_in_plain_words_and_logged(caplog):
+    caplog.set_level(logging.DEBUG, "tacfast")
+    with pytest.raises(ProcessError) as failure, lost():
+        raise RuntimeError("[pair.cc:561] Connection closed by peer. GLHF! 🏖️")
+    assert str(failure.value) == "another process is gone, or did not answer in time; if it said why, that is above"
+    assert "[pair.cc:561] Connection closed by peer" in caplog.text
+
+
+def test_a_gpu_that_is_full_is_no_process_that_is_gone():
+    with pytest.raises(torch.OutOfMemoryError, match="of 7 GiB"), lost():
+        raise torch.OutOfMemoryError("of 7 GiB")
 
 
 # ---- scan ---------------------------------------------------------------------------------------------------------

@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+# Functions there have the group of all processes as a default, where there is one at the import, which optimizers, too,
+# bring about. That keeps it, and threads of gloo which abort the process at its end if they are caught at work.
+import torch.distributed.nn.functional
 
 from ..._processes import all_processes, lost
 
@@ -18,6 +22,19 @@ from ..._processes import all_processes, lost
 TIMEOUT = timedelta(minutes=30)
 # Exit status of wrong usage.
 USAGE = 2
+
+_kept: list[Callable[[], None]] = []
+
+
+def once_written(forget: Callable[[], None]) -> None:
+    """Delete what was kept in case of an interruption; of several processes each does so when they leave.
+
+    That is, if the first one called this, too, which it does when it has written all.
+    """
+    if all_processes().size == 1:
+        forget()
+    else:
+        _kept.append(forget)
 
 
 @contextmanager
@@ -51,9 +68,17 @@ def joined() -> Iterator[None]:
         if stop.code == USAGE:
             raise
         sys.stdout.flush()
-        status = processes.first(stop.code)
-        dist.destroy_process_group()
+        status, written = processes.first((stop.code, bool(_kept)))
+        if written:
+            for forget in _kept:
+                forget()
+        if backend != "gloo":
+            dist.destroy_process_group()
         raise SystemExit(status) from None
+    finally:
+        # After a failure, too, for threads of gloo that are left; NCCL may then wait for one that is gone.
+        if backend == "gloo":
+            dist.destroy_process_group()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,12 +27,22 @@ from ...models.huggingface import check_new_folder, is_folder_of, write_folder
 from ...models.resuming import telling_of
 from ...report import repair_facts, scan_facts
 from ...scanning import ScanReport
-from ...scanning import forget as forget_scan
 from ..options import SuspectOptions
 from .confirm import STATUS, confirm
 from .console import STDOUT, console_for, print_attack, print_confirmation, print_repair, printer, progress
+from .joined import once_written
 from .loading import TRAINED_BY, Suspect, check_files, open_loader, open_suspect
-from .scan import EXIT_STATUS, describe, errors_told, leave_unless_first, read_by, run_scan, show_scan, write_reports
+from .scan import (
+    EXIT_STATUS,
+    describe,
+    errors_told,
+    forget_once_written,
+    leave_unless_first,
+    read_by,
+    run_scan,
+    show_scan,
+    write_reports,
+)
 from .triggered import Triggered
 
 # What has an option of its own, or is known from elsewhere.
@@ -184,9 +195,9 @@ class Repair:
 
     def _forget(self, scanned: Path | None) -> None:
         """Delete what was kept in case of an interruption: all is written."""
-        forget_scan(scanned, all_processes().group)
+        forget_once_written(scanned)
         for rate in self.rates:
-            forget_repair(_state_of(self.resume, rate))
+            once_written(partial(forget_repair, _state_of(self.resume, rate)))
 
 
 def _say(text: str) -> None:

@@ -21,6 +21,7 @@ from ...scanning import ScanReport, forget
 from ...scanning import scan_and_keep as scan_model
 from ..options import SuspectOptions
 from .console import STDOUT, console_for, print_attack, print_scan, print_warnings, progress
+from .joined import once_written
 from .loading import Suspect, check_files, first_head, open_loader, open_suspect
 from .many import ERROR, ORDER, error_row, row_of, scan_many
 from .triggered import Triggered
@@ -100,7 +101,7 @@ class Scans:
         facts = scan_facts(report, **about)
         # First what may be lost: printing fails where nobody reads on.
         write_reports(facts, report, json=json, html=html)
-        forget(resume, all_processes().group)
+        forget_once_written(resume)
         return facts, about["names"]
 
 
@@ -157,9 +158,14 @@ def run_scan(
 
 def leave_unless_first(resume: Path | None) -> None:
     """Nothing is left to do but for the first of several processes, whose exit status is that of all."""
-    if (processes := all_processes()).rank > 0:
-        forget(resume, processes.group)
+    if all_processes().rank > 0:
+        forget_once_written(resume)
         raise SystemExit  # no typer.Exit, which is an Exception: it would be told as an error
+
+
+def forget_once_written(resume: Path | None) -> None:
+    """Have each process delete its own file of a scan, as `once_written` does."""
+    once_written(lambda: forget(resume, all_processes().group))
 
 
 def describe(suspect: Suspect, report: ScanReport, loader: FolderLoader, triggered: Triggered) -> dict[str, Any]:
