@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from threading import current_thread, main_thread
+from types import FrameType
 
 from ._text import first_line, printable
 
@@ -57,7 +58,7 @@ class _Interrupts:
     def __enter__(self) -> _Interrupts:
         self.came = False
         self._before = signal.getsignal(signal.SIGINT)
-        self._ours = self._before is signal.default_int_handler and current_thread() is main_thread()
+        self._ours = callable(self._before) and current_thread() is main_thread()
         if self._ours:
             signal.signal(signal.SIGINT, self._note)
         return self
@@ -66,9 +67,10 @@ class _Interrupts:
         if self._ours:
             signal.signal(signal.SIGINT, self._before)
 
-    def _note(self, *_: object) -> None:
+    def _note(self, number: int, frame: FrameType | None) -> None:
         self.came = True
-        raise KeyboardInterrupt
+        if callable(self._before):  # Python's own raises KeyboardInterrupt
+            self._before(number, frame)
 
 
 class _Resuming(logging.Handler):
