@@ -8,14 +8,13 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from ..data.registry import DATASETS, ROOT_VARIABLE
 from ..models.presets import PRESETS
 
-T = TypeVar("T")
 # What every generator of torch accepts as a seed.
 MAX_SEED = 2**63 - 1
 

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from tacfast.models import CheckpointError, load_checkpoint
+
 LEGACY = {"_use_new_zipfile_serialization": False}
 
 
@@ -145,6 +147,20 @@ def mutated(data, other, draw: random.Random):
         contents[name] = _mutated(contents[name], inner, draw)
         return zipped(contents)
     return _mutated(data, other, draw)
+
+
+def read_mutations(path, originals, draw: random.Random, count):
+    """How many of ``count`` mutations can be read; all others must be refused in a line that names the file."""
+    read = 0
+    for _ in range(count):
+        path.write_bytes(mutated(draw.choice(originals), draw.choice(originals), draw))
+        try:
+            load_checkpoint(path)
+            read += 1
+        except CheckpointError as error:
+            assert str(path) in str(error)  # noqa: PT017
+            assert str(error).isprintable()  # noqa: PT017
+    return read
 
 
 def _mutated(data, other, draw):
