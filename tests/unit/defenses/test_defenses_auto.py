@@ -4,23 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from backdoored import TARGET, loader_of, make_trial, same, weights
+from backdoored import TARGET, loader_of, same, weights
 
 from tacfast import repair, scan
 from tacfast.defenses import AutoRepair, Confirmation, RepairResult, UniversalRepair
 from tacfast.detection import Verdict
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def trial():
-    return make_trial()
-
-
-@pytest.fixture(scope="module")
-def report(trial):
-    return scan(trial.model, trial.clean.loader())
 
 
 @pytest.fixture(scope="module")

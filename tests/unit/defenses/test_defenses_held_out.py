@@ -6,28 +6,17 @@ from functools import partial
 
 import pytest
 import torch
-from backdoored import CLASSES, TARGET, loader_of, make_trial, same, weights
+from backdoored import CLASSES, TARGET, loader_of, same, weights
 from scipy.stats import binomtest
 from torch.utils.data import DataLoader, TensorDataset
 
 import tacfast
-from tacfast import scan
 from tacfast.defenses import Accuracy
 from tacfast.defenses import held_out as rules
 
 repair = partial(tacfast.repair, mode="latent")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def trial():
-    return make_trial()
-
-
-@pytest.fixture(scope="module")
-def report(trial):
-    return scan(trial.model, trial.clean.loader())
 
 
 @pytest.fixture(scope="module")

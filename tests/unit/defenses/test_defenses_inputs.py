@@ -5,26 +5,15 @@ from functools import partial
 
 import pytest
 import torch
-from backdoored import CLASSES, loader_of, make_trial
+from backdoored import CLASSES, loader_of
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 import tacfast
-from tacfast import scan
 
 repair = partial(tacfast.repair, mode="latent")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def trial():
-    return make_trial()
-
-
-@pytest.fixture(scope="module")
-def report(trial):
-    return scan(trial.model, trial.clean.loader())
 
 
 def test_a_fixed_order_is_warned_of(trial, report):

@@ -3,7 +3,7 @@ from functools import partial
 
 import pytest
 import torch
-from backdoored import TARGET, loader_of, make_model, make_trial, same, weights, with_verdict
+from backdoored import TARGET, loader_of, make_model, same, weights, with_verdict
 from torch import nn
 from torch.nn import functional as F
 
@@ -15,16 +15,6 @@ from tacfast.detection import Verdict
 repair = partial(tacfast.repair, mode="latent")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def trial():
-    return make_trial()
-
-
-@pytest.fixture(scope="module")
-def report(trial):
-    return scan(trial.model, trial.clean.loader())
 
 
 def head_of(model):

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from backdoored import TARGET, loader_of, make_trial, same, weights
+from backdoored import TARGET, loader_of, same, weights
 from torch import nn
 
 from tacfast import extract_latents, repair, scan, solve_tac
@@ -11,16 +11,6 @@ from tacfast.defenses import prune
 from tacfast.models import Head
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def trial():
-    return make_trial()
-
-
-@pytest.fixture(scope="module")
-def report(trial):
-    return scan(trial.model, trial.clean.loader())
 
 
 @pytest.fixture(scope="module")

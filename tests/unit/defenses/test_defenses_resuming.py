@@ -13,28 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from backdoored import TARGET, loader_of, make_trial, same, weights
+from backdoored import TARGET, loader_of, same, weights
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 import tacfast
-from tacfast import scan
 from tacfast.defenses.training import Training
 from tacfast.defenses.universal import CALM
 
 repair = partial(tacfast.repair, mode="latent")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def trial():
-    return make_trial()
-
-
-@pytest.fixture(scope="module")
-def report(trial):
-    return scan(trial.model, trial.clean.loader())
 
 
 class Augmented(Dataset):
@@ -198,7 +187,8 @@ def test_killed_after_the_last_epoch_nothing_is_trained_again(trial, report, tmp
 SCRIPT = """
     import sys, time, torch
     sys.path[:0] = {tests!r}
-    from test_defenses_resuming import loader, make_trial, repair, scan
+    from tacfast import scan
+    from test_defenses_resuming import loader, repair
     torch.set_num_threads(1)
     trial = torch.load({trial!r}, weights_only=False)
     report = scan(trial.model, trial.clean.loader())

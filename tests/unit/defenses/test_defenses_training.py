@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from backdoored import TARGET, loader_of, make_trial, same, weights
+from backdoored import TARGET, loader_of, same, weights
 from torch import nn
 from torch.utils.data import RandomSampler
 
@@ -18,16 +18,6 @@ from tacfast.defenses import latent, training
 repair = partial(tacfast.repair, mode="latent")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def trial():
-    return make_trial()
-
-
-@pytest.fixture(scope="module")
-def report(trial):
-    return scan(trial.model, trial.clean.loader())
 
 
 def test_the_given_model_is_untouched(trial, report):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from backdoored import TARGET, loader_of, make_trial, same, weights
+from backdoored import TARGET, loader_of, same, weights
 from torch.nn import functional as F
 
 from tacfast import Status, repair, scan, solve_tac
@@ -13,16 +13,6 @@ from tacfast.defenses import UniversalRepair, universal
 from tacfast.detection.universal import spread_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def trial():
-    return make_trial()
-
-
-@pytest.fixture(scope="module")
-def report(trial):
-    return scan(trial.model, trial.clean.loader())
 
 
 def run(trial, report, **settings):

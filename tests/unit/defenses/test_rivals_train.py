@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from backdoored import TARGET, loader_of, make_trial, same, weights
+from backdoored import TARGET, loader_of, same, weights
 from torch import nn
 from torch.nn import functional as F
 
@@ -27,11 +27,6 @@ BRIEF = {
     "i-bau": {"lr": 1e-2, "rounds": 10},
     "nc": {},
 }
-
-
-@pytest.fixture(scope="module")
-def trial():
-    return make_trial()
 
 
 @pytest.fixture(scope="module")
